@@ -1,0 +1,23 @@
+"""Train a network: baseline, with sparsity (-sr), fine-tune a pruned one (--refine), or continue
+(--resume).
+
+    python main.py -sr --s 0.0001 --dataset cifar10 --arch vgg --depth 19
+"""
+
+from slimming import cli
+from slimming.experiment import Experiment
+from slimming.sparsity import L1Penalty, updateBN
+from slimming.training import test, train
+
+__all__ = ["test", "train", "updateBN"]
+
+
+def main() -> None:
+    args = cli.parse_training(__doc__)
+    experiment = Experiment(args)
+    penalty = [L1Penalty(experiment.model, args.s)] if args.sr else []
+    experiment.fit(on_gradients=penalty)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,31 @@
+"""Train without channel selection. Channels that prune_mask.py zeroed stay at exactly zero.
+
+    python mask-impl/main_mask.py --refine pruned.pth.tar --dataset cifar100 --arch resnet
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `models` is the suite's
+
+from slimming import cli
+from slimming.experiment import Experiment
+from slimming.sparsity import BN_grad_zero, GradientMask, L1Penalty, updateBN
+from slimming.training import test, train
+
+__all__ = ["BN_grad_zero", "test", "train", "updateBN"]
+
+NETWORKS = importlib.import_module("mask-impl.models").NETWORKS
+
+
+def main() -> None:
+    args = cli.parse_training(__doc__)
+    experiment = Experiment(args, NETWORKS)
+    penalty = [L1Penalty(experiment.model, args.s)] if args.sr else []
+    pruned = GradientMask(experiment.model, experiment.optimizer)
+    experiment.fit(on_gradients=[*penalty, pruned])
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,105 @@
+"""Pre-activation ResNet of bottleneck blocks (He et al., ECCV 2016) with channel selection."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from .channel_selection import channel_selection
+from .wiring import Wire, check_cfg, count_classes, initialize
+
+PLANES = (16, 32, 64)
+
+
+class Bottleneck(nn.Module):
+    """BN-select-ReLU-1x1, BN-ReLU-3x3, BN-ReLU-1x1, added to the input.
+
+    ``cfg``: the channels that the three convolutions read. The sum keeps all 4 · planes channels,
+    so the first BN stays whole and ``select`` passes on what the first convolution reads.
+    """
+
+    expansion = 4
+
+    def __init__(self, inplanes: int, planes: int, cfg: list, stride: int, selection: Callable):
+        super().__init__()
+        outplanes = planes * self.expansion
+        self.bn1 = nn.BatchNorm2d(inplanes)
+        self.select = selection(inplanes)
+        self.conv1 = nn.Conv2d(cfg[0], cfg[1], 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(cfg[1])
+        self.conv2 = nn.Conv2d(cfg[1], cfg[2], 3, stride, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(cfg[2])
+        self.conv3 = nn.Conv2d(cfg[2], outplanes, 1, bias=False)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride != 1 or inplanes != outplanes:
+            self.downsample = nn.Sequential(nn.Conv2d(inplanes, outplanes, 1, stride, bias=False))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.conv1(self.relu(self.select(self.bn1(x))))
+        out = self.conv2(self.relu(self.bn2(out)))
+        out = self.conv3(self.relu(self.bn3(out)))
+        return out + (x if self.downsample is None else self.downsample(x))
+
+    def wiring(self, name: str) -> list[Wire]:
+        return [
+            Wire(f"{name}.conv1", f"{name}.bn1", f"{name}.bn2"),
+            Wire(f"{name}.conv2", f"{name}.bn2", f"{name}.bn3"),
+            Wire(f"{name}.conv3", f"{name}.bn3", None),
+        ]
+
+
+class resnet(nn.Module):
+    """Pre-activation ResNet of depth 9n+2: (N, 3, 32, 32) images -> (N, num_classes) logits.
+
+    ``cfg``: 9n+1 numbers, the kept channels of each BN in order, three a block and the last BN;
+    None is the full network. ``selection`` makes the layer after each BN that stays whole.
+    ValueError for another depth or a cfg that does not fit it.
+
+    >>> resnet(depth=20, num_classes=7)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 7])
+    """
+
+    def __init__(self, depth: int = 164, dataset: str = "cifar10", cfg: list | None = None,
+                 num_classes: int | None = None, selection: Callable = channel_selection):
+        super().__init__()
+        blocks, rest = divmod(depth - 2, 9)
+        if rest or blocks < 1:
+            raise ValueError(f"resnet has depth 9n+2 (20, 56, 110, 164, ...), not {depth}")
+        self.depth, self.cfg = depth, check_cfg(cfg, _full_cfg(blocks))
+        self.num_classes = count_classes(dataset, num_classes)
+
+        self.conv1 = nn.Conv2d(3, PLANES[0], 3, padding=1, bias=False)
+        widths, channels = iter(self.cfg), PLANES[0]
+        for stage, planes in enumerate(PLANES, start=1):
+            layer = nn.Sequential()
+            for block in range(blocks):
+                stride = 2 if stage > 1 and block == 0 else 1
+                kept = [next(widths) for _ in range(3)]
+                layer.append(Bottleneck(channels, planes, kept, stride, selection))
+                channels = planes * Bottleneck.expansion
+            self.add_module(f"layer{stage}", layer)
+        self.bn = nn.BatchNorm2d(channels)
+        self.select = selection(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.fc = nn.Linear(next(widths), self.num_classes)
+        initialize(self)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
+        return self.fc(self.relu(self.select(self.bn(x))).mean((2, 3)))
+
+    def wiring(self) -> list[Wire]:
+        """The wires of every block, then the classifier, which reads the last BN."""
+        blocks = [(n, m) for n, m in self.named_modules() if isinstance(m, Bottleneck)]
+        wires = [wire for name, block in blocks for wire in block.wiring(name)]
+        return [*wires, Wire("fc", "bn", None)]
+
+
+def _full_cfg(blocks: int) -> list[int]:
+    widths, channels = [], PLANES[0]
+    for planes in PLANES:
+        for _ in range(blocks):
+            widths += [channels, planes, planes]
+            channels = planes * Bottleneck.expansion
+    return [*widths, channels]

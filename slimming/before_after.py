@@ -1,0 +1,123 @@
+"""What pruning cost and what it brought: both networks measured, told, and written down."""
+
+import argparse
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from models import NETWORKS
+from slimming import checkpoint, data, profiling, pruning, reporting, training
+from slimming.checkpoint import Network
+from slimming.errors import UserError
+
+LOST = 0.005  # a drop in top-1 that fine-tuning should win back
+
+
+@dataclass
+class Dense:
+    """The network to prune, on the CPU, and the test images that judge the result."""
+
+    args: argparse.Namespace
+    model: nn.Module
+    network: Network
+    test_loader: data.Batches
+
+    @property
+    def images(self) -> torch.Tensor:
+        """The first 64 test images, normalised."""
+        return next(iter(self.test_loader))[0][:64]
+
+
+def load(args: argparse.Namespace, arch: str | None, networks: dict = NETWORKS) -> Dense:
+    """The network in ``args.model`` and its test data. UserError if it is not of ``arch``."""
+    if arch and args.arch not in (None, arch):
+        raise UserError(f"--arch {args.spelled} is not for this script: it slims a {arch}")
+    given = {"arch": arch or args.arch, "depth": args.depth, "dataset": args.dataset}
+    model, network, _ = checkpoint.load(args.model, given, networks)
+    device = training.choose_device(args.device, args.no_cuda)
+    loader = data.batches(network.dataset, args.data, "test", args.test_batch_size, device,
+                          args.workers)
+    data.agree_on_classes(loader, network.num_classes, args.model)
+    return Dense(args, model, network, loader)
+
+
+def report(dense: Dense, slim: nn.Module, choice: pruning.Choice, difference: float,
+           masked: nn.Module | None = None) -> None:
+    """Print the channels layer by layer and both networks side by side; write the result.
+
+    ``difference``: what `pruning.prove_equal` found. Writes into ``args.save`` the slim network,
+    or the ``masked`` one that it stands for, a summary in text and a picture.
+    """
+    print_choice(choice)
+    print(f"\nslim equals masked: largest difference of the logits {difference:.1e} (relative)\n")
+    before, after = measure([dense.model, slim], dense)
+    print(before_after_text(before, after))
+    if masked:
+        print("after: the slim network that the mask stands for; the file keeps the full shape")
+
+    args = dense.args
+    network = replace(dense.network, cfg=None if masked else slim.cfg)
+    contents = checkpoint.contents_of(masked or slim, network, 0, after["top-1"])
+    checkpoint.write(args.target, contents)
+    text = (f"Configuration:\n{slim.cfg}\nNumber of parameters:\n{after['parameters']}\n"
+            f"Test accuracy:\n{after['top-1']}\n")
+    summary = args.save / f"{args.filename or 'prune'}.txt"
+    picture = args.save / f"{args.filename or 'prune'}.png"
+    checkpoint.write_bytes(summary, text.encode())
+    reporting.draw_pruning(picture, choice, reporting.alive_factors(dense.model),
+                           f"{network}, {choice.percent:.0%} pruned")
+    print(f"\nwrote {args.target}, {summary}, {picture}")
+    print_next_step(dense, before["top-1"], after["top-1"],
+                    "mask-impl/main_mask.py" if masked else "main.py")
+
+
+def print_choice(choice: pruning.Choice) -> None:
+    """The threshold and the channels of each layer, with a warning for each that was rescued."""
+    before, after = choice.channels
+    print(f"threshold {choice.threshold:.6g}: {choice.percent:.0%} of {before} channels")
+    print(reporting.layers_text(choice))
+    for name in choice.rescued:
+        print(f"warning: {name} would have lost every channel; it keeps the one with the largest "
+              "scaling factor")
+    if 1 - after / before > choice.percent + 0.01:
+        print(f"warning: {1 - after / before:.0%} were pruned, because many scaling factors equal "
+              "the threshold; was the network trained with -sr?")
+
+
+def measure(models: list[nn.Module], dense: Dense) -> list[dict]:
+    """Top-1, loss, size and speed of each model on the test data's device."""
+    device = dense.test_loader.split.images.device
+    models = [model.to(device) for model in models]
+    scores = [training.test(model, dense.test_loader) for model in models]
+    times = profiling.latencies(models, dense.images)
+    return [{"top-1": score.prec1, "loss": score.loss,
+             "parameters": profiling.count_parameters(model),
+             "FLOPs": profiling.count_flops(model), "bytes": profiling.count_bytes(model),
+             "latency": seconds, "batch": len(dense.images)}
+            for model, score, seconds in zip(models, scores, times, strict=True)]
+
+
+def before_after_text(before: dict, after: dict) -> str:
+    """A table of what `measure` found, with the ratio before / after."""
+    shown = {
+        "top-1": ("top-1", "{:.2%}", 1), "loss": ("loss", "{:.4f}", 1),
+        "parameters": ("parameters", "{:,}", 1), "FLOPs": ("MFLOPs an image", "{:,.1f}", 1e-6),
+        "bytes": ("file size (MB)", "{:.2f}", 1e-6),
+        "latency": (f"latency, batch {before['batch']} (ms)", "{:.1f}", 1e3)}
+    rows = []
+    for key, (title, form, scale) in shown.items():
+        ratio = f"{before[key] / after[key]:.2f}x" if after[key] else "-"
+        cells = [form.format(v[key] * scale if scale != 1 else v[key]) for v in (before, after)]
+        rows.append([title, *cells, ratio])
+    return reporting.table(["", "before", "after", "ratio"], rows)
+
+
+def print_next_step(dense: Dense, before: float, after: float, script: str) -> None:
+    """Where accuracy was lost, say how to win it back."""
+    if after > before - LOST:
+        return
+    network, data_flag = dense.network, f" --data {dense.args.data}" if dense.args.data else ""
+    print(f"top-1 fell from {before:.2%} to {after:.2%}: fine-tune the network next\n"
+          f"  python {script} --refine {dense.args.target} --dataset {network.dataset}{data_flag} "
+          f"--arch {network.arch} --depth {network.depth} --epochs 160")

@@ -1,0 +1,190 @@
+"""Small-image datasets, decoded once into memory as uint8 (N, 3, 32, 32)."""
+
+import hashlib
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from slimming import checkpoint
+from slimming.errors import UserError
+
+SIZE = 32
+NAMES = ("cifar10", "cifar100", "svhn", "mnist", "fashionmnist", "folder", "digits")
+# Mirrored digits are other signs, mirrored objects are the same objects.
+FLIPPED = ("cifar10", "cifar100", "fashionmnist", "folder")
+CACHE = ".network-slimming-{split}.pt"
+OFFLINE = "--dataset digits needs no download"
+
+
+class Split(NamedTuple):
+    """Images (N, 3, 32, 32) uint8, their labels (N,) int64, and the names of the classes."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    classes: list[str]
+
+
+def load(name: str, folder: Path, split: str, workers: int = 1) -> Split:
+    """The ``split`` ('train' or 'test') of the dataset ``name`` (see NAMES) kept in ``folder``.
+
+    ``workers`` threads decode image files. UserError if the data cannot be had.
+    """
+    if name == "folder":
+        return _image_folder(folder, split, workers)
+    if name == "digits":
+        return _digits(split)
+    return _torchvision(name, folder, split)
+
+
+def to_32x32(images: torch.Tensor) -> torch.Tensor:
+    """Three equal channels for grey uint8 images (N, H, W); (N, 3, 32, 32) for any (N, 3, H, W).
+
+    28x28 images are padded with black, others are resized (bilinear).
+    """
+    if images.dim() == 3:
+        images = images[:, None].expand(-1, 3, -1, -1)
+    if images.shape[2:] == (28, 28):
+        return F.pad(images, (2, 2, 2, 2))
+    if images.shape[2:] == (SIZE, SIZE):
+        return images.contiguous()
+    resized = F.interpolate(images.float(), (SIZE, SIZE), mode="bilinear", align_corners=False)
+    return resized.round().clamp(0, 255).byte()
+
+
+def _torchvision(name: str, folder: Path, split: str) -> Split:
+    from torchvision import datasets
+
+    kinds = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "svhn": datasets.SVHN,
+             "mnist": datasets.MNIST, "fashionmnist": datasets.FashionMNIST}
+    which = {"split": split} if name == "svhn" else {"train": split == "train"}
+    try:
+        data = kinds[name](root=str(folder), download=True, **which)
+    except Exception as error:  # no network, no disk, a broken file: the library raises many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"cannot load or download {name} into {folder} ({reason}): put the files "
+                        f"there, or point --data at them; {OFFLINE}") from error
+    images = torch.as_tensor(data.data)
+    if name.startswith("cifar"):
+        images = images.permute(0, 3, 1, 2)  # stored (N, H, W, C)
+    labels = torch.as_tensor(data.labels if name == "svhn" else data.targets)
+    classes = getattr(data, "classes", [str(digit) for digit in range(10)])
+    return Split(to_32x32(images), labels.long(), list(classes))
+
+
+def _digits(split: str) -> Split:
+    """scikit-learn's 1,797 digits, 8x8 with 17 grey levels: 1,437 to train, 360 to test."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    train, test, train_labels, test_labels = train_test_split(
+        digits.images, digits.target, test_size=0.2, random_state=0, stratify=digits.target)
+    images, labels = (train, train_labels) if split == "train" else (test, test_labels)
+    grey = torch.as_tensor(images * (255 / 16)).round().byte()
+    names = [str(name) for name in digits.target_names]
+    return Split(to_32x32(grey), torch.as_tensor(labels).long(), names)
+
+
+def _image_folder(folder: Path, split: str, workers: int) -> Split:
+    root = _split_folder(folder, split)
+    samples, classes = _scan(root)
+    if split == "test":
+        _, known = _scan(_split_folder(folder, "train"))
+        for missing, where in [(set(known) - set(classes), root), (set(classes) - set(known),
+                                                                   _split_folder(folder, "train"))]:
+            if missing:
+                raise UserError(f"{where} has no images of class {', '.join(sorted(missing))}: "
+                                f"every class needs images in train and test; {OFFLINE}")
+    cache, state = folder / CACHE.format(split=split), _fingerprint(root, samples)
+    images = _read_cache(cache, state)
+    if images is None:
+        images = _decode([path for path, _ in samples], workers, f"decoding {root}")
+        _write_cache(cache, state, images)
+    labels = torch.tensor([label for _, label in samples])
+    return Split(images, labels, classes)
+
+
+def _split_folder(folder: Path, split: str) -> Path:
+    for name in ("train",) if split == "train" else ("test", "val"):
+        if (folder / name).is_dir():
+            return folder / name
+    kinds = "train/" if split == "train" else "test/ or val/"
+    raise UserError(f"{folder} has no {kinds} folder: --data DIR takes DIR/train/<class>/… and "
+                    f"DIR/test/<class>/… (or val/); {OFFLINE}")
+
+
+def _scan(root: Path) -> tuple[list, list[str]]:
+    from PIL import Image
+    from torchvision.datasets import ImageFolder
+
+    # EPS is a program for Ghostscript, not an image: files of others must not run.
+    endings = {end for end, kind in Image.registered_extensions().items() if kind != "EPS"}
+    try:
+        found = ImageFolder(str(root), allow_empty=True,
+                            is_valid_file=lambda path: Path(path).suffix.lower() in endings)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{root} holds no class folders with images ({reason}): it takes "
+                        f"{root}/<class>/<image>; {OFFLINE}") from error
+    filled = {label for _, label in found.samples}
+    empty = [name for name, label in found.class_to_idx.items() if label not in filled]
+    if empty:
+        raise UserError(f"{root} has no images of class {', '.join(empty)}: every class folder "
+                        f"needs images that Pillow can read; {OFFLINE}")
+    return found.samples, found.classes
+
+
+def _decode(paths: list[str], workers: int, title: str) -> torch.Tensor:
+    import numpy as np
+    from PIL import Image
+    from tqdm import tqdm
+
+    images = np.empty((len(paths), SIZE, SIZE, 3), dtype=np.uint8)
+
+    def decode(i: int) -> None:
+        try:
+            with warnings.catch_warnings(), Image.open(paths[i]) as image:
+                warnings.simplefilter("ignore")
+                image = image.convert("RGB")
+                if image.size != (SIZE, SIZE):
+                    image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+                images[i] = np.asarray(image)
+        except Exception as error:  # Pillow raises as many kinds as there are formats
+            raise UserError(f"cannot read the image {paths[i]} ({error}): mend or remove "
+                            "it") from error
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        decoded = pool.map(decode, range(len(paths)))
+        for _ in tqdm(decoded, title, len(paths), unit="img", disable=None, leave=False):
+            pass
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def _fingerprint(root: Path, samples: list) -> str:
+    """A digest of the name, size and time of change of every file."""
+    digest = hashlib.sha256(f"{SIZE}".encode())
+    for path, _ in samples:
+        stat = os.stat(path)
+        name = os.path.relpath(path, root)
+        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _read_cache(cache: Path, state: str) -> torch.Tensor | None:
+    try:
+        stored = torch.load(cache, weights_only=True)
+        return stored["images"] if stored["state"] == state else None
+    except Exception:  # missing or damaged: the images are decoded again
+        return None
+
+
+def _write_cache(cache: Path, state: str, images: torch.Tensor) -> None:
+    try:
+        checkpoint.write(cache, {"state": state, "images": images})
+    except UserError as error:
+        print(f"note: the decoded images are not kept for the next run: {error}")

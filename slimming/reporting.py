@@ -1,0 +1,132 @@
+"""What a person reads and looks at: tables, pictures, TensorBoard."""
+
+import io
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from slimming import checkpoint
+from slimming.pruning import Choice, alive_channels, scaling_factors
+from slimming.sparsity import batch_norms
+
+NEAR_ZERO = 1e-2
+QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Aligned columns, the first to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: list[str]) -> str:
+        rest = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+        return "  ".join([cells[0].ljust(widths[0]), *rest]).rstrip()
+
+    return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, rows)])
+
+
+def alive_factors(model: nn.Module) -> torch.Tensor:
+    """|γ| of all channels that are alive, as one vector on the CPU."""
+    factors, alive = scaling_factors(model), alive_channels(model)
+    return torch.cat([factors[name][alive[name]] for name in factors])
+
+
+def near_zero(model: nn.Module) -> float:
+    """The share of channels with |γ| below NEAR_ZERO."""
+    return float((alive_factors(model) < NEAR_ZERO).float().mean())
+
+
+def sparsity_text(model: nn.Module) -> str:
+    """How sparse γ is: what can be pruned without harm."""
+    factors = alive_factors(model)
+    values = factors.quantile(torch.tensor(QUANTILES)).tolist()
+    return (f"scaling factors: {near_zero(model):.1%} of {len(factors)} channels have |γ| < "
+            f"{NEAR_ZERO}\n" + table(
+                ["quantile", *(f"{q:.0%}" for q in QUANTILES)],
+                [["|γ|", *(f"{value:.2g}" for value in values)]]))
+
+
+def layers_text(choice: Choice) -> str:
+    """Layer by layer the channels before and after pruning."""
+    rows = []
+    for name, alive in choice.alive.items():
+        before, after = int(alive.sum()), int(choice.keep[name].sum())
+        rows.append([name, str(before), str(after), f"{1 - after / before if before else 0:.1%}"])
+    before, after = choice.channels
+    rows.append(["all", str(before), str(after), f"{1 - after / before:.1%}"])
+    return table(["BN layer", "before", "after", "pruned"], rows)
+
+
+class TensorBoard:
+    """Scalars and a histogram of every BN's γ after each epoch; silent where ``enabled`` is false.
+
+    Epochs from ``start`` on that an earlier, killed run wrote are hidden.
+    """
+
+    def __init__(self, folder: Path, start: int, enabled: bool):
+        self.writer = None
+        if enabled:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(folder), purge_step=start or None)
+
+    def add(self, epoch: int, record: dict, model: nn.Module) -> None:
+        if self.writer is None:
+            return
+        for name, value in record.items():
+            self.writer.add_scalar(name.replace("_", "/", 1), value, epoch)
+        for name, bn in batch_norms(model).items():
+            self.writer.add_histogram(f"gamma/{name}", bn.weight.detach().float().cpu(), epoch)
+        self.writer.flush()
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+def draw_curves(path: Path, history: list[dict], title: str) -> None:
+    """A picture of loss and top-1 over the epochs, from the records of each epoch."""
+    figure, (losses, accuracies) = _figure(1, 2, (10, 3.8))
+    epochs = [record["epoch"] + 1 for record in history]
+    for part, style in (("train", "--"), ("test", "-")):
+        losses.plot(epochs, [record[f"{part}_loss"] for record in history], style, label=part)
+        accuracies.plot(epochs, [100 * record[f"{part}_prec1"] for record in history], style,
+                        label=part)
+    for axes, name in ((losses, "cross entropy"), (accuracies, "top-1 (%)")):
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    _save(figure, path, title)
+
+
+def draw_pruning(path: Path, choice: Choice, factors: torch.Tensor, title: str) -> None:
+    """The kept channels of each layer, and the distribution of |γ| with the threshold."""
+    figure, (layers, spread) = _figure(1, 2, (12, 4.2))
+    before = [int(mask.sum()) for mask in choice.alive.values()]
+    after = [int(mask.sum()) for mask in choice.keep.values()]
+    places = range(1, len(before) + 1)
+    layers.bar(places, before, width=0.9, color="#c9d3de", label="before")
+    layers.bar(places, after, width=0.9, color="#1f5a96", label="kept")
+    layers.set(xlabel="BN layer, in the order of the forward pass", ylabel="channels")
+    layers.legend()
+    spread.hist(factors.numpy(), bins=100, color="#1f5a96")
+    spread.axvline(choice.threshold, color="#c23b22",
+                   label=f"threshold {choice.threshold:.3g} ({choice.percent:.0%})")
+    spread.set(xlabel="|γ|", ylabel="channels", yscale="log")
+    spread.legend()
+    _save(figure, path, title)
+
+
+def _figure(rows: int, columns: int, inches: tuple[float, float]):
+    from matplotlib.figure import Figure  # without pyplot: no display, no global state
+
+    figure = Figure(figsize=inches, layout="constrained")
+    return figure, figure.subplots(rows, columns)
+
+
+def _save(figure, path: Path, title: str) -> None:
+    figure.suptitle(title)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    checkpoint.write_bytes(path, picture.getvalue())

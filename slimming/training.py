@@ -1,0 +1,188 @@
+"""One epoch of training, evaluation, the optimizer and its schedule, devices and precision."""
+
+import contextlib
+import math
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from slimming.data import Batches
+from slimming.errors import Diverged, UserError
+
+
+class Score(NamedTuple):
+    """Mean cross entropy and top-1 accuracy (a fraction, 0 to 1) over a pass through the data."""
+
+    loss: float
+    prec1: float
+
+
+def choose_device(name: str | None = None, no_cuda: bool = False) -> torch.device:
+    """The device called ``name``; without a name CUDA if there is one and ``no_cuda`` is not set.
+
+    UserError if there is no such device.
+    """
+    automatic = "cuda" if torch.cuda.is_available() and not no_cuda else "cpu"
+    try:
+        device = torch.device(name or automatic)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"the device {name!r} cannot be used here: leave --device out, or use "
+                        "--device cpu") from error
+    return device
+
+
+def seed_everything(seed: int, deterministic: bool = False) -> None:
+    """Seed Python, NumPy and PyTorch; with ``deterministic`` use only repeatable CUDA kernels."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
+class Precision:
+    """fp32, or with ``amp`` bf16 where the device has it, else fp16 with a gradient scaler."""
+
+    def __init__(self, device: torch.device, amp: bool = False):
+        self.device, self.dtype = device, torch.float32
+        if amp:
+            old_gpu = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
+            self.dtype = torch.float16 if old_gpu else torch.bfloat16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+
+    def __str__(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        enabled = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype if enabled else None, enabled=enabled)
+
+
+def make_optimizer(model: nn.Module, lr: float, momentum: float, weight_decay: float):
+    """SGD over everything that has a gradient, scaling factors included, as in the paper."""
+    learned = [p for p in model.parameters() if p.requires_grad]
+    fused = learned[0].device.type in ("cpu", "cuda")
+    return torch.optim.SGD(learned, lr, momentum, weight_decay=weight_decay, fused=fused)
+
+
+def learning_rate(epoch: int, epochs: int, lr: float) -> float:
+    """``lr`` divided by 10 at int(epochs / 2) and again at int(3 epochs / 4)."""
+    milestones = (int(epochs * 0.5), int(epochs * 0.75))
+    return lr * 0.1 ** sum(epoch >= max(1, milestone) for milestone in milestones)
+
+
+def train(model: nn.Module, loader: Batches, optimizer: torch.optim.Optimizer, epoch: int = 0,
+          on_gradients: Iterable[Callable[[], None]] = (), precision: Precision | None = None,
+          log_interval: int = 100) -> Score:
+    """Train one epoch. Each of ``on_gradients`` edits the gradients between backward and step.
+
+    They find gradients that are whole: unscaled under mixed precision. Diverged if the loss is not
+    finite, found when a line is printed and at the end of the epoch.
+    """
+    device = next(model.parameters()).device
+    precision = precision or Precision(device)
+    layout = memory_format(model)
+    loader.epoch = epoch
+    model.train()
+    meter = _Meter(device)
+    with _progress(loader, epoch, log_interval) as report:
+        for step, (images, labels) in enumerate(loader, start=1):
+            images = images.to(memory_format=layout)
+            optimizer.zero_grad()
+            with precision.autocast():
+                logits = model(images)
+                loss = F.cross_entropy(logits, labels)
+            precision.scaler.scale(loss).backward()
+            precision.scaler.unscale_(optimizer)
+            for edit in on_gradients:
+                edit()
+            precision.scaler.step(optimizer)
+            precision.scaler.update()
+            meter.add(loss, logits, labels)
+            report(step, meter)
+    return _finite(meter.score(), epoch)
+
+
+@torch.no_grad()
+def test(model: nn.Module, loader: Batches, precision: Precision | None = None) -> Score:
+    """Loss and top-1 of the model in eval mode over ``loader``."""
+    device = next(model.parameters()).device
+    precision = precision or Precision(device)
+    layout = memory_format(model)
+    model.eval()
+    meter = _Meter(device)
+    for images, labels in loader:
+        with precision.autocast():
+            logits = model(images.to(memory_format=layout))
+            loss = F.cross_entropy(logits, labels)
+        meter.add(loss, logits, labels)
+    return meter.score()
+
+
+def memory_format(model: nn.Module) -> torch.memory_format:
+    """channels_last for a network whose selections are all the identity, else NCHW."""
+    gathers = any(getattr(m, "kept", None) is not None for m in model.modules())
+    return torch.contiguous_format if gathers else torch.channels_last
+
+
+class _Meter:
+    """Sums of loss and hits that stay on the device until somebody asks."""
+
+    def __init__(self, device: torch.device):
+        self.sums = torch.zeros(2, device=device)
+        self.count = 0
+
+    @torch.no_grad()
+    def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        hits = (logits.argmax(1) == labels).sum()
+        self.sums += torch.stack((loss.float() * len(labels), hits.float()))
+        self.count += len(labels)
+
+    def score(self) -> Score:
+        return Score(*(total / self.count for total in self.sums.tolist()))
+
+
+def _finite(score: Score, epoch: int) -> Score:
+    if not math.isfinite(score.loss):
+        raise Diverged(f"the loss is {score.loss} in epoch {epoch}: the run diverged. Lower --lr "
+                       "(or --s), and continue from the last checkpoint or start again")
+    return score
+
+
+@contextlib.contextmanager
+def _progress(loader: Batches, epoch: int, log_interval: int):
+    """A bar on a terminal, a line every ``log_interval`` batches elsewhere."""
+    total, start, shown = loader.num_images, time.perf_counter(), 0.0
+    terminal = sys.stderr.isatty()
+    bar = tqdm(total=total, desc=f"epoch {epoch}", unit="img", disable=not terminal, leave=False)
+
+    def report(step: int, meter: _Meter) -> None:
+        nonlocal shown
+        elapsed = time.perf_counter() - start
+        due = elapsed - shown > 1 if terminal else step % log_interval == 0
+        if not due and meter.count < total:
+            return
+        shown = elapsed
+        score = _finite(meter.score(), epoch)  # waits for the device: once a second, or a line
+        if terminal:
+            bar.set_postfix_str(f"loss {score.loss:.4f}, top-1 {score.prec1:.2%}", refresh=False)
+            bar.update(meter.count - bar.n)
+            return
+        print(f"Train Epoch: {epoch} [{meter.count}/{total} ({meter.count / total:.0%})]\t"
+              f"Loss: {score.loss:.6f}\tTop-1: {score.prec1:.2%}\t"
+              f"{meter.count / elapsed:.0f} images/s", flush=True)
+
+    with bar:
+        yield report

@@ -1,0 +1,22 @@
+"""Slim a VGG: prune the channels with the smallest scaling factors of the whole network.
+
+A pruned channel takes its filter in the convolution before the BN, and its slice of every filter
+in the convolution after it.
+
+    python vggprune.py --dataset cifar10 --depth 19 --percent 0.7 --model logs/model_best.pth.tar
+"""
+
+from slimming import before_after, cli, pruning
+
+
+def main() -> None:
+    args = cli.parse_pruning(cli.pruning_parser(__doc__))
+    dense = before_after.load(args, arch="vgg")
+    choice = pruning.choose_channels(dense.model, args.percent)
+    slim = pruning.slim(dense.model, choice.keep)
+    proof = pruning.prove_equal(slim, pruning.masked(dense.model, choice.keep), dense.images)
+    before_after.report(dense, slim, choice, proof)
+
+
+if __name__ == "__main__":
+    cli.run(main)
