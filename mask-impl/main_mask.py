@@ -1,6 +1,6 @@
 """Train without channel selection. Channels that prune_mask.py zeroed stay at exactly zero.
 
-    python mask-impl/main_mask.py --refine pruned.pth.tar --dataset cifar100 --arch resnet
+python mask-impl/main_mask.py --refine pruned.pth.tar --dataset cifar100 --arch resnet
 """
 
 import importlib

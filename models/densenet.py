@@ -52,8 +52,14 @@ class densenet(nn.Module):
     torch.Size([2, 7])
     """
 
-    def __init__(self, depth: int = 40, dataset: str = "cifar10", cfg: list | None = None,
-                 num_classes: int | None = None, selection: Callable = channel_selection):
+    def __init__(
+        self,
+        depth: int = 40,
+        dataset: str = "cifar10",
+        cfg: list | None = None,
+        num_classes: int | None = None,
+        selection: Callable = channel_selection,
+    ):
         super().__init__()
         blocks, rest = divmod(depth - 4, STAGES)
         if rest or blocks < 1:

@@ -60,8 +60,14 @@ class resnet(nn.Module):
     torch.Size([2, 7])
     """
 
-    def __init__(self, depth: int = 164, dataset: str = "cifar10", cfg: list | None = None,
-                 num_classes: int | None = None, selection: Callable = channel_selection):
+    def __init__(
+        self,
+        depth: int = 164,
+        dataset: str = "cifar10",
+        cfg: list | None = None,
+        num_classes: int | None = None,
+        selection: Callable = channel_selection,
+    ):
         super().__init__()
         blocks, rest = divmod(depth - 2, 9)
         if rest or blocks < 1:

@@ -23,8 +23,13 @@ class vgg(nn.Module):
     torch.Size([2, 7])
     """
 
-    def __init__(self, depth: int = 19, dataset: str = "cifar10", cfg: list | None = None,
-                 num_classes: int | None = None):
+    def __init__(
+        self,
+        depth: int = 19,
+        dataset: str = "cifar10",
+        cfg: list | None = None,
+        num_classes: int | None = None,
+    ):
         super().__init__()
         if depth not in WIDTHS:
             raise ValueError(f"vgg has depth {', '.join(map(str, WIDTHS))}, not {depth}")

@@ -21,12 +21,13 @@ class Dense:
     args: argparse.Namespace
     model: nn.Module
     network: Network
+    contents: dict
     test_loader: data.Batches
 
     @property
     def images(self) -> torch.Tensor:
         """The first 64 test images, normalised."""
-        return next(iter(self.test_loader))[0][:64]
+        return first_images(self.test_loader)
 
 
 def load(args: argparse.Namespace, arch: str | None, networks: dict = NETWORKS) -> Dense:
@@ -34,16 +35,27 @@ def load(args: argparse.Namespace, arch: str | None, networks: dict = NETWORKS) 
     if arch and args.arch not in (None, arch):
         raise UserError(f"--arch {args.spelled} is not for this script: it slims a {arch}")
     given = {"arch": arch or args.arch, "depth": args.depth, "dataset": args.dataset}
-    model, network, _ = checkpoint.load(args.model, given, networks)
+    model, network, contents = checkpoint.load(args.model, given, networks)
     device = training.choose_device(args.device, args.no_cuda)
-    loader = data.batches(network.dataset, args.data, "test", args.test_batch_size, device,
-                          args.workers)
+    loader = data.batches(
+        network.dataset, args.data, "test", args.test_batch_size, device, args.workers
+    )
     data.agree_on_classes(loader, network.num_classes, args.model)
-    return Dense(args, model, network, loader)
+    return Dense(args, model, network, contents, loader)
 
 
-def report(dense: Dense, slim: nn.Module, choice: pruning.Choice, difference: float,
-           masked: nn.Module | None = None) -> None:
+def first_images(loader: data.Batches) -> torch.Tensor:
+    """The first 64 test images, normalised."""
+    return next(iter(loader))[0][:64]
+
+
+def report(
+    dense: Dense,
+    slim: nn.Module,
+    choice: pruning.Choice,
+    difference: float,
+    masked: nn.Module | None = None,
+) -> None:
     """Print the channels layer by layer and both networks side by side; write the result.
 
     ``difference``: what `pruning.prove_equal` found. Writes into ``args.save`` the slim network,
@@ -51,25 +63,37 @@ def report(dense: Dense, slim: nn.Module, choice: pruning.Choice, difference: fl
     """
     print_choice(choice)
     print(f"\nslim equals masked: largest difference of the logits {difference:.1e} (relative)\n")
-    before, after = measure([dense.model, slim], dense)
+    models = [model.to(dense.test_loader.split.images.device) for model in (dense.model, slim)]
+    scores = [training.test(model, dense.test_loader) for model in models]
+    before, after = measure(models, scores, dense.images)
     print(before_after_text(before, after))
     if masked:
         print("after: the slim network that the mask stands for; the file keeps the full shape")
 
     args = dense.args
     network = replace(dense.network, cfg=None if masked else slim.cfg)
-    contents = checkpoint.contents_of(masked or slim, network, 0, after["top-1"])
+    full = dense.contents.get("before_pruning") or scores[0]._asdict()  # of the first pass
+    contents = checkpoint.contents_of(
+        masked or slim, network, 0, after["top-1"], before_pruning=full
+    )
     checkpoint.write(args.target, contents)
-    text = (f"Configuration:\n{slim.cfg}\nNumber of parameters:\n{after['parameters']}\n"
-            f"Test accuracy:\n{after['top-1']}\n")
+    text = (
+        f"Configuration:\n{slim.cfg}\nNumber of parameters:\n{after['parameters']}\n"
+        f"Test accuracy:\n{after['top-1']}\n"
+    )
     summary = args.save / f"{args.filename or 'prune'}.txt"
     picture = args.save / f"{args.filename or 'prune'}.png"
     checkpoint.write_bytes(summary, text.encode())
-    reporting.draw_pruning(picture, choice, reporting.alive_factors(dense.model),
-                           f"{network}, {choice.percent:.0%} pruned")
+    reporting.draw_pruning(
+        picture,
+        choice,
+        reporting.alive_factors(dense.model),
+        f"{network}, {choice.percent:.0%} pruned",
+    )
     print(f"\nwrote {args.target}, {summary}, {picture}")
-    print_next_step(dense, before["top-1"], after["top-1"],
-                    "mask-impl/main_mask.py" if masked else "main.py")
+    print_next_step(
+        dense, before["top-1"], after["top-1"], "mask-impl/main_mask.py" if masked else "main.py"
+    )
 
 
 def print_choice(choice: pruning.Choice) -> None:
@@ -78,33 +102,58 @@ def print_choice(choice: pruning.Choice) -> None:
     print(f"threshold {choice.threshold:.6g}: {choice.percent:.0%} of {before} channels")
     print(reporting.layers_text(choice))
     for name in choice.rescued:
-        print(f"warning: {name} would have lost every channel; it keeps the one with the largest "
-              "scaling factor")
+        print(
+            f"warning: {name} would have lost every channel; it keeps the one with the largest "
+            "scaling factor"
+        )
     if 1 - after / before > choice.percent + 0.01:
-        print(f"warning: {1 - after / before:.0%} were pruned, because many scaling factors equal "
-              "the threshold; was the network trained with -sr?")
+        print(
+            f"warning: {1 - after / before:.0%} were pruned, because many scaling factors equal "
+            "the threshold; was the network trained with -sr?"
+        )
 
 
-def measure(models: list[nn.Module], dense: Dense) -> list[dict]:
-    """Top-1, loss, size and speed of each model on the test data's device."""
-    device = dense.test_loader.split.images.device
-    models = [model.to(device) for model in models]
-    scores = [training.test(model, dense.test_loader) for model in models]
-    times = profiling.latencies(models, dense.images)
-    return [{"top-1": score.prec1, "loss": score.loss,
-             "parameters": profiling.count_parameters(model),
-             "FLOPs": profiling.count_flops(model), "bytes": profiling.count_bytes(model),
-             "latency": seconds, "batch": len(dense.images)}
-            for model, score, seconds in zip(models, scores, times, strict=True)]
+def against_full(
+    model: nn.Module,
+    network: Network,
+    score: training.Score,
+    before: training.Score,
+    loader: data.Batches,
+) -> str:
+    """A fine-tuned slim network beside the full one, which scored ``before`` when it was pruned."""
+    full = replace(network, cfg=None).build().to(next(model.parameters()).device)
+    return before_after_text(*measure([full, model], [before, score], first_images(loader)))
+
+
+def measure(
+    models: list[nn.Module], scores: list[training.Score], images: torch.Tensor
+) -> list[dict]:
+    """Accuracy, size and speed of each model; ``images`` (N, 3, H, W) are what latency is of."""
+    times = profiling.latencies(models, images)
+    return [
+        {
+            "top-1": score.prec1,
+            "loss": score.loss,
+            "parameters": profiling.count_parameters(model),
+            "FLOPs": profiling.count_flops(model),
+            "bytes": profiling.count_bytes(model),
+            "latency": seconds,
+            "batch": len(images),
+        }
+        for model, score, seconds in zip(models, scores, times, strict=True)
+    ]
 
 
 def before_after_text(before: dict, after: dict) -> str:
     """A table of what `measure` found, with the ratio before / after."""
     shown = {
-        "top-1": ("top-1", "{:.2%}", 1), "loss": ("loss", "{:.4f}", 1),
-        "parameters": ("parameters", "{:,}", 1), "FLOPs": ("MFLOPs an image", "{:,.1f}", 1e-6),
+        "top-1": ("top-1", "{:.2%}", 1),
+        "loss": ("loss", "{:.4f}", 1),
+        "parameters": ("parameters", "{:,}", 1),
+        "FLOPs": ("MFLOPs an image", "{:,.1f}", 1e-6),
         "bytes": ("file size (MB)", "{:.2f}", 1e-6),
-        "latency": (f"latency, batch {before['batch']} (ms)", "{:.1f}", 1e3)}
+        "latency": (f"latency, batch {before['batch']} (ms)", "{:.1f}", 1e3),
+    }
     rows = []
     for key, (title, form, scale) in shown.items():
         ratio = f"{before[key] / after[key]:.2f}x" if after[key] else "-"
@@ -118,6 +167,8 @@ def print_next_step(dense: Dense, before: float, after: float, script: str) -> N
     if after > before - LOST:
         return
     network, data_flag = dense.network, f" --data {dense.args.data}" if dense.args.data else ""
-    print(f"top-1 fell from {before:.2%} to {after:.2%}: fine-tune the network next\n"
-          f"  python {script} --refine {dense.args.target} --dataset {network.dataset}{data_flag} "
-          f"--arch {network.arch} --depth {network.depth} --epochs 160")
+    print(
+        f"top-1 fell from {before:.2%} to {after:.2%}: fine-tune the network next\n"
+        f"  python {script} --refine {dense.args.target} --dataset {network.dataset}{data_flag} "
+        f"--arch {network.arch} --depth {network.depth} --epochs 160"
+    )

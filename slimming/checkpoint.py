@@ -7,6 +7,7 @@ it holds (`Network`), so that nobody needs flags to load it.
 import contextlib
 import io
 import os
+import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -40,8 +41,9 @@ class Network:
         if self.arch not in networks:
             raise UserError(f"no network is called {self.arch!r}: use {', '.join(networks)}")
         try:
-            return networks[self.arch](depth=self.depth, dataset=self.dataset, cfg=self.cfg,
-                                       num_classes=self.num_classes)
+            return networks[self.arch](
+                depth=self.depth, dataset=self.dataset, cfg=self.cfg, num_classes=self.num_classes
+            )
         except (ValueError, RuntimeError) as error:
             raise UserError(f"cannot build {self}: {error}") from error
 
@@ -87,15 +89,20 @@ def read(path: str | Path) -> dict:
     and plain values.
     """
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong is said once, below
+            contents = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # torch.load raises a dozen kinds, one for each way to be broken
         if "weights_only" in str(error).lower():
-            raise UserError(f"{path} is not a checkpoint of plain tensors (or is damaged): it was "
-                            "not loaded, because loading it could run code") from error
-        raise UserError(f"{path} is not a readable checkpoint: empty, cut short or another kind "
-                        "of file") from error
+            raise UserError(
+                f"{path} is not a checkpoint of plain tensors (or is damaged): it was "
+                "not loaded, because loading it could run code"
+            ) from error
+        raise UserError(
+            f"{path} is not a readable checkpoint: empty, cut short or another kind of file"
+        ) from error
     if not isinstance(contents, dict) or not isinstance(contents.get("state_dict"), dict):
         raise UserError(f"{path} is no checkpoint of this suite: it holds no state_dict")
     if not all(isinstance(value, torch.Tensor) for value in contents["state_dict"].values()):
@@ -121,8 +128,9 @@ def describe(path: str | Path, contents: dict, given: dict) -> dict:
     return known
 
 
-def load_network(path: str | Path, contents: dict, network: Network,
-                 networks: dict = NETWORKS) -> nn.Module:
+def load_network(
+    path: str | Path, contents: dict, network: Network, networks: dict = NETWORKS
+) -> nn.Module:
     """The network of a checkpoint with its weights, on the CPU.
 
     ``networks`` are the constructors by name: those with channel selection or those without. Full
@@ -138,20 +146,24 @@ def load_network(path: str | Path, contents: dict, network: Network,
             where = "has no" if name not in state else "has an unexpected"
             raise UserError(f"{path} does not hold a {network}: it {where} {name}")
         if state[name].shape != own[name].shape:
-            raise UserError(f"{path} does not hold a {network}: {name} is "
-                            f"{tuple(state[name].shape)} and should be {tuple(own[name].shape)}")
+            raise UserError(
+                f"{path} does not hold a {network}: {name} is "
+                f"{tuple(state[name].shape)} and should be {tuple(own[name].shape)}"
+            )
     try:
         model.load_state_dict(state)
         with torch.no_grad():
             model.eval()(torch.zeros(1, 3, 32, 32))  # selected channels must fit the layer behind
     except RuntimeError as error:
-        raise UserError(f"{path} does not hold a working {network}: its masks and widths "
-                        "contradict each other") from error
+        raise UserError(
+            f"{path} does not hold a working {network}: its masks and widths contradict each other"
+        ) from error
     return model
 
 
-def load(path: str | Path, given: dict | None = None,
-         networks: dict = NETWORKS) -> tuple[nn.Module, Network, dict]:
+def load(
+    path: str | Path, given: dict | None = None, networks: dict = NETWORKS
+) -> tuple[nn.Module, Network, dict]:
     """Read a checkpoint and rebuild its network: (model, network, the whole contents).
 
     >>> model, network, contents = load("logs/pruned.pth.tar")  # doctest: +SKIP
@@ -160,21 +172,35 @@ def load(path: str | Path, given: dict | None = None,
     known = describe(path, contents, given or {})
     missing = [name for name in ("arch", "depth", "dataset") if known[name] is None]
     if missing:
-        raise UserError(f"{path} does not say its {' and '.join(missing)}: give "
-                        f"{' '.join('--' + name for name in missing)}")
+        raise UserError(
+            f"{path} does not say its {' and '.join(missing)}: give "
+            f"{' '.join('--' + name for name in missing)}"
+        )
     known["num_classes"] = known["num_classes"] or _count_outputs(contents["state_dict"])
     network = Network(**known)
     return load_network(path, contents, network, networks), network, contents
 
 
-def contents_of(model: nn.Module, network: Network, epoch: int, best_prec1: float,
-                optimizer: dict | None = None, **more) -> dict:
+def contents_of(
+    model: nn.Module,
+    network: Network,
+    epoch: int,
+    best_prec1: float,
+    optimizer: dict | None = None,
+    **more,
+) -> dict:
     """The dict that is saved: the keys of every checkpoint, then ``more``.
 
     ``epoch`` counts the finished epochs, ``best_prec1`` is a fraction from 0 to 1.
     """
-    return {"epoch": epoch, "state_dict": model.state_dict(), "best_prec1": float(best_prec1),
-            "optimizer": optimizer, **asdict(network), **more}
+    return {
+        "epoch": epoch,
+        "state_dict": model.state_dict(),
+        "best_prec1": float(best_prec1),
+        "optimizer": optimizer,
+        **asdict(network),
+        **more,
+    }
 
 
 def best_in(folder: Path) -> Path:
@@ -192,10 +218,16 @@ def best_in(folder: Path) -> Path:
 def _match_masks(state: dict, model: nn.Module) -> dict:
     """Give weights without masks full masks, or drop full masks that the model has no place for."""
     own = model.state_dict()
-    full = {name: torch.ones_like(own[name]) for name in own
-            if name.endswith(MASKS) and name not in state}
-    extra = {name for name in state
-             if name.endswith(MASKS) and name not in own and bool(state[name].all())}
+    full = {
+        name: torch.ones_like(own[name])
+        for name in own
+        if name.endswith(MASKS) and name not in state
+    }
+    extra = {
+        name
+        for name in state
+        if name.endswith(MASKS) and name not in own and bool(state[name].all())
+    }
     return {**{n: v for n, v in state.items() if n not in extra}, **full}
 
 

@@ -13,16 +13,29 @@ from slimming import checkpoint, datasets
 from slimming.errors import Interrupted, UserError
 
 # What shapes a run besides its network and data; `--resume` finds these in the checkpoint.
-SETTINGS = ("sr", "s", "batch_size", "epochs", "lr", "momentum", "weight_decay", "seed", "amp",
-            "deterministic")
+SETTINGS = (
+    "sr",
+    "s",
+    "batch_size",
+    "epochs",
+    "lr",
+    "momentum",
+    "weight_decay",
+    "seed",
+    "amp",
+    "deterministic",
+)
 
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that shows defaults, allows no abbreviations, and fails in one line."""
 
     def __init__(self, description: str):
-        super().__init__(description=description, allow_abbrev=False,
-                         formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
@@ -64,8 +77,9 @@ def number(kind: type, low: float, high: float = math.inf, below: bool = False) 
             value = math.nan
         if not (low <= value < high if below or high == math.inf else low <= value <= high):
             noun = "an integer" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"must be {noun} of at least {low:g}{limit}, "
-                                             f"not {text!r}")
+            raise argparse.ArgumentTypeError(
+                f"must be {noun} of at least {low:g}{limit}, not {text!r}"
+            )
         return value
 
     return parse
@@ -75,7 +89,8 @@ def architecture(text: str) -> str:
     """An argparse type: the name of a network, or preact_res<depth>."""
     if text not in NETWORKS and not re.fullmatch(r"preact_res\d{1,4}", text):
         raise argparse.ArgumentTypeError(
-            f"no network is called {text!r}: use {', '.join(NETWORKS)} or preact_res<depth>")
+            f"no network is called {text!r}: use {', '.join(NETWORKS)} or preact_res<depth>"
+        )
     return text
 
 
@@ -91,29 +106,46 @@ def split_arch(args: argparse.Namespace) -> None:
 
 def data_flags(parser: Parser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", choices=datasets.NAMES, metavar="NAME",
-                       help=f"{', '.join(datasets.NAMES)} (default: what a given checkpoint was "
-                            "trained on, else cifar100)")
-    group.add_argument("--data", metavar="DIR",
-                       help="folder of the dataset (default: ./data.<dataset>)")
-    group.add_argument("--test-batch-size", type=number(int, 1), default=256, metavar="N",
-                       help="batch size of the evaluation (default: 256)")
-    group.add_argument("--workers", type=number(int, 1), default=os.cpu_count() or 1, metavar="N",
-                       help="threads that decode image files (default: the number of cores)")
+    group.add_argument(
+        "--dataset",
+        choices=datasets.NAMES,
+        metavar="NAME",
+        help=f"{', '.join(datasets.NAMES)} (default: what a given checkpoint was "
+        "trained on, else cifar100)",
+    )
+    group.add_argument(
+        "--data", metavar="DIR", help="folder of the dataset (default: ./data.<dataset>)"
+    )
+    group.add_argument(
+        "--test-batch-size",
+        type=number(int, 1),
+        default=256,
+        metavar="N",
+        help="batch size of the evaluation (default: 256)",
+    )
+    group.add_argument(
+        "--workers",
+        type=number(int, 1),
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="threads that decode image files (default: the number of cores)",
+    )
 
 
 def device_flags(parser: Parser) -> None:
     group = parser.add_argument_group("device")
-    group.add_argument("--device", metavar="NAME",
-                       help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    group.add_argument(
+        "--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)"
+    )
     group.add_argument("--no-cuda", action="store_true", help="stay on the CPU")
 
 
 def output_flags(parser: Parser, save: str, filename: str) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--save", metavar="DIR", help=f"folder of the results (default: {save})")
-    group.add_argument("--filename", type=_filename, metavar="NAME",
-                       help=f"names the files instead of {filename}")
+    group.add_argument(
+        "--filename", type=_filename, metavar="NAME", help=f"names the files instead of {filename}"
+    )
 
 
 def _filename(text: str) -> str:
@@ -125,22 +157,42 @@ def _filename(text: str) -> str:
 def training_parser(description: str) -> Parser:
     """The flags of main.py and mask-impl/main_mask.py."""
     parser = Parser(description)
-    parser.add_argument("--arch", type=architecture, metavar="NAME",
-                        help=f"{', '.join(NETWORKS)}, or preact_res<depth> (default: that of a "
-                             "given checkpoint, else vgg)")
+    parser.add_argument(
+        "--arch",
+        type=architecture,
+        metavar="NAME",
+        help=f"{', '.join(NETWORKS)}, or preact_res<depth> (default: that of a "
+        "given checkpoint, else vgg)",
+    )
     depths = ", ".join(f"{arch} {depth}" for arch, depth in PAPER_DEPTH.items())
-    parser.add_argument("--depth", type=number(int, 1), metavar="N",
-                        help=f"depth of the network (default: {depths})")
+    parser.add_argument(
+        "--depth",
+        type=number(int, 1),
+        metavar="N",
+        help=f"depth of the network (default: {depths})",
+    )
     parser.add_argument("--refine", metavar="FILE", help="fine-tune this pruned model")
-    parser.add_argument("--resume", metavar="FILE",
-                        help="continue from this checkpoint, with its settings where no flag says "
-                             "otherwise")
+    parser.add_argument(
+        "--resume",
+        metavar="FILE",
+        help="continue from this checkpoint, with its settings where no flag says otherwise",
+    )
 
     group = parser.add_argument_group("sparsity")
-    group.add_argument("-sr", "--sparsity-regularization", dest="sr", action="store_true",
-                       help="train with the L1 penalty on the scaling factors")
-    group.add_argument("--s", type=number(float, 0), default=1e-4, metavar="S",
-                       help="strength of the penalty (default: 1e-4)")
+    group.add_argument(
+        "-sr",
+        "--sparsity-regularization",
+        dest="sr",
+        action="store_true",
+        help="train with the L1 penalty on the scaling factors",
+    )
+    group.add_argument(
+        "--s",
+        type=number(float, 0),
+        default=1e-4,
+        metavar="S",
+        help="strength of the penalty (default: 1e-4)",
+    )
 
     group = parser.add_argument_group("training")
     for flags, kind, default, text in (
@@ -154,17 +206,28 @@ def training_parser(description: str) -> Parser:
         (["--log-interval"], number(int, 1), 100, "batches between two lines"),
     ):
         default_text = "" if default is None else f" (default: {default})"
-        group.add_argument(*flags, type=kind, default=default, metavar="N",
-                           help=text + default_text)
-    group.add_argument("--amp", "-amp_loss", action="store_true",
-                       help="mixed precision: bf16, or fp16 on GPUs without it")
-    group.add_argument("--deterministic", action="store_true",
-                       help="repeatable CUDA kernels (the CPU repeats anyway)")
+        group.add_argument(
+            *flags, type=kind, default=default, metavar="N", help=text + default_text
+        )
+    group.add_argument(
+        "--amp",
+        "-amp_loss",
+        action="store_true",
+        help="mixed precision: bf16, or fp16 on GPUs without it",
+    )
+    group.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="repeatable CUDA kernels (the CPU repeats anyway)",
+    )
 
     data_flags(parser)
     device_flags(parser)
-    output_flags(parser, "./logs; ./ckpts/<arch>[_sr][_T] with --tag T or --arch preact_res<depth>",
-                 "checkpoint and model_best")
+    output_flags(
+        parser,
+        "./logs; ./ckpts/<arch>[_sr][_T] with --tag T or --arch preact_res<depth>",
+        "checkpoint and model_best",
+    )
     parser.add_argument("--tag", type=_filename, metavar="T", help="names the folder of the run")
     parser.add_argument("--no-tensorboard", action="store_true", help="write no event files")
     return parser
@@ -179,11 +242,18 @@ def parse_training(description: str) -> argparse.Namespace:
     if args.resume:
         recorded = contents.get("settings")
         recorded = recorded if isinstance(recorded, dict) else {}
-        known = {name: recorded[name] for name in SETTINGS
-                 if type(recorded.get(name)) is type(getattr(args, name))}
+        known = {
+            name: recorded[name]
+            for name in SETTINGS
+            if type(recorded.get(name)) is type(getattr(args, name))
+        }
         # argparse checks a default that is a string as if it had been typed
-        parser.set_defaults(**{name: value if isinstance(value, bool) else str(value)
-                               for name, value in known.items()})
+        parser.set_defaults(
+            **{
+                name: value if isinstance(value, bool) else str(value)
+                for name, value in known.items()
+            }
+        )
         args = parser.parse_args()
         for name, value in known.items():
             if getattr(args, name) != value:
@@ -197,15 +267,30 @@ def parse_training(description: str) -> argparse.Namespace:
 def pruning_parser(description: str) -> Parser:
     """The flags that all pruning scripts have."""
     parser = Parser(description)
-    parser.add_argument("--model", metavar="FILE",
-                        help="checkpoint of the network to prune; in a folder, the best model")
-    parser.add_argument("--arch", type=architecture, metavar="NAME",
-                        help="name of the network (default: what the checkpoint says)")
-    parser.add_argument("--depth", type=number(int, 1), metavar="N",
-                        help="depth of the network (default: what the checkpoint says)")
-    parser.add_argument("--percent", type=number(float, 0, 1, below=True), default=0.5,
-                        metavar="P", help="share of the channels to prune, 0 <= P < 1 "
-                                          "(default: 0.5)")
+    parser.add_argument(
+        "--model",
+        metavar="FILE",
+        help="checkpoint of the network to prune; in a folder, the best model",
+    )
+    parser.add_argument(
+        "--arch",
+        type=architecture,
+        metavar="NAME",
+        help="name of the network (default: what the checkpoint says)",
+    )
+    parser.add_argument(
+        "--depth",
+        type=number(int, 1),
+        metavar="N",
+        help="depth of the network (default: what the checkpoint says)",
+    )
+    parser.add_argument(
+        "--percent",
+        type=number(float, 0, 1, below=True),
+        default=0.5,
+        metavar="P",
+        help="share of the channels to prune, 0 <= P < 1 (default: 0.5)",
+    )
     data_flags(parser)
     device_flags(parser)
     output_flags(parser, "the folder of the model", "pruned")

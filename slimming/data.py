@@ -62,8 +62,9 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         images, labels, _ = self.split
         if not self.augment:
-            for batch in zip(images.split(self.batch_size), labels.split(self.batch_size),
-                             strict=True):
+            for batch in zip(
+                images.split(self.batch_size), labels.split(self.batch_size), strict=True
+            ):
                 yield normalize(batch[0]), batch[1]
             return
         draws = (draw.to(images.device).split(self.batch_size) for draw in self._draws())
@@ -87,8 +88,15 @@ def folder_of(name: str, given: str | None) -> Path:
     return Path(given or f"./data.{name}")
 
 
-def batches(name: str, given: str | None, split: str, batch_size: int, device: torch.device,
-            workers: int = 1, seed: int = 0) -> Batches:
+def batches(
+    name: str,
+    given: str | None,
+    split: str,
+    batch_size: int,
+    device: torch.device,
+    workers: int = 1,
+    seed: int = 0,
+) -> Batches:
     """The 'train' batches (shuffled, augmented) or the 'test' batches of a dataset, on ``device``.
 
     ``given``: what ``--data`` says, or None. UserError if the data cannot be had.
@@ -97,14 +105,17 @@ def batches(name: str, given: str | None, split: str, batch_size: int, device: t
     if len(images) == 0:
         raise UserError(f"the {split} part of {name} holds no images")
     on_device = datasets.Split(images.to(device), labels.to(device), classes)
-    return Batches(on_device, batch_size, augment=split == "train",
-                   mirror=name in datasets.FLIPPED, seed=seed)
+    return Batches(
+        on_device, batch_size, augment=split == "train", mirror=name in datasets.FLIPPED, seed=seed
+    )
 
 
 def agree_on_classes(loader: Batches, expected: int | None, path: str | None) -> int:
     """The number of classes of the data; UserError if the network in ``path`` expects another."""
     found = len(loader.split.classes)
     if expected not in (None, found):
-        raise UserError(f"{path} tells {expected} classes apart, but the data has {found}: give "
-                        "the --dataset and --data that it was trained on")
+        raise UserError(
+            f"{path} tells {expected} classes apart, but the data has {found}: give "
+            "the --dataset and --data that it was trained on"
+        )
     return found

@@ -59,15 +59,22 @@ def to_32x32(images: torch.Tensor) -> torch.Tensor:
 def _torchvision(name: str, folder: Path, split: str) -> Split:
     from torchvision import datasets
 
-    kinds = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "svhn": datasets.SVHN,
-             "mnist": datasets.MNIST, "fashionmnist": datasets.FashionMNIST}
+    kinds = {
+        "cifar10": datasets.CIFAR10,
+        "cifar100": datasets.CIFAR100,
+        "svhn": datasets.SVHN,
+        "mnist": datasets.MNIST,
+        "fashionmnist": datasets.FashionMNIST,
+    }
     which = {"split": split} if name == "svhn" else {"train": split == "train"}
     try:
         data = kinds[name](root=str(folder), download=True, **which)
     except Exception as error:  # no network, no disk, a broken file: the library raises many kinds
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"cannot load or download {name} into {folder} ({reason}): put the files "
-                        f"there, or point --data at them; {OFFLINE}") from error
+        raise UserError(
+            f"cannot load or download {name} into {folder} ({reason}): put the files "
+            f"there, or point --data at them; {OFFLINE}"
+        ) from error
     images = torch.as_tensor(data.data)
     if name.startswith("cifar"):
         images = images.permute(0, 3, 1, 2)  # stored (N, H, W, C)
@@ -83,7 +90,8 @@ def _digits(split: str) -> Split:
 
     digits = load_digits()
     train, test, train_labels, test_labels = train_test_split(
-        digits.images, digits.target, test_size=0.2, random_state=0, stratify=digits.target)
+        digits.images, digits.target, test_size=0.2, random_state=0, stratify=digits.target
+    )
     images, labels = (train, train_labels) if split == "train" else (test, test_labels)
     grey = torch.as_tensor(images * (255 / 16)).round().byte()
     names = [str(name) for name in digits.target_names]
@@ -95,11 +103,15 @@ def _image_folder(folder: Path, split: str, workers: int) -> Split:
     samples, classes = _scan(root)
     if split == "test":
         _, known = _scan(_split_folder(folder, "train"))
-        for missing, where in [(set(known) - set(classes), root), (set(classes) - set(known),
-                                                                   _split_folder(folder, "train"))]:
+        for missing, where in [
+            (set(known) - set(classes), root),
+            (set(classes) - set(known), _split_folder(folder, "train")),
+        ]:
             if missing:
-                raise UserError(f"{where} has no images of class {', '.join(sorted(missing))}: "
-                                f"every class needs images in train and test; {OFFLINE}")
+                raise UserError(
+                    f"{where} has no images of class {', '.join(sorted(missing))}: "
+                    f"every class needs images in train and test; {OFFLINE}"
+                )
     cache, state = folder / CACHE.format(split=split), _fingerprint(root, samples)
     images = _read_cache(cache, state)
     if images is None:
@@ -114,8 +126,10 @@ def _split_folder(folder: Path, split: str) -> Path:
         if (folder / name).is_dir():
             return folder / name
     kinds = "train/" if split == "train" else "test/ or val/"
-    raise UserError(f"{folder} has no {kinds} folder: --data DIR takes DIR/train/<class>/… and "
-                    f"DIR/test/<class>/… (or val/); {OFFLINE}")
+    raise UserError(
+        f"{folder} has no {kinds} folder: --data DIR takes DIR/train/<class>/… and "
+        f"DIR/test/<class>/… (or val/); {OFFLINE}"
+    )
 
 
 def _scan(root: Path) -> tuple[list, list[str]]:
@@ -125,17 +139,24 @@ def _scan(root: Path) -> tuple[list, list[str]]:
     # EPS is a program for Ghostscript, not an image: files of others must not run.
     endings = {end for end, kind in Image.registered_extensions().items() if kind != "EPS"}
     try:
-        found = ImageFolder(str(root), allow_empty=True,
-                            is_valid_file=lambda path: Path(path).suffix.lower() in endings)
+        found = ImageFolder(
+            str(root),
+            allow_empty=True,
+            is_valid_file=lambda path: Path(path).suffix.lower() in endings,
+        )
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{root} holds no class folders with images ({reason}): it takes "
-                        f"{root}/<class>/<image>; {OFFLINE}") from error
+        raise UserError(
+            f"{root} holds no class folders with images ({reason}): it takes "
+            f"{root}/<class>/<image>; {OFFLINE}"
+        ) from error
     filled = {label for _, label in found.samples}
     empty = [name for name, label in found.class_to_idx.items() if label not in filled]
     if empty:
-        raise UserError(f"{root} has no images of class {', '.join(empty)}: every class folder "
-                        f"needs images that Pillow can read; {OFFLINE}")
+        raise UserError(
+            f"{root} has no images of class {', '.join(empty)}: every class folder "
+            f"needs images that Pillow can read; {OFFLINE}"
+        )
     return found.samples, found.classes
 
 
@@ -155,8 +176,9 @@ def _decode(paths: list[str], workers: int, title: str) -> torch.Tensor:
                     image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
                 images[i] = np.asarray(image)
         except Exception as error:  # Pillow raises as many kinds as there are formats
-            raise UserError(f"cannot read the image {paths[i]} ({error}): mend or remove "
-                            "it") from error
+            raise UserError(
+                f"cannot read the image {paths[i]} ({error}): mend or remove it"
+            ) from error
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         decoded = pool.map(decode, range(len(paths)))

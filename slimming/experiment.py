@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from models import NETWORKS, PAPER_DEPTH
-from slimming import checkpoint, data, profiling, reporting, training
+from slimming import before_after, checkpoint, data, profiling, reporting, training
 from slimming.cli import SETTINGS
 from slimming.errors import Interrupted, UserError
 
@@ -34,9 +34,11 @@ class Experiment:
         else:
             model = self.network.build(networks)
         self.model = model.to(self.device, memory_format=training.memory_format(model))
-        self.optimizer = training.make_optimizer(self.model, args.lr, args.momentum,
-                                                 args.weight_decay)
+        self.optimizer = training.make_optimizer(
+            self.model, args.lr, args.momentum, args.weight_decay
+        )
         self.epoch, self.best_prec1, self.history = args.start_epoch or 0, 0.0, []
+        self.before_pruning = self._before_pruning()
         if args.resume:
             self._resume()
         self.folder = self._folder()
@@ -52,7 +54,7 @@ class Experiment:
         ``on_gradients``: see `slimming.training.train`. Interrupted on Ctrl-C, Diverged if the
         loss is not finite; the checkpoint of the last whole epoch is there in both cases.
         """
-        args, started, first = self.args, time.perf_counter(), self.epoch
+        args, first = self.args, self.epoch
         if first >= args.epochs:
             print(f"{self.last}: all {args.epochs} epochs are done; --epochs N trains on")
             return
@@ -61,20 +63,35 @@ class Experiment:
         board = reporting.TensorBoard(self.events, first, not args.no_tensorboard)
         try:
             for epoch in range(first, args.epochs):
+                started = time.perf_counter()
                 lr = training.learning_rate(epoch, args.epochs, args.lr)
                 for group in self.optimizer.param_groups:
                     group["lr"] = lr
-                learned = training.train(self.model, self.train_loader, self.optimizer, epoch,
-                                         on_gradients, self.precision, args.log_interval)
+                learned = training.train(
+                    self.model,
+                    self.train_loader,
+                    self.optimizer,
+                    epoch,
+                    on_gradients,
+                    self.precision,
+                    args.log_interval,
+                )
                 score = training.test(self.model, self.test_loader, self.precision)
                 self._save(epoch, lr, learned, score)
                 board.add(epoch, self.history[-1], self.model)
-                done = time.perf_counter() - started
-                self._print_epoch(score, lr, done / (epoch + 1 - first))
+                self._print_epoch(score, lr, time.perf_counter() - started)
         except KeyboardInterrupt:
             raise Interrupted(self._how_to_continue()) from None
         finally:
             board.close()
+        if self.before_pruning and self.network.cfg:
+            print(
+                "\nfull network before pruning, slim network now:\n"
+                + before_after.against_full(
+                    self.model, self.network, score, self.before_pruning, self.test_loader
+                )
+                + "\n"
+            )
         reporting.draw_curves(self.curves, self.history, str(self.network))
         print(f"best top-1 {self.best_prec1:.2%}; wrote {self.last}, {self.best}, {self.curves}")
         print(reporting.sparsity_text(self.model))
@@ -89,9 +106,11 @@ class Experiment:
         with torch.device("meta"):  # is there such a network? asked before any download
             checkpoint.Network(**{**known, "num_classes": 1}).build(networks)
         train_loader, test_loader = (
-            data.batches(known["dataset"], args.data, part, size, self.device, args.workers,
-                         args.seed)
-            for part, size in (("train", args.batch_size), ("test", args.test_batch_size)))
+            data.batches(
+                known["dataset"], args.data, part, size, self.device, args.workers, args.seed
+            )
+            for part, size in (("train", args.batch_size), ("test", args.test_batch_size))
+        )
         known["num_classes"] = data.agree_on_classes(train_loader, known["num_classes"], args.start)
         return checkpoint.Network(**known), train_loader, test_loader
 
@@ -106,6 +125,14 @@ class Experiment:
             return Path("ckpts") / "_".join(part for part in parts if part)
         return Path("logs")
 
+    def _before_pruning(self) -> training.Score | None:
+        """What the full network scored, where the weights come from a pruned checkpoint."""
+        score = self.args.contents.get("before_pruning")
+        try:
+            return training.Score(float(score["loss"]), float(score["prec1"])) if score else None
+        except (TypeError, KeyError, ValueError):
+            raise UserError(f"{self.args.start} is damaged: before_pruning is {score!r}") from None
+
     def _resume(self) -> None:
         path, contents = self.args.resume, self.args.contents
         try:
@@ -114,8 +141,10 @@ class Experiment:
             if contents.get("scaler"):
                 self.precision.scaler.load_state_dict(contents["scaler"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path} cannot be resumed: its record of the run is damaged or "
-                            "missing; --refine starts from its weights") from error
+            raise UserError(
+                f"{path} cannot be resumed: its record of the run is damaged or "
+                "missing; --refine starts from its weights"
+            ) from error
         if not self._load_momentum(contents.get("optimizer")):
             print(f"note: {path} carries no momentum that fits: training goes on without")
         if self.args.start_epoch is not None:
@@ -137,14 +166,28 @@ class Experiment:
     def _save(self, epoch: int, lr: float, learned: training.Score, score: training.Score) -> None:
         best = score.prec1 > self.best_prec1 or not self.history
         self.best_prec1 = max(self.best_prec1, score.prec1)
-        self.history.append({
-            "epoch": epoch, "lr": lr, "train_loss": learned.loss, "train_prec1": learned.prec1,
-            "test_loss": score.loss, "test_prec1": score.prec1,
-            "gamma_near_zero": reporting.near_zero(self.model)})
+        self.history.append(
+            {
+                "epoch": epoch,
+                "lr": lr,
+                "train_loss": learned.loss,
+                "train_prec1": learned.prec1,
+                "test_loss": score.loss,
+                "test_prec1": score.prec1,
+                "gamma_near_zero": reporting.near_zero(self.model),
+            }
+        )
         contents = checkpoint.contents_of(
-            self.model, self.network, epoch + 1, self.best_prec1, self.optimizer.state_dict(),
-            scaler=self.precision.scaler.state_dict(), history=self.history,
-            settings={name: getattr(self.args, name) for name in SETTINGS})
+            self.model,
+            self.network,
+            epoch + 1,
+            self.best_prec1,
+            self.optimizer.state_dict(),
+            scaler=self.precision.scaler.state_dict(),
+            history=self.history,
+            before_pruning=self.before_pruning and self.before_pruning._asdict(),
+            settings={name: getattr(self.args, name) for name in SETTINGS},
+        )
         if best:  # first: if the run dies between the two, the epoch is trained and saved again
             checkpoint.write(self.best, {**contents, "optimizer": None})
         checkpoint.write(self.last, contents)
@@ -167,16 +210,21 @@ class Experiment:
         args = self.args
         penalty = f"sparsity s = {args.s:g}" if args.sr else "no sparsity"
         flops = profiling.count_flops(self.model) / 1e6
-        return (f"{self.network}: {profiling.count_parameters(self.model):,} parameters, "
-                f"{flops:.1f} MFLOPs an image\n{self.device}, {self.precision}, {penalty}, epochs "
-                f"{self.epoch} to {args.epochs}, results in {self.folder}/")
+        return (
+            f"{self.network}: {profiling.count_parameters(self.model):,} parameters, "
+            f"{flops:.1f} MFLOPs an image\n{self.device}, {self.precision}, {penalty}, epochs "
+            f"{self.epoch} to {args.epochs}, results in {self.folder}/"
+        )
 
     def _print_epoch(self, score: training.Score, lr: float, seconds: float) -> None:
         count, done = self.test_loader.num_images, self.history[-1]["epoch"] + 1
         left = seconds * (self.args.epochs - done)
-        print(f"Test set: Average loss: {score.loss:.4f}, Accuracy: {round(score.prec1 * count)}/"
-              f"{count} ({score.prec1:.2%})   epoch {done}/{self.args.epochs}, lr {lr:g}, "
-              f"{seconds:.1f} s an epoch, {left / 60:.0f} min left", flush=True)
+        print(
+            f"Test set: Average loss: {score.loss:.4f}, Accuracy: {round(score.prec1 * count)}/"
+            f"{count} ({score.prec1:.2%})   epoch {done}/{self.args.epochs}, lr {lr:g}, "
+            f"{seconds:.1f} s, {left / 60:.0f} min left",
+            flush=True,
+        )
 
     def _how_to_continue(self) -> str:
         if not self.last.exists():
@@ -184,5 +232,5 @@ class Experiment:
         words = ["python", *sys.argv]
         if self.args.resume in words:
             at = words.index(self.args.resume)
-            del words[at - 1 if words[at - 1] == "--resume" else at:at + 1]
+            del words[at - 1 if words[at - 1] == "--resume" else at : at + 1]
         return f"interrupted; continue with: {shlex.join([*words, '--resume', str(self.last)])}"

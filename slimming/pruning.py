@@ -34,7 +34,8 @@ class Choice:
     def channels(self) -> tuple[int, int]:
         """How many channels are alive before and after."""
         return sum(int(a.sum()) for a in self.alive.values()), sum(
-            int(k.sum()) for k in self.keep.values())
+            int(k.sum()) for k in self.keep.values()
+        )
 
 
 def selections(model: nn.Module) -> dict[str, str]:
@@ -43,14 +44,19 @@ def selections(model: nn.Module) -> dict[str, str]:
     The network declares with ``wiring()`` which layer reads and writes which BN.
     """
     written = {wire.writes for wire in model.wiring()}
-    return {name: f"{name.rpartition('.')[0]}.select".lstrip(".")
-            for name in batch_norms(model) if name not in written}
+    return {
+        name: f"{name.rpartition('.')[0]}.select".lstrip(".")
+        for name in batch_norms(model)
+        if name not in written
+    }
 
 
 def present_channels(model: nn.Module) -> Masks:
     """The channels of each BN that go on to the next layer: all, or those its selection keeps."""
-    masks = {name: torch.ones(bn.num_features, dtype=torch.bool)
-             for name, bn in batch_norms(model).items()}
+    masks = {
+        name: torch.ones(bn.num_features, dtype=torch.bool)
+        for name, bn in batch_norms(model).items()
+    }
     for name, selection in selections(model).items():
         select = model.get_submodule(selection)
         if isinstance(select, channel_selection):  # the mask implementation has none
@@ -61,8 +67,10 @@ def present_channels(model: nn.Module) -> Masks:
 def alive_channels(model: nn.Module) -> Masks:
     """The present channels that compute something: not those with γ = β = 0."""
     present = present_channels(model)
-    return {name: present[name] & ((bn.weight != 0) | (bn.bias != 0)).detach().cpu()
-            for name, bn in batch_norms(model).items()}
+    return {
+        name: present[name] & ((bn.weight != 0) | (bn.bias != 0)).detach().cpu()
+        for name, bn in batch_norms(model).items()
+    }
 
 
 def scaling_factors(model: nn.Module) -> Masks:
@@ -80,8 +88,10 @@ def choose_channels(model: nn.Module, percent: float, at_least_one: bool = True)
     factors, alive = scaling_factors(model), alive_channels(model)
     ranked = torch.cat([factors[name][alive[name]] for name in factors]).sort().values
     if not len(ranked) or not ranked.isfinite().all():
-        raise UserError("the network has scaling factors that are not finite, or none at all: "
-                        "prune a checkpoint of a run that did not diverge")
+        raise UserError(
+            "the network has scaling factors that are not finite, or none at all: "
+            "prune a checkpoint of a run that did not diverge"
+        )
     threshold = ranked[int(len(ranked) * percent)]
     keep = {name: alive[name] & (factors[name] > threshold) for name in factors}
     rescued = [name for name, mask in keep.items() if at_least_one and not mask.any()]
@@ -153,7 +163,9 @@ def prove_equal(small: nn.Module, reference: nn.Module, images: torch.Tensor) ->
     scale = theirs.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     difference = float((ours - theirs).abs().max() / scale)
     if not difference <= TOLERANCE:
-        raise UserError(f"the slim network differs from the masked one by {difference:.1e} of the "
-                        f"largest logit (allowed: {TOLERANCE:.0e}): nothing is written. Please "
-                        "report this with the checkpoint")
+        raise UserError(
+            f"the slim network differs from the masked one by {difference:.1e} of the "
+            f"largest logit (allowed: {TOLERANCE:.0e}): nothing is written. Please "
+            "report this with the checkpoint"
+        )
     return difference

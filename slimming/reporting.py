@@ -40,10 +40,14 @@ def sparsity_text(model: nn.Module) -> str:
     """How sparse γ is: what can be pruned without harm."""
     factors = alive_factors(model)
     values = factors.quantile(torch.tensor(QUANTILES)).tolist()
-    return (f"scaling factors: {near_zero(model):.1%} of {len(factors)} channels have |γ| < "
-            f"{NEAR_ZERO}\n" + table(
-                ["quantile", *(f"{q:.0%}" for q in QUANTILES)],
-                [["|γ|", *(f"{value:.2g}" for value in values)]]))
+    return (
+        f"scaling factors: {near_zero(model):.1%} of {len(factors)} channels have |γ| < "
+        f"{NEAR_ZERO}\n"
+        + table(
+            ["quantile", *(f"{q:.0%}" for q in QUANTILES)],
+            [["|γ|", *(f"{value:.2g}" for value in values)]],
+        )
+    )
 
 
 def layers_text(choice: Choice) -> str:
@@ -90,8 +94,9 @@ def draw_curves(path: Path, history: list[dict], title: str) -> None:
     epochs = [record["epoch"] + 1 for record in history]
     for part, style in (("train", "--"), ("test", "-")):
         losses.plot(epochs, [record[f"{part}_loss"] for record in history], style, label=part)
-        accuracies.plot(epochs, [100 * record[f"{part}_prec1"] for record in history], style,
-                        label=part)
+        accuracies.plot(
+            epochs, [100 * record[f"{part}_prec1"] for record in history], style, label=part
+        )
     for axes, name in ((losses, "cross entropy"), (accuracies, "top-1 (%)")):
         axes.set(xlabel="epoch", ylabel=name)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -111,8 +116,11 @@ def draw_pruning(path: Path, choice: Choice, factors: torch.Tensor, title: str) 
     layers.set(xlabel="BN layer, in the order of the forward pass", ylabel="channels")
     layers.legend()
     spread.hist(factors.numpy(), bins=100, color="#1f5a96")
-    spread.axvline(choice.threshold, color="#c23b22",
-                   label=f"threshold {choice.threshold:.3g} ({choice.percent:.0%})")
+    spread.axvline(
+        choice.threshold,
+        color="#c23b22",
+        label=f"threshold {choice.threshold:.3g} ({choice.percent:.0%})",
+    )
     spread.set(xlabel="|γ|", ylabel="channels", yscale="log")
     spread.legend()
     _save(figure, path, title)

@@ -36,8 +36,9 @@ def choose_device(name: str | None = None, no_cuda: bool = False) -> torch.devic
         device = torch.device(name or automatic)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"the device {name!r} cannot be used here: leave --device out, or use "
-                        "--device cpu") from error
+        raise UserError(
+            f"the device {name!r} cannot be used here: leave --device out, or use --device cpu"
+        ) from error
     return device
 
 
@@ -83,9 +84,15 @@ def learning_rate(epoch: int, epochs: int, lr: float) -> float:
     return lr * 0.1 ** sum(epoch >= max(1, milestone) for milestone in milestones)
 
 
-def train(model: nn.Module, loader: Batches, optimizer: torch.optim.Optimizer, epoch: int = 0,
-          on_gradients: Iterable[Callable[[], None]] = (), precision: Precision | None = None,
-          log_interval: int = 100) -> Score:
+def train(
+    model: nn.Module,
+    loader: Batches,
+    optimizer: torch.optim.Optimizer,
+    epoch: int = 0,
+    on_gradients: Iterable[Callable[[], None]] = (),
+    precision: Precision | None = None,
+    log_interval: int = 100,
+) -> Score:
     """Train one epoch. Each of ``on_gradients`` edits the gradients between backward and step.
 
     They find gradients that are whole: unscaled under mixed precision. Diverged if the loss is not
@@ -156,8 +163,10 @@ class _Meter:
 
 def _finite(score: Score, epoch: int) -> Score:
     if not math.isfinite(score.loss):
-        raise Diverged(f"the loss is {score.loss} in epoch {epoch}: the run diverged. Lower --lr "
-                       "(or --s), and continue from the last checkpoint or start again")
+        raise Diverged(
+            f"the loss is {score.loss} in epoch {epoch}: the run diverged. Lower --lr "
+            "(or --s), and continue from the last checkpoint or start again"
+        )
     return score
 
 
@@ -180,9 +189,12 @@ def _progress(loader: Batches, epoch: int, log_interval: int):
             bar.set_postfix_str(f"loss {score.loss:.4f}, top-1 {score.prec1:.2%}", refresh=False)
             bar.update(meter.count - bar.n)
             return
-        print(f"Train Epoch: {epoch} [{meter.count}/{total} ({meter.count / total:.0%})]\t"
-              f"Loss: {score.loss:.6f}\tTop-1: {score.prec1:.2%}\t"
-              f"{meter.count / elapsed:.0f} images/s", flush=True)
+        print(
+            f"Train Epoch: {epoch} [{meter.count}/{total} ({meter.count / total:.0%})]\t"
+            f"Loss: {score.loss:.6f}\tTop-1: {score.prec1:.2%}\t"
+            f"{meter.count / elapsed:.0f} images/s",
+            flush=True,
+        )
 
     with bar:
         yield report

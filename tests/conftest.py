@@ -1,0 +1,92 @@
+"""Small networks, small image folders, and the scripts as processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models import NETWORKS
+from slimming import checkpoint
+from slimming.sparsity import batch_norms
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALLEST = {"vgg": 11, "resnet": 11, "densenet": 7}  # the smallest depth of each network
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads():
+    torch.set_num_threads(2)
+
+
+def run(script, *args, cwd=None, **kwargs):
+    """Run a script of the repository as a process and return what it printed and its status."""
+    command = [sys.executable, str(ROOT / script), *map(str, args)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **kwargs.pop("env", {})}
+    return subprocess.run(
+        command,
+        cwd=cwd or ROOT,
+        env=env,
+        text=True,
+        capture_output=True,
+        timeout=300,
+        check=False,
+        **kwargs,
+    )
+
+
+def succeed(script, *args, **kwargs):
+    """Run a script that must succeed; return its output."""
+    done = run(script, *args, **kwargs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def randomize(model, seed=0):
+    """Give γ, β and the running statistics random values, as after training."""
+    generator = torch.Generator().manual_seed(seed)
+    for bn in batch_norms(model).values():
+        bn.weight.data.normal_(0, 0.5, generator=generator)
+        bn.bias.data.normal_(0, 0.2, generator=generator)
+        bn.running_mean.normal_(0, 0.2, generator=generator)
+        bn.running_var.uniform_(0.5, 2, generator=generator)
+    return model.eval()
+
+
+def save_network(path, arch, depth, dataset="digits", num_classes=10, **more):
+    """Write a checkpoint of a network with random scaling factors; return the path."""
+    network = checkpoint.Network(arch, depth, dataset, num_classes)
+    torch.manual_seed(0)
+    model = randomize(NETWORKS[arch](depth=depth, num_classes=num_classes))
+    checkpoint.write(path, checkpoint.contents_of(model, network, 1, 0.5, **more))
+    return path
+
+
+def make_images(folder, classes=("blue", "red"), train=48, test=16, size=(32, 32), ending=".png"):
+    """An image folder in which each class has its own colour, with noise."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("test", test)):
+        for label, name in enumerate(classes):
+            place = folder / split / name
+            place.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 200, (size[1], size[0], 3), dtype=np.uint8)
+                pixels[..., label % 3] //= 4
+                Image.fromarray(pixels).save(place / f"{i}{ending}")
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path):
+    return make_images(tmp_path / "images")
+
+
+@pytest.fixture(params=SMALLEST)
+def small(request):
+    """A small network of each architecture with random scaling factors."""
+    torch.manual_seed(0)
+    return randomize(NETWORKS[request.param](depth=SMALLEST[request.param], num_classes=10))

@@ -1,0 +1,155 @@
+"""Checkpoints: data only, whole or not at all, and enough to rebuild the network."""
+
+import contextlib
+import pickle
+import resource
+
+import pytest
+import torch
+from conftest import SMALLEST, randomize, save_network
+
+from models import resnet
+from slimming import checkpoint, pruning
+from slimming.checkpoint import Network
+from slimming.errors import UserError
+
+
+class Evil:
+    def __reduce__(self):
+        import pathlib
+
+        return pathlib.Path.touch, (pathlib.Path("code-ran"),)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return save_network(tmp_path / "model.pth.tar", "resnet", 11)
+
+
+def test_whoever_holds_a_checkpoint_rebuilds_its_network_without_flags(small, tmp_path):
+    arch = type(small).__name__
+    slim = pruning.slim(small, pruning.choose_channels(small, 0.4).keep)
+    network = Network(arch, SMALLEST[arch], "digits", 10, slim.cfg)
+    checkpoint.write(tmp_path / "slim", checkpoint.contents_of(slim, network, 3, 0.5))
+    model, found, contents = checkpoint.load(tmp_path / "slim")
+    assert found == network and contents["epoch"] == 3 and contents["best_prec1"] == 0.5
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images), slim(images))
+
+
+def test_a_file_of_the_original_suite_loads_with_the_flags_values(small, tmp_path):
+    """It has no arch, depth, dataset or class count, and old ones count no batches."""
+    state = {n: v for n, v in small.state_dict().items() if "num_batches" not in n}
+    arch = type(small).__name__
+    torch.save({"state_dict": state, "cfg": small.cfg}, tmp_path / "old")
+    with pytest.raises(UserError, match="--arch --depth --dataset"):
+        checkpoint.load(tmp_path / "old")
+    model, network, _ = checkpoint.load(
+        tmp_path / "old", {"arch": arch, "depth": small.depth, "dataset": "cifar10"}
+    )
+    assert network.num_classes == 10
+    assert all(torch.equal(model.state_dict()[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize(
+    "flag, value", [("arch", "vgg"), ("depth", 20), ("dataset", "cifar10"), ("num_classes", 100)]
+)
+def test_a_flag_that_contradicts_is_an_error_that_names_both(saved, flag, value):
+    stored = checkpoint.read(saved)[flag]
+    with pytest.raises(UserError) as error:
+        checkpoint.load(saved, {flag: value})
+    assert repr(stored) in str(error.value) and repr(value) in str(error.value)
+
+
+def test_code_in_a_checkpoint_never_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {}, "cfg": Evil()}, "zip.pth.tar")
+    torch.save({"state_dict": Evil()}, "legacy.pth.tar", _use_new_zipfile_serialization=False)
+    (tmp_path / "bare.pth.tar").write_bytes(pickle.dumps(Evil()))
+    for name in ("zip", "legacy", "bare"):
+        with pytest.raises(UserError):
+            checkpoint.read(f"{name}.pth.tar")
+    assert not (tmp_path / "code-ran").exists()
+
+
+def test_a_file_cut_at_any_place_is_one_clear_error(saved, tmp_path):
+    whole = saved.read_bytes()
+    cut = tmp_path / "cut"
+    for length in [0, 1, 100, *range(1000, len(whole), len(whole) // 20)]:
+        cut.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"cut"):
+            checkpoint.read(cut)
+
+
+def test_a_damaged_byte_is_found_or_harmless(saved, tmp_path):
+    """Whatever a flipped byte does, the reader gets a checkpoint or a UserError."""
+    whole = saved.read_bytes()
+    for place in range(0, len(whole), len(whole) // 25):
+        (tmp_path / "flipped").write_bytes(
+            whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :]
+        )
+        with contextlib.suppress(UserError):
+            checkpoint.load(tmp_path / "flipped")
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        [1, 2],
+        {"no": "state_dict"},
+        {"state_dict": [1]},
+        {"state_dict": {"a": 1}},
+        {"state_dict": {}, "arch": 7},
+        {"state_dict": {}, "cfg": "M"},
+        {"state_dict": {}, "depth": 1.5},
+    ],
+)
+def test_other_data_is_one_clear_error(tmp_path, contents):
+    torch.save(contents, tmp_path / "other")
+    with pytest.raises(UserError, match="other"):
+        checkpoint.load(tmp_path / "other", {"arch": "vgg", "depth": 11, "dataset": "cifar10"})
+
+
+def test_masks_that_contradict_the_widths_are_an_error(saved):
+    contents = checkpoint.read(saved)
+    contents["state_dict"]["layer1.0.select.indexes"][3] = 0
+    checkpoint.write(saved, contents)
+    with pytest.raises(UserError, match="masks and widths"):
+        checkpoint.load(saved)
+
+
+def test_a_write_that_fails_keeps_the_old_file_and_leaves_nothing(saved):
+    before = saved.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # as a full disk
+    try:
+        with pytest.raises(UserError, match="cannot write"):
+            checkpoint.write(saved, {"state_dict": {"a": torch.zeros(100_000)}})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert saved.read_bytes() == before
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def test_a_folder_means_the_best_model_in_it(tmp_path):
+    assert checkpoint.best_in(tmp_path / "x.pth.tar") == tmp_path / "x.pth.tar"
+    with pytest.raises(UserError, match="0 best models"):
+        checkpoint.best_in(tmp_path)
+    (tmp_path / "model_best.pth.tar").touch()
+    assert checkpoint.best_in(tmp_path).name == "model_best.pth.tar"
+    assert checkpoint.best_in(tmp_path / "best_acc").name == "model_best.pth.tar"
+
+
+def test_weights_with_and_without_selection_load_into_each_other():
+    import importlib
+
+    masked = importlib.import_module("mask-impl.models").NETWORKS
+    network = Network("resnet", 11, "digits", 10)
+    model = randomize(resnet(depth=11))
+    bare = checkpoint.load_network("x", {"state_dict": model.state_dict()}, network, masked)
+    back = checkpoint.load_network("x", {"state_dict": bare.state_dict()}, network)
+    assert all(torch.equal(v, back.state_dict()[n]) for n, v in model.state_dict().items())
+    model.select.indexes.data[0] = 0
+    with pytest.raises(UserError, match=r"unexpected select\.indexes"):
+        checkpoint.load_network("x", {"state_dict": model.state_dict()}, network, masked)

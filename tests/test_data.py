@@ -1,0 +1,199 @@
+"""Batches are what torchvision's transforms would give; image folders are decoded once."""
+
+import struct
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_images
+from PIL import Image
+
+from slimming import data, datasets
+from slimming.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def test_normalisation_equals_torchvision():
+    from torchvision import transforms
+
+    pixels = torch.randint(256, (1, 3, 32, 32), dtype=torch.uint8)
+    plain = transforms.Compose([transforms.ToTensor(), transforms.Normalize(data.MEAN, data.STD)])
+    expected = plain(pixels[0].permute(1, 2, 0).numpy())
+    torch.testing.assert_close(data.normalize(pixels)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_crop_and_flip_equal_pil():
+    """Black padding before normalisation, then the window, then the mirror image."""
+    from torchvision.transforms import functional
+
+    pixels = torch.randint(256, (20, 3, 32, 32), dtype=torch.uint8)
+    shift = torch.randint(9, (20, 2))
+    mirrored = torch.arange(20) % 2 == 0
+    got = data.flip(data.crop(pixels, shift), mirrored)
+    for i in range(20):
+        image = functional.pad(Image.fromarray(pixels[i].permute(1, 2, 0).numpy()), 4)
+        image = functional.crop(image, int(shift[i, 0]), int(shift[i, 1]), 32, 32)
+        image = functional.hflip(image) if mirrored[i] else image
+        assert torch.equal(got[i], functional.pil_to_tensor(image))
+
+
+def batches(count=100, **settings):
+    images = torch.arange(count * 3 * 32 * 32).view(count, 3, 32, 32) % 256
+    split = datasets.Split(images.byte(), torch.arange(count), ["a"])
+    return data.Batches(split, 32, augment=True, **settings)
+
+
+def test_an_epoch_is_a_function_of_seed_and_epoch_alone():
+    def epoch(loader, number):
+        loader.epoch = number
+        images, labels = zip(*loader, strict=True)
+        return torch.cat(images), torch.cat(labels)
+
+    first, second = batches(seed=1), batches(seed=1)
+    epoch(first, 0), epoch(first, 1)
+    torch.rand(17)  # other draws do not matter
+    for a, b in zip(epoch(first, 5), epoch(second, 5), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(epoch(first, 6)[1], epoch(second, 5)[1])
+    assert not torch.equal(epoch(batches(seed=2), 5)[1], epoch(second, 5)[1])
+
+
+def test_every_image_comes_once_an_epoch_and_every_crop_is_drawn():
+    loader = batches(1000)
+    assert torch.cat([labels for _, labels in loader]).sort().values.tolist() == list(range(1000))
+    _, shift, mirrored = loader._draws()
+    assert len(loader) == 32 and shift.unique().tolist() == list(range(9))
+    assert 400 < mirrored.sum() < 600
+    assert not batches(mirror=False)._draws()[2].any()
+
+
+def test_digits_are_always_split_the_same_way():
+    train = datasets.load("digits", None, "train")
+    test = datasets.load("digits", None, "test")
+    assert train.images.shape == (1437, 3, 32, 32) and test.images.shape == (360, 3, 32, 32)
+    assert train.images.max() == 255 and len(test.classes) == 10
+    assert test.labels.bincount().min() >= 34
+    assert test.labels[:8].tolist() == datasets.load("digits", None, "test").labels[:8].tolist()
+
+
+def write_idx(path, array):
+    header = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+    path.write_bytes(header + array.tobytes())
+
+
+def test_mnist_is_padded_to_three_equal_channels(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    grey = np.random.default_rng(0).integers(1, 255, (6, 28, 28), dtype=np.uint8)
+    for part in ("train", "t10k"):
+        write_idx(raw / f"{part}-images-idx3-ubyte", grey)
+        write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(6, dtype=np.uint8))
+    images, labels, classes = datasets.load("mnist", tmp_path, "train")
+    assert images.shape == (6, 3, 32, 32) and images.dtype == torch.uint8
+    assert all(np.array_equal(images[:, c, 2:30, 2:30], grey) for c in range(3))
+    assert images[:, :, :2].sum() == 0 and images[..., 30:].sum() == 0
+    assert labels.tolist() == [0, 1, 2, 3, 4, 5] and len(classes) == 10
+
+
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("cifar10", "CIFAR10"),
+        ("cifar100", "CIFAR100"),
+        ("svhn", "SVHN"),
+        ("fashionmnist", "FashionMNIST"),
+    ],
+)
+def test_torchvision_s_layouts_are_understood(name, kind, monkeypatch, tmp_path):
+    """Up to the download: the class is replaced by one that holds what it would have read."""
+    import torchvision
+
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 3, 32, 32), dtype=np.uint8)
+
+    class Fake:
+        def __init__(self, root, download, train=True, split="train"):
+            assert root == str(tmp_path) and download
+            self.data = {
+                "svhn": pixels,
+                "fashionmnist": torch.from_numpy(pixels[:, 0, :28, :28]),
+            }.get(name, pixels.transpose(0, 2, 3, 1))
+            self.labels = self.targets = [4, 3, 2, 1, 0]
+
+    monkeypatch.setattr(torchvision.datasets, kind, Fake)
+    images, labels, _ = datasets.load(name, tmp_path, "test")
+    if name == "fashionmnist":
+        assert np.array_equal(images[:, 2, 2:30, 2:30], pixels[:, 0, :28, :28])
+    else:
+        assert np.array_equal(images, pixels)
+    assert labels.dtype == torch.int64 and labels.tolist() == [4, 3, 2, 1, 0]
+
+
+def test_a_folder_is_read_as_torchvision_reads_it(images):
+    from torchvision.datasets import ImageFolder
+
+    expected = ImageFolder(str(images / "train"))
+    split = datasets.load("folder", images, "train", workers=2)
+    assert split.classes == expected.classes and split.labels.tolist() == expected.targets
+    for i in (0, 50, 95):
+        assert np.array_equal(split.images[i].permute(1, 2, 0), np.asarray(expected[i][0]))
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".bmp", ".gif", ".webp", ".tiff", ".ppm"])
+def test_other_formats_sizes_and_a_val_folder(tmp_path, ending):
+    folder = make_images(tmp_path, train=2, test=2, size=(50, 40), ending=ending)
+    (folder / "test").rename(folder / "val")
+    assert datasets.load("folder", folder, "test").images.shape == (4, 3, 32, 32)
+
+
+def test_grey_and_transparent_images_become_rgb(images):
+    grey = Image.fromarray(np.full((32, 32), 77, dtype=np.uint8))
+    grey.save(images / "train" / "blue" / "0.png")
+    Image.new("RGBA", (32, 32), (1, 2, 3, 0)).save(images / "train" / "blue" / "1.png")
+    split = datasets.load("folder", images, "train")
+    assert (split.images[0] == 77).all()
+    assert split.images[1, :, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_the_cache_is_used_until_a_file_changes(images, monkeypatch):
+    before = datasets.load("folder", images, "train")
+    monkeypatch.setattr(datasets, "_decode", None)  # a second decoding would fail
+    assert torch.equal(datasets.load("folder", images, "train").images, before.images)
+    monkeypatch.undo()
+    Image.new("RGB", (32, 32), (9, 9, 9)).save(images / "train" / "blue" / "0.png")
+    after = datasets.load("folder", images, "train")
+    assert (after.images[0] == 9).all() and torch.equal(after.images[1:], before.images[1:])
+    cache = images / ".network-slimming-train.pt"
+    cache.write_bytes(cache.read_bytes()[:100])
+    assert torch.equal(datasets.load("folder", images, "train").images, after.images)
+
+
+@pytest.mark.parametrize(
+    "harm, message",
+    [
+        (lambda d: (d / "train").rename(d / "trains"), "no train/ folder"),
+        (lambda d: (d / "test").rename(d / "tests"), "no test/ or val/ folder"),
+        (lambda d: (d / "test" / "red").rename(d / "red"), "no images of class red"),
+        (lambda d: (d / "train" / "red").rename(d / "red"), "no images of class red"),
+        (lambda d: (d / "test" / "green").mkdir(), "no images of class green"),
+        (lambda d: (d / "test" / "red" / "3.png").write_bytes(b"no image"), "red/3.png"),
+        (lambda d: (d / "test" / "red" / "3.eps").write_bytes(b"%!PS showpage"), None),
+    ],
+)
+def test_a_folder_that_cannot_be_used_says_why(images, harm, message):
+    harm(images)
+    if message is None:  # not a picture but a program: left alone
+        assert len(datasets.load("folder", images, "test").images) == 32
+        return
+    with pytest.raises(UserError, match=message):
+        for split in ("train", "test"):
+            datasets.load("folder", images, split)
+
+
+def test_a_read_only_folder_is_decoded_without_a_cache(images, monkeypatch, capsys):
+    def refuse(path, contents):
+        raise UserError("cannot write")
+
+    monkeypatch.setattr(datasets.checkpoint, "write", refuse)
+    assert len(datasets.load("folder", images, "train").images) == 96
+    assert "not kept" in capsys.readouterr().out

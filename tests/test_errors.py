@@ -1,0 +1,314 @@
+"""Every command broken on purpose, as a process: one line, the right status, nothing written."""
+
+import os
+import resource
+import shutil
+import sys
+
+import pytest
+import torch
+from conftest import make_images, run, save_network
+
+PRUNERS = {
+    "vggprune.py": "vgg",
+    "resprune.py": "resnet",
+    "denseprune.py": "densenet",
+    "mask-impl/prune_mask.py": "resnet",
+}
+DEPTH = {"vgg": 11, "resnet": 11, "densenet": 7}
+READERS = [
+    ("main.py", "--refine"),
+    ("main.py", "--resume"),
+    ("mask-impl/main_mask.py", "--refine"),
+    ("mask-impl/main_mask.py", "--resume"),
+    *((script, "--model") for script in PRUNERS),
+]
+UNREACHABLE = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https", "HTTP", "HTTPS")}
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("code-ran",)
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """A good checkpoint of each network, and files that are none."""
+    folder = tmp_path_factory.mktemp("files")
+    for arch, depth in DEPTH.items():
+        save_network(folder / arch, arch, depth)
+    save_network(folder / "resnet20", "resnet", 20)
+    save_network(folder / "cifar10", "resnet", 11, "cifar10")
+    save_network(folder / "three", "resnet", 11, "folder", num_classes=3)
+    (folder / "empty").touch()
+    (folder / "random").write_bytes(os.urandom(50_000))
+    (folder / "cut").write_bytes((folder / "resnet").read_bytes()[:20_000])
+    torch.save({"state_dict": {}, "cfg": Evil()}, folder / "evil")
+    make_images(folder / "images", train=4, test=4)
+    return folder
+
+
+def fails(tmp_path, script, *args, status=2, says=(), **kwargs):
+    """The command ends with one line that holds ``says``, and no file is new."""
+    before = sorted(tmp_path.rglob("*"))
+    done = run(script, *args, cwd=tmp_path, **kwargs)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    for words in [says] if isinstance(says, str) else says:
+        assert words in lines[0]
+    assert sorted(tmp_path.rglob("*")) == before
+    return lines[0]
+
+
+@pytest.mark.parametrize("script, flag", READERS)
+@pytest.mark.parametrize(
+    "broken, says",
+    [
+        ("missing", "No such file"),
+        ("empty", "empty, cut short"),
+        ("cut", "cut short"),
+        ("random", "random"),
+        ("evil", "run code"),
+        ("images", "images"),
+    ],
+)
+def test_a_broken_file(tmp_path, files, script, flag, broken, says):
+    fails(tmp_path, script, flag, files / broken, "--dataset", "digits", says=says)
+
+
+@pytest.mark.parametrize("script, arch", PRUNERS.items())
+@pytest.mark.parametrize("percent", ["1", "1.5", "-0.1", "nan", "half"])
+def test_a_percent_that_is_none(tmp_path, files, script, arch, percent):
+    fails(
+        tmp_path,
+        script,
+        "--model",
+        files / arch,
+        "--percent",
+        percent,
+        says=["--percent", "less than 1", percent],
+    )
+
+
+@pytest.mark.parametrize(
+    "script, other",
+    [("vggprune.py", "resnet"), ("resprune.py", "densenet"), ("denseprune.py", "vgg")],
+)
+def test_a_checkpoint_of_another_network(tmp_path, files, script, other):
+    fails(tmp_path, script, "--model", files / other, says=[f"holds arch '{other}'", "was asked"])
+
+
+@pytest.mark.parametrize(
+    "script, flag", [READERS[0], READERS[1], READERS[3], READERS[5], READERS[7]]
+)
+def test_a_checkpoint_of_another_dataset_depth_or_class_count(tmp_path, files, script, flag):
+    fails(
+        tmp_path,
+        script,
+        flag,
+        files / "resnet",
+        "--dataset",
+        "cifar10",
+        says=["'digits'", "'cifar10'"],
+    )
+    fails(tmp_path, script, flag, files / "resnet", "--depth", "20", says=["11", "20"])
+    fails(
+        tmp_path,
+        script,
+        flag,
+        files / "three",
+        "--data",
+        files / "images",
+        says=["3 classes", "has 2"],
+    )
+
+
+def test_weights_of_another_network(tmp_path, files):
+    """A file that does not say what it holds, and flags that guess wrong."""
+    contents = torch.load(files / "resnet20", weights_only=True)
+    old = tmp_path / "old"
+    torch.save({"state_dict": contents["state_dict"]}, old)
+    fails(
+        tmp_path,
+        "resprune.py",
+        "--model",
+        old,
+        "--dataset",
+        "digits",
+        "--depth",
+        "29",
+        says="does not hold a resnet-29",
+    )
+    fails(
+        tmp_path,
+        "vggprune.py",
+        "--model",
+        old,
+        "--dataset",
+        "digits",
+        "--depth",
+        "11",
+        says="does not hold a vgg-11",
+    )
+    fails(tmp_path, "resprune.py", "--model", old, says="give --depth --dataset")
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--epochs", "0"], "--epochs"),
+        (["--epochs", "ten"], "--epochs"),
+        (["--lr", "-1"], "--lr"),
+        (["--lr", "inf"], "--lr"),
+        (["--s", "nan"], "--s"),
+        (["--momentum", "1"], "--momentum"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--arch", "alexnet"], "alexnet"),
+        (["--arch", "vgg", "--depth", "18"], "11, 13, 16, 19"),
+        (["--depth", "20.5"], "--depth"),
+        (["--arch", "preact_res21"], "9n+2"),
+        (["--arch", "densenet", "--depth", "41"], "3n+4"),
+        (["--arch", "preact_res20", "--depth", "56"], "contradict"),
+        (["--seed", "-1"], "--seed"),
+        (["--dataset", "imagenet"], "imagenet"),
+        (["--device", "gpu9"], "--device cpu"),
+        (["--device", "cuda:99"], "--device cpu"),
+        (["--colour"], "--colour"),
+        (["--filename", "a/b"], "--filename"),
+        (["--tag", ".."], "--tag"),
+    ],
+)
+def test_wrong_flags(tmp_path, flags, says):
+    fails(tmp_path, "main.py", "--dataset", "digits", *flags, says=says)
+
+
+def test_a_model_that_is_not_named(tmp_path):
+    fails(tmp_path, "vggprune.py", says="--model FILE is needed")
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "svhn", "mnist", "fashionmnist"])
+def test_a_dataset_that_cannot_be_downloaded(tmp_path, dataset):
+    (tmp_path / f"data.{dataset}").mkdir()  # or the library makes it
+    line = fails_but_for(tmp_path, f"data.{dataset}", "main.py", "--dataset", dataset)
+    assert f"download {dataset}" in line and "--dataset digits" in line
+
+
+def fails_but_for(tmp_path, name, *command):
+    """As `fails`; the library may leave empty folders of the dataset in ``name``."""
+    done = run(*command, cwd=tmp_path, env=UNREACHABLE)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2 and len(lines) == 1, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    return lines[0]
+
+
+def test_image_folders_that_cannot_be_used(tmp_path, files):
+    flags = ["main.py", "--dataset", "folder", "--arch", "resnet", "--depth", "11"]
+    fails(tmp_path, *flags, says=["data.folder has no train/", "--data DIR", "--dataset digits"])
+    fails(tmp_path, *flags, "--data", files / "random", says="no train/")
+    broken = shutil.copytree(files / "images", tmp_path / "broken")
+    shutil.rmtree(broken / "test" / "red")
+    (broken / ".network-slimming-train.pt").touch()  # the one file that may appear
+    fails(tmp_path, *flags, "--data", broken, says="no images of class red")
+
+
+def test_results_that_cannot_be_written(tmp_path, files):
+    (tmp_path / "file").touch()
+    fails(
+        tmp_path,
+        "resprune.py",
+        "--model",
+        files / "resnet",
+        "--save",
+        "file/x",
+        says="cannot write",
+    )
+    copy = shutil.copy(files / "resnet", tmp_path / "pruned.pth.tar")
+    fails(tmp_path, "resprune.py", "--model", copy, says="would replace")
+
+
+def small_files_only():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+def test_a_full_disk(tmp_path, files):
+    """The limit on the size of a file stands for the disk."""
+    (tmp_path / "out").mkdir()
+    fails(
+        tmp_path,
+        "vggprune.py",
+        "--model",
+        files / "vgg",
+        "--save",
+        "out",
+        says="cannot write out/pruned.pth.tar",
+        preexec_fn=small_files_only,
+    )
+    fails(
+        tmp_path,
+        "main.py",
+        "--dataset",
+        "folder",
+        "--data",
+        shutil.copytree(files / "images", tmp_path / "images"),
+        "--arch",
+        "vgg",
+        "--depth",
+        "11",
+        "--epochs",
+        "1",
+        "--no-tensorboard",
+        "--save",
+        "out",
+        preexec_fn=small_files_only,
+        says="cannot write out/model_best.pth.tar",
+    )
+
+
+def test_a_run_that_diverges(tmp_path, files):
+    fails(
+        tmp_path,
+        "main.py",
+        "--dataset",
+        "folder",
+        "--data",
+        files / "images",
+        "--arch",
+        "resnet",
+        "--depth",
+        "11",
+        "--lr",
+        "1e30",
+        "--epochs",
+        "3",
+        "--batch-size",
+        "2",
+        "--save",
+        ".",
+        "--no-tensorboard",
+        status=1,
+        says=["diverged", "--lr"],
+    )
+
+
+def test_importing_a_script_runs_nothing(tmp_path):
+    import subprocess
+
+    from conftest import ROOT
+
+    names = [
+        "main",
+        "vggprune",
+        "resprune",
+        "denseprune",
+        "mask-impl.main_mask",
+        "mask-impl.prune_mask",
+    ]
+    code = f"import importlib\nfor n in {names}: importlib.import_module(n)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,0 +1,144 @@
+"""A slim network computes what the masked network computes; the threshold is the paper's."""
+
+import importlib
+
+import pytest
+import torch
+from conftest import SMALLEST, randomize
+
+from models import densenet, resnet, vgg
+from slimming import checkpoint, profiling, pruning
+from slimming.checkpoint import Network
+from slimming.errors import UserError
+from slimming.sparsity import batch_norms
+
+MASK_NETWORKS = importlib.import_module("mask-impl.models").NETWORKS
+IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(IMAGES)
+
+
+def relative(a, b):
+    return float((logits(a) - logits(b)).abs().max() / logits(b).abs().max())
+
+
+@pytest.mark.parametrize("percent", [0.0, 0.1, 0.4, 0.7, 0.95, 0.999])
+def test_slim_equals_masked(small, percent):
+    keep = pruning.choose_channels(small, percent).keep
+    slim, masked = pruning.slim(small, keep), pruning.masked(small, keep)
+    assert relative(slim, masked) <= 1e-4
+    assert profiling.count_parameters(slim) < profiling.count_parameters(small)
+
+
+@pytest.mark.parametrize(
+    "build, depth", [(vgg, 19), (vgg, 13), (vgg, 16), (resnet, 56), (densenet, 40)]
+)
+def test_slim_equals_masked_at_the_depths_people_use(build, depth):
+    torch.manual_seed(0)
+    model = randomize(build(depth=depth))
+    keep = pruning.choose_channels(model, 0.6).keep
+    assert relative(pruning.slim(model, keep), pruning.masked(model, keep)) <= 1e-4
+
+
+@pytest.mark.parametrize("percent", [0.1, 0.4, 0.7, 0.95])
+def test_slim_equals_the_mask_implementation_with_the_same_weights(small, percent):
+    arch = type(small).__name__
+    keep = pruning.choose_channels(small, percent).keep
+    network = Network(arch, SMALLEST[arch], "digits", 10)
+    contents = {"state_dict": small.state_dict()}
+    without_selection = checkpoint.load_network("x", contents, network, MASK_NETWORKS)
+    assert not any("indexes" in name for name in without_selection.state_dict())
+    pruning.zero_channels(without_selection, keep)
+    assert relative(pruning.slim(small, keep), without_selection) <= 1e-4
+
+
+def test_pruning_a_slim_network_again(small):
+    first = pruning.slim(small, pruning.choose_channels(small, 0.4).keep)
+    choice = pruning.choose_channels(first, 0.5)
+    second = pruning.slim(first, choice.keep)
+    assert relative(second, pruning.masked(first, choice.keep)) <= 1e-4
+    before, after = choice.channels
+    assert before == sum(int(k.sum()) for k in pruning.alive_channels(first).values())
+    assert after == sum(c for c in second.cfg if c != "M")
+    assert 0.4 <= after / before <= 0.51  # half of what was left, not of the full network
+
+
+def test_both_passes_equal_one_pass_with_the_same_channels(small):
+    """Slicing a slice is slicing: 30 % and then more ends where going there at once ends."""
+    at_once = pruning.choose_channels(small, 0.7)
+    first = pruning.slim(small, pruning.choose_channels(small, 0.3).keep)
+    alive = pruning.alive_channels(first)
+    factors = pruning.scaling_factors(first)
+    keep = pruning.keep_one(first, {n: alive[n] & (factors[n] > at_once.threshold) for n in alive})
+    assert relative(pruning.slim(first, keep), pruning.slim(small, at_once.keep)) <= 1e-4
+
+
+def test_the_threshold_is_the_value_at_the_paper_s_position():
+    model = vgg(depth=11)
+    values = torch.linspace(-1, 1, 2752)[torch.randperm(2752)]
+    for bn, part in zip(
+        batch_norms(model).values(),
+        values.split([bn.num_features for bn in batch_norms(model).values()]),
+        strict=True,
+    ):
+        bn.weight.data.copy_(part)
+    choice = pruning.choose_channels(model, 0.7)
+    ranked = sorted(values.abs().tolist())
+    assert choice.threshold == ranked[int(2752 * 0.7)]
+    assert choice.channels == (2752, sum(v > choice.threshold for v in ranked))
+    assert pruning.choose_channels(model, 0.0).threshold == ranked[0]
+
+
+def test_a_layer_that_would_be_empty_keeps_its_largest_factor(small):
+    name, bn = list(batch_norms(small).items())[1]
+    bn.weight.data.mul_(1e-6)
+    choice = pruning.choose_channels(small, 0.5)
+    assert choice.rescued == [name]
+    assert choice.keep[name].nonzero().flatten().tolist() == [int(bn.weight.abs().argmax())]
+    unguarded = pruning.choose_channels(small, 0.5, at_least_one=False)
+    assert not unguarded.keep[name].any() and not unguarded.rescued
+
+
+def test_a_fully_zeroed_layer_has_a_slim_network_too(small):
+    """The mask implementation may lose whole layers; one zero channel stands for each."""
+    keep = pruning.choose_channels(small, 0.5, at_least_one=False).keep
+    for name in list(keep)[1:3]:
+        keep[name][:] = False
+    masked = pruning.masked(small, keep)
+    assert relative(pruning.slim(masked, pruning.keep_one(masked, keep)), masked) <= 1e-4
+
+
+def test_dead_channels_do_not_count(small):
+    keep = pruning.choose_channels(small, 0.4).keep
+    masked = pruning.masked(small, keep)
+    again = pruning.choose_channels(masked, 0.0)
+    assert again.channels[0] == sum(int(k.sum()) for k in keep.values())
+
+
+def test_scaling_factors_that_are_not_finite_are_refused(small):
+    next(iter(batch_norms(small).values())).weight.data[0] = float("nan")
+    with pytest.raises(UserError, match="not finite"):
+        pruning.choose_channels(small, 0.5)
+
+
+def test_the_proof_finds_a_slim_network_that_is_wrong(small):
+    keep = pruning.choose_channels(small, 0.4).keep
+    slim, masked = pruning.slim(small, keep), pruning.masked(small, keep)
+    assert pruning.prove_equal(slim, masked, IMAGES) <= 1e-4
+    list(batch_norms(slim).values())[-1].bias.data += 0.1
+    with pytest.raises(UserError, match="nothing is written"):
+        pruning.prove_equal(slim, masked, IMAGES)
+    list(batch_norms(slim).values())[-1].bias.data[0] = float("nan")
+    with pytest.raises(UserError, match="nothing is written"):
+        pruning.prove_equal(slim, masked, IMAGES)
+
+
+def test_parameters_and_flops_fall_with_the_channels():
+    model = randomize(resnet(depth=20))
+    keep = {n: torch.arange(bn.num_features) % 2 == 0 for n, bn in batch_norms(model).items()}
+    slim = pruning.slim(model, keep)
+    assert profiling.count_flops(slim) < 0.5 * profiling.count_flops(model)
+    assert slim.cfg == [c // 2 for c in model.cfg]

@@ -1,0 +1,206 @@
+"""A run that is killed and resumed ends bit-identical to one that was not."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, make_images, run, succeed
+
+from slimming import checkpoint
+
+FLAGS = [
+    "-sr",
+    "--s",
+    "0.001",
+    "--dataset",
+    "folder",
+    "--arch",
+    "resnet",
+    "--depth",
+    "11",
+    "--epochs",
+    "6",
+    "--batch-size",
+    "16",
+    "--seed",
+    "3",
+    "--no-tensorboard",
+]
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def same(a, b):
+    """Whether two nested structures are equal, tensors bit by bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def wait_for(path, process, seconds=60):
+    end = time.monotonic() + seconds
+    while not path.exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("extra", [[], ["--amp"]], ids=["fp32", "amp"])
+def test_killed_three_times_and_resumed(tmp_path, extra):
+    data = ["--data", make_images(tmp_path / "images", train=120)]
+    flags = [*FLAGS, *data, *extra]
+    succeed("main.py", *flags, "--save", tmp_path / "whole")
+    last = tmp_path / "killed" / "checkpoint.pth.tar"
+    rng, kills = random.Random(os.getpid()), 0
+    while kills < 3:
+        resume = ["--resume", last] if last.exists() else []
+        command = [sys.executable, "main.py", *flags, "--save", tmp_path / "killed", *resume]
+        before = last.stat().st_mtime_ns if last.exists() else 0
+        process = subprocess.Popen(
+            list(map(str, command)), cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL
+        )
+        while (
+            process.poll() is None
+            and kills < 2
+            and (not last.exists() or last.stat().st_mtime_ns == before)
+        ):
+            time.sleep(0.01)  # the first two get one epoch further, the third may not
+        time.sleep(rng.uniform(0, 0.7))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+        checkpoint.load(last)  # always loadable
+        print(f"kill {kills}: after epoch {checkpoint.read(last)['epoch']}")
+    succeed("main.py", *flags, "--save", tmp_path / "killed", "--resume", last)
+    for name in ("checkpoint.pth.tar", "model_best.pth.tar"):
+        whole, resumed = (checkpoint.read(tmp_path / run / name) for run in ("whole", "killed"))
+        assert same(whole, resumed), name
+    assert whole["epoch"] <= 6 and len(whole["history"]) == whole["epoch"]
+
+
+def test_resume_needs_no_other_flag_and_says_what_changed(images, tmp_path):
+    first = [
+        "--dataset",
+        "folder",
+        "--data",
+        images,
+        "--arch",
+        "resnet",
+        "--depth",
+        "11",
+        "-sr",
+        "--s",
+        "0.01",
+        "--batch-size",
+        "32",
+        "--no-tensorboard",
+        "--save",
+        tmp_path / "out",
+    ]
+    last = tmp_path / "out" / "checkpoint.pth.tar"
+    succeed("main.py", *first, "--epochs", "1")
+    printed = succeed(
+        "main.py",
+        "--resume",
+        last,
+        "--data",
+        images,
+        "--epochs",
+        "2",
+        "--no-tensorboard",
+        "--device",
+        "cpu",
+    )
+    assert "--epochs is 2 now, it was 1" in printed and "sparsity s = 0.01" in printed
+    contents = checkpoint.read(last)
+    assert contents["epoch"] == 2 and contents["settings"]["batch_size"] == 32
+    printed = succeed("main.py", "--resume", last, "--data", images, "--no-tensorboard")
+    assert "all 2 epochs are done" in printed
+
+
+def test_ctrl_c_says_how_to_continue(images, tmp_path):
+    last = tmp_path / "out" / "checkpoint.pth.tar"
+    command = [
+        sys.executable,
+        "main.py",
+        "--dataset",
+        "folder",
+        "--data",
+        images,
+        "--arch",
+        "resnet",
+        "--depth",
+        "11",
+        "--save",
+        tmp_path / "out",
+        "--no-tensorboard",
+    ]
+    process = subprocess.Popen(
+        list(map(str, command)),
+        cwd=ROOT,
+        env=ENV,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    wait_for(last, process)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert len(stderr.splitlines()) == 1 and f"--resume {last}" in stderr
+    checkpoint.load(last)
+
+
+def test_another_run_in_the_same_folder_is_moved_not_overwritten(images, tmp_path):
+    flags = [
+        "--dataset",
+        "folder",
+        "--data",
+        images,
+        "--arch",
+        "resnet",
+        "--depth",
+        "11",
+        "--epochs",
+        "1",
+        "--save",
+        tmp_path / "out",
+        "--no-tensorboard",
+    ]
+    succeed("main.py", *flags)
+    before = (tmp_path / "out" / "checkpoint.pth.tar").read_bytes()
+    assert "previous-1" in succeed("main.py", *flags, "--seed", "2")
+    assert (tmp_path / "out" / "previous-1" / "checkpoint.pth.tar").read_bytes() == before
+
+
+def test_momentum_of_the_original_suite_is_no_obstacle(images, tmp_path):
+    """There the masks have a gradient, and momentum counts them."""
+    flags = [
+        "--dataset",
+        "folder",
+        "--data",
+        images,
+        "--arch",
+        "resnet",
+        "--depth",
+        "11",
+        "--epochs",
+        "1",
+        "--save",
+        tmp_path / "out",
+        "--no-tensorboard",
+    ]
+    succeed("main.py", *flags)
+    last = tmp_path / "out" / "checkpoint.pth.tar"
+    contents = checkpoint.read(last)
+    contents["optimizer"]["state"][500] = {"momentum_buffer": torch.zeros(3)}
+    old = {k: contents[k] for k in ("epoch", "state_dict", "best_prec1", "optimizer")}
+    checkpoint.write(last, old)
+    done = run("main.py", *flags, "--resume", last, "--epochs", "2")
+    assert done.returncode == 0 and "goes on without" in done.stdout, done.stderr

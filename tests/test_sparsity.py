@@ -1,0 +1,100 @@
+"""The penalty is autograd's gradient of s · Σ|γ|; pruned channels stay pruned."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models import resnet
+from slimming import training
+from slimming.sparsity import GradientMask, L1Penalty, batch_norms
+
+S = 0.01
+
+
+def gradients(model, precision_dtype, scale, penalty_in_loss):
+    """Gradients of every γ; the penalty is either part of the loss or added by `L1Penalty`."""
+    torch.manual_seed(0)
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
+    optimizer = training.make_optimizer(model, 0.1, 0.9, 1e-4)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale != 1)
+    with torch.autocast("cpu", precision_dtype, enabled=precision_dtype is not None):
+        loss = F.cross_entropy(model(images), labels)
+    if penalty_in_loss:
+        loss = loss + S * sum(bn.weight.abs().sum() for bn in batch_norms(model).values())
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    if not penalty_in_loss:
+        L1Penalty(model, S)()
+    return torch.cat([bn.weight.grad for bn in batch_norms(model).values()])
+
+
+@pytest.mark.parametrize(
+    "dtype, scale", [(None, 1), (torch.bfloat16, 1), (None, 1024), (torch.float16, 1024)]
+)
+def test_the_penalty_is_the_gradient_of_the_l1_norm(dtype, scale):
+    torch.manual_seed(0)
+    model = resnet(depth=11)
+    for bn in batch_norms(model).values():
+        bn.weight.data.normal_(0, 0.5)
+    added = gradients(model, dtype, scale, penalty_in_loss=False)
+    model.zero_grad()
+    for bn in batch_norms(model).values():
+        bn.reset_running_stats()
+    by_autograd = gradients(model, dtype, scale, penalty_in_loss=True)
+    torch.testing.assert_close(added, by_autograd, rtol=1e-5, atol=1e-6)
+
+
+def test_a_scaling_factor_of_zero_is_not_moved_by_the_penalty():
+    bn = torch.nn.BatchNorm2d(3)
+    bn.weight.data.copy_(torch.tensor([-2.0, 0.0, 3.0]))
+    bn.weight.grad = torch.zeros(3)
+    L1Penalty(bn, 0.5)()
+    assert bn.weight.grad.tolist() == [-0.5, 0.0, 0.5]
+
+
+def test_masked_channels_stay_zero_through_momentum_weight_decay_and_penalty():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 4, 3)
+    )
+    optimizer = training.make_optimizer(model, 0.1, 0.9, 0.01)
+    images = torch.randn(4, 3, 8, 8)
+
+    def step(edits):
+        optimizer.zero_grad()
+        model(images).square().sum().backward()
+        for edit in edits:
+            edit()
+        optimizer.step()
+
+    step([])  # every channel has momentum now
+    bn = model[1]
+    bn.weight.data[:3] = bn.bias.data[:3] = 0
+    unmasked = copy.deepcopy((model, optimizer))
+    edits = [L1Penalty(model, 0.1), GradientMask(model, optimizer)]
+    for _ in range(5):
+        step(edits)
+    assert (bn.weight[:3] == 0).all() and (bn.bias[:3] == 0).all()
+    assert (bn.weight[3:] != 0).all()
+    model, optimizer = unmasked
+    step([])
+    assert (model[1].weight[:3] != 0).any(), "without the mask the channels come back to life"
+
+
+def test_the_classic_names_are_where_people_look_for_them():
+    import importlib
+
+    import main
+
+    main_mask = importlib.import_module("mask-impl.main_mask")
+    model = resnet(depth=11)
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    before = model.bn.weight.grad.clone()
+    main.updateBN(model, 0.25)
+    assert torch.equal(model.bn.weight.grad, before + 0.25)
+    model.bn.weight.data[0] = model.bn.bias.data[0] = 0
+    main_mask.BN_grad_zero(model)
+    assert model.bn.weight.grad[0] == 0 and model.bn.bias.grad[0] == 0
+    assert main.train is main_mask.train and main.test is main_mask.test

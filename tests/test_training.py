@@ -1,0 +1,106 @@
+"""The schedule, the epoch, and the two ways to name a run."""
+
+import pytest
+import torch
+from conftest import SMALLEST
+
+from models import NETWORKS, channel_selection, resnet
+from slimming import data, datasets, training
+from slimming.errors import Diverged
+
+
+def loader(count=64, augment=True):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(2, (count,), generator=generator)
+    images[labels == 1, 0] //= 4
+    return data.Batches(datasets.Split(images, labels, ["a", "b"]), 16, augment=augment)
+
+
+@pytest.mark.parametrize(
+    "epochs, rates",
+    [
+        (4, [0.1, 0.1, 0.01, 0.001]),
+        (5, [0.1, 0.1, 0.01, 0.001, 0.001]),
+        (1, [0.1]),
+        (7, [0.1] * 3 + [0.01] * 2 + [0.001] * 2),
+    ],
+)
+def test_the_learning_rate_falls_twice_for_odd_counts_too(epochs, rates):
+    assert [training.learning_rate(e, epochs, 0.1) for e in range(epochs)] == pytest.approx(rates)
+
+
+def test_the_schedule_of_the_paper():
+    rates = [training.learning_rate(e, 160, 0.1) for e in (0, 79, 80, 119, 120, 159)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_a_step_is_plain_sgd_with_the_penalty():
+    """One epoch of one batch against the update written out by hand."""
+    torch.manual_seed(0)
+    model = resnet(depth=11, num_classes=2)
+    batches = loader(16)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    images, labels = next(iter(batches))
+    torch.nn.functional.cross_entropy(model.train()(images), labels).backward()
+    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    from slimming.sparsity import L1Penalty
+
+    optimizer = training.make_optimizer(model, 0.1, 0.9, 1e-4)
+    training.train(model, batches, optimizer, 0, [L1Penalty(model, 0.01)])
+    for name, after in model.named_parameters():
+        if name.endswith("indexes"):
+            assert torch.equal(after, before[name])
+            continue
+        penalty = 0.01 * before[name].sign() if ".bn" in name or name.startswith("bn") else 0
+        penalty = penalty if name.endswith("weight") else 0
+        expected = before[name] - 0.1 * (grads[name] + penalty + 1e-4 * before[name])
+        torch.testing.assert_close(after, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", NETWORKS)
+@pytest.mark.parametrize("amp", [False, True])
+def test_every_network_learns(arch, amp):
+    torch.manual_seed(0)
+    model = NETWORKS[arch](depth=SMALLEST[arch], num_classes=2)
+    optimizer = training.make_optimizer(model, 0.02, 0.9, 1e-4)
+    precision = training.Precision(torch.device("cpu"), amp)
+    batches = loader(32)
+    for epoch in range(8):
+        training.train(model, batches, optimizer, epoch, precision=precision)
+    assert training.test(model, loader(32, augment=False), precision).prec1 > 0.9
+
+
+def test_test_scores_the_whole_set_with_a_smaller_last_batch():
+    model = resnet(depth=11, num_classes=2).eval()
+    batches = loader(40, augment=False)
+    images, labels, _ = batches.split
+    score = training.test(model, batches)
+    with torch.no_grad():
+        logits = model(data.normalize(images))
+    loss = torch.nn.functional.cross_entropy(logits, labels).item()
+    assert score.loss == pytest.approx(loss, rel=1e-4)
+    assert score.prec1 == (logits.argmax(1) == labels).sum().item() / 40
+
+
+def test_a_loss_that_is_not_finite_ends_the_run():
+    model = resnet(depth=11, num_classes=2)
+    model.fc.weight.data.fill_(float("nan"))
+    with pytest.raises(Diverged, match="diverged"):
+        training.train(model, loader(), training.make_optimizer(model, 0.1, 0.9, 0))
+
+
+def test_channels_last_while_selection_is_the_identity():
+    model = resnet(depth=11)
+    assert training.memory_format(model) is torch.channels_last
+    select = next(m for m in model.modules() if isinstance(m, channel_selection))
+    select.keep(torch.arange(len(select.indexes)) > 0)
+    assert training.memory_format(model) is torch.contiguous_format
+
+
+def test_masks_are_no_weights_of_the_optimizer():
+    learned = training.make_optimizer(resnet(depth=11), 0.1, 0.9, 0).param_groups[0]["params"]
+    assert all(p.requires_grad for p in learned)
+    assert sum(p.numel() for p in learned) == sum(
+        p.numel() for n, p in resnet(depth=11).named_parameters() if "indexes" not in n
+    )

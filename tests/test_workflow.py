@@ -1,0 +1,165 @@
+"""The paper's workflow as people type it: sparsify, prune, fine-tune, and the same once more."""
+
+import pytest
+from conftest import SMALLEST, succeed
+
+from slimming import checkpoint
+
+PRUNER = {"vgg": "vggprune.py", "resnet": "resprune.py", "densenet": "denseprune.py"}
+
+
+@pytest.mark.parametrize("arch", PRUNER)
+def test_two_passes(arch, images, tmp_path):
+    data = ["--dataset", "folder", "--data", images]
+    depth = ["--depth", SMALLEST[arch]]
+    out = tmp_path / "out"
+    train = [*data, "--arch", arch, *depth, "--epochs", "1", "--batch-size", "32"]
+    printed = succeed("main.py", "-sr", "--s", "0.001", *train, "--save", out)
+    assert "Train Epoch: 0" in printed and "Test set: Average loss" in printed
+    assert "channels have |γ| <" in printed
+    assert (out / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert list((out / "tensorboard").glob("events*"))
+
+    printed = succeed(
+        PRUNER[arch],
+        *data,
+        *depth,
+        "--percent",
+        "0.5",
+        "--model",
+        out / "model_best.pth.tar",
+        "--save",
+        out,
+    )
+    for words in ("BN layer", "slim equals masked", "top-1", "parameters", "MFLOPs", "latency"):
+        assert words in printed
+    first = checkpoint.read(out / "pruned.pth.tar")
+    assert str(first["cfg"]) in (out / "prune.txt").read_text()
+    assert (out / "prune.png").read_bytes()[:4] == b"\x89PNG"
+
+    succeed("main.py", "-sr", "--refine", out / "pruned.pth.tar", *train, "--save", out / "fine")
+    tuned = checkpoint.read(out / "fine" / "model_best.pth.tar")
+    assert tuned["cfg"] == first["cfg"] and tuned["optimizer"] is None
+    succeed(PRUNER[arch], "--data", images, "--percent", "0.5", "--model", out / "fine")
+    second = checkpoint.read(out / "fine" / "pruned.pth.tar")
+    assert sum(w for w in second["cfg"] if w != "M") < sum(w for w in tuned["cfg"] if w != "M")
+    succeed(
+        "main.py",
+        "--refine",
+        out / "fine" / "pruned.pth.tar",
+        "--data",
+        images,
+        "--epochs",
+        "1",
+        "--save",
+        out / "last",
+        "--no-tensorboard",
+    )
+
+
+@pytest.mark.parametrize("arch, percent", [("vgg", 0.5), ("resnet", 0.97), ("densenet", 0.97)])
+def test_the_mask_implementation(arch, percent, images, tmp_path):
+    train = [
+        "--dataset",
+        "folder",
+        "--data",
+        images,
+        "--arch",
+        arch,
+        "--depth",
+        SMALLEST[arch],
+        "--epochs",
+        "2",
+        "--batch-size",
+        "32",
+        "--no-tensorboard",
+    ]
+    succeed("mask-impl/main_mask.py", "-sr", *train, "--save", tmp_path, cwd=tmp_path)
+    printed = succeed(
+        "mask-impl/prune_mask.py",
+        "--arch",
+        arch,
+        "--depth",
+        SMALLEST[arch],
+        "--data",
+        images,
+        "--percent",
+        percent,
+        "--model",
+        tmp_path / "model_best.pth.tar",
+        "--save",
+        tmp_path / "pruned",
+    )
+    assert "MFLOPs" in printed and "the slim network that the mask stands for" in printed
+    succeed(
+        "mask-impl/main_mask.py",
+        "-sr",
+        "--refine",
+        tmp_path / "pruned" / "pruned.pth.tar",
+        *train,
+        "--save",
+        tmp_path / "fine",
+    )
+    pruned = checkpoint.read(tmp_path / "pruned" / "pruned.pth.tar")["state_dict"]
+    tuned = checkpoint.read(tmp_path / "fine" / "checkpoint.pth.tar")["state_dict"]
+    zero = 0
+    for name, before in pruned.items():
+        if before.dim() == 1 and name.endswith(("weight", "bias")):  # γ and β of every BN
+            zero += int((before == 0).sum())
+            assert (tuned[name][before == 0] == 0).all()
+    assert zero > 0
+    assert not any("indexes" in name for name in tuned)
+    # Slicing the mask away gives the slim network of the main suite.
+    succeed(PRUNER[arch], "--model", tmp_path / "fine", "--data", images, "--percent", "0")
+
+
+def test_names_of_the_other_implementations(images, tmp_path):
+    """Seed folders, tags, file names and flags as people remember them."""
+    data = ["--dataset", "folder", "--data", images]
+    short = ["--epochs", "1", "--batch-size", "32"]
+    succeed("main.py", "-sr", "--arch=preact_res11", "--tag=first", *data, *short, cwd=tmp_path)
+    run = tmp_path / "ckpts" / "preact_res11_sr_first"
+    assert (run / "model_best.pth.tar").exists()
+    succeed(
+        "resprune.py",
+        f"--ckpt_dir={run}/best_acc",
+        "--arch=preact_res11",
+        f"--save_dir={tmp_path}/slim",
+        "--data",
+        images,
+    )
+    succeed(
+        "main.py",
+        "-amp_loss",
+        "--refine",
+        tmp_path / "slim" / "pruned.pth.tar",
+        "--filename",
+        "fine",
+        *data,
+        *short,
+        cwd=tmp_path,
+    )
+    assert {"fine.pth.tar", "fine_best.pth.tar", "fine_curves.png"} <= {
+        path.name for path in (tmp_path / "logs").iterdir()
+    }
+    succeed("resprune.py", "--model", tmp_path / "logs", "--filename", "again", "--data", images)
+    assert (tmp_path / "logs" / "again.pth.tar").exists()
+
+
+def test_a_path_with_folders_without_a_run_has_the_seed_s_default(images, tmp_path):
+    succeed(
+        "main.py",
+        "--arch",
+        "resnet",
+        "--depth",
+        "11",
+        "--dataset",
+        "folder",
+        "--data",
+        images,
+        "--epochs",
+        "1",
+        "--no-tensorboard",
+        cwd=tmp_path,
+    )
+    assert (tmp_path / "logs" / "checkpoint.pth.tar").exists()
