@@ -4,7 +4,7 @@
     python main.py -sr --s 0.0001 --dataset cifar10 --arch vgg --depth 19
 """
 
-from slimming import cli
+from slimming import cli, flags
 from slimming.experiment import Experiment
 from slimming.sparsity import L1Penalty, updateBN
 from slimming.training import test, train
@@ -13,7 +13,7 @@ __all__ = ["test", "train", "updateBN"]
 
 
 def main() -> None:
-    args = cli.parse_training(__doc__)
+    args = flags.parse_training(__doc__)
     experiment = Experiment(args)
     penalty = [L1Penalty(experiment.model, args.s)] if args.sr else []
     experiment.fit(on_gradients=penalty)

@@ -7,14 +7,14 @@ only those that the block still reads. Inside a block, filters go as in a VGG.
     python resprune.py --ckpt_dir ckpts/preact_res20_sr --arch preact_res20 --percent 0.4
 """
 
-from slimming import before_after, cli, pruning
+from slimming import before_after, cli, flags, pruning
 
 
 def main() -> None:
-    parser = cli.pruning_parser(__doc__)
+    parser = flags.pruning_parser(__doc__)
     parser.add_argument("--ckpt_dir", dest="model", metavar="PATH", help="the same as --model")
     parser.add_argument("--save_dir", dest="save", metavar="DIR", help="the same as --save")
-    args = cli.parse_pruning(parser)
+    args = flags.parse_pruning(parser)
     dense = before_after.load(args, arch="resnet")
     choice = pruning.choose_channels(dense.model, args.percent)
     slim = pruning.slim(dense.model, choice.keep)

@@ -6,11 +6,11 @@ in the convolution after it.
     python vggprune.py --dataset cifar10 --depth 19 --percent 0.7 --model logs/model_best.pth.tar
 """
 
-from slimming import before_after, cli, pruning
+from slimming import before_after, cli, flags, pruning
 
 
 def main() -> None:
-    args = cli.parse_pruning(cli.pruning_parser(__doc__))
+    args = flags.parse_pruning(flags.pruning_parser(__doc__))
     dense = before_after.load(args, arch="vgg")
     choice = pruning.choose_channels(dense.model, args.percent)
     slim = pruning.slim(dense.model, choice.keep)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `models` is the suite's
 
-from slimming import cli
+from slimming import cli, flags
 from slimming.experiment import Experiment
 from slimming.sparsity import BN_grad_zero, GradientMask, L1Penalty, updateBN
 from slimming.training import test, train
@@ -20,7 +20,7 @@ NETWORKS = importlib.import_module("mask-impl.models").NETWORKS
 
 
 def main() -> None:
-    args = cli.parse_training(__doc__)
+    args = flags.parse_training(__doc__)
     experiment = Experiment(args, NETWORKS)
     penalty = [L1Penalty(experiment.model, args.s)] if args.sr else []
     pruned = GradientMask(experiment.model, experiment.optimizer)

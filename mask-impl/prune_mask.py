@@ -13,13 +13,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `models` is the suite's
 
-from slimming import before_after, cli, pruning
+from slimming import before_after, cli, flags, pruning
 
 NETWORKS = importlib.import_module("mask-impl.models").NETWORKS
 
 
 def main() -> None:
-    args = cli.parse_pruning(cli.pruning_parser(__doc__))
+    args = flags.parse_pruning(flags.pruning_parser(__doc__))
     dense = before_after.load(args, arch=None, networks=NETWORKS)
     choice = pruning.choose_channels(dense.model, args.percent, at_least_one=False)
     masked = pruning.masked(dense.model, choice.keep)

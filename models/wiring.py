@@ -24,7 +24,7 @@ def count_classes(dataset: str, num_classes: int | None) -> int:
     """``num_classes``, or what the name of the dataset says. ValueError where neither does."""
     if num_classes is None and dataset not in CLASSES:
         raise ValueError(f"the number of classes of {dataset!r} is not known: pass num_classes")
-    return num_classes or CLASSES[dataset]
+    return CLASSES[dataset] if num_classes is None else num_classes
 
 
 def check_cfg(cfg: list | None, full: list) -> list:

@@ -1,6 +1,7 @@
 """What pruning cost and what it brought: both networks measured, told, and written down."""
 
 import argparse
+import shlex
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,7 +27,7 @@ class Dense:
 
     @property
     def images(self) -> torch.Tensor:
-        """The first 64 test images, normalised."""
+        """The real images that pruning is proved on, normalised, on the test data's device."""
         return first_images(self.test_loader)
 
 
@@ -40,13 +41,13 @@ def load(args: argparse.Namespace, arch: str | None, networks: dict = NETWORKS) 
     loader = data.batches(
         network.dataset, args.data, "test", args.test_batch_size, device, args.workers
     )
-    data.agree_on_classes(loader, network.num_classes, args.model)
+    data.check_classes(loader, network.num_classes, args.model)
     return Dense(args, model, network, contents, loader)
 
 
 def first_images(loader: data.Batches) -> torch.Tensor:
     """The first 64 test images, normalised."""
-    return next(iter(loader))[0][:64]
+    return data.normalize(loader.split.images[:64])
 
 
 def report(
@@ -76,20 +77,17 @@ def report(
     contents = checkpoint.contents_of(
         masked or slim, network, 0, after["top-1"], before_pruning=full
     )
-    checkpoint.write(args.target, contents)
     text = (
         f"Configuration:\n{slim.cfg}\nNumber of parameters:\n{after['parameters']}\n"
         f"Test accuracy:\n{after['top-1']}\n"
     )
     summary = args.save / f"{args.filename or 'prune'}.txt"
     picture = args.save / f"{args.filename or 'prune'}.png"
+    title = f"{network}, {choice.percent:.0%} pruned"
+    drawn = reporting.draw_pruning(choice, reporting.alive_factors(dense.model), title)
+    checkpoint.write(args.target, contents)
     checkpoint.write_bytes(summary, text.encode())
-    reporting.draw_pruning(
-        picture,
-        choice,
-        reporting.alive_factors(dense.model),
-        f"{network}, {choice.percent:.0%} pruned",
-    )
+    checkpoint.write_bytes(picture, drawn)
     print(f"\nwrote {args.target}, {summary}, {picture}")
     print_next_step(
         dense, before["top-1"], after["top-1"], "mask-impl/main_mask.py" if masked else "main.py"
@@ -166,9 +164,9 @@ def print_next_step(dense: Dense, before: float, after: float, script: str) -> N
     """Where accuracy was lost, say how to win it back."""
     if after > before - LOST:
         return
-    network, data_flag = dense.network, f" --data {dense.args.data}" if dense.args.data else ""
-    print(
-        f"top-1 fell from {before:.2%} to {after:.2%}: fine-tune the network next\n"
-        f"  python {script} --refine {dense.args.target} --dataset {network.dataset}{data_flag} "
-        f"--arch {network.arch} --depth {network.depth} --epochs 160"
-    )
+    network = dense.network
+    words = ["python", script, "--refine", dense.args.target, "--dataset", network.dataset]
+    words += ["--data", dense.args.data] if dense.args.data else []
+    words += ["--arch", network.arch, "--depth", network.depth, "--epochs", 160]
+    print(f"top-1 fell from {before:.2%} to {after:.2%}: fine-tune the network next")
+    print("  " + shlex.join(map(str, words)))

@@ -36,6 +36,11 @@ class Network:
         slim = "slim " if self.cfg else ""
         return f"{slim}{self.arch}-{self.depth} for {self.dataset} ({self.num_classes} classes)"
 
+    def check(self, networks: dict = NETWORKS) -> None:
+        """UserError if there is no such network; costs next to nothing."""
+        with torch.device("meta"):
+            self.build(networks)
+
     def build(self, networks: dict = NETWORKS) -> nn.Module:
         """A new network with fresh weights. UserError if there is no such network."""
         if self.arch not in networks:
@@ -60,14 +65,15 @@ def write(path: str | Path, contents: dict) -> None:
     write_bytes(path, serialize(contents))
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
+def write_bytes(path: str | Path, data: bytes, suffix: str = ".tmp") -> None:
     """Replace the file at ``path`` so that a reader sees the old file or the new one, never half.
 
-    The bytes go to a file beside it, are flushed to disk, and take the name in one step. UserError
-    if that fails (a full disk, no permission); an older file is then still there.
+    The bytes go to a file beside it (its name ends in ``suffix``; where several processes may
+    write the same file, each needs its own), are flushed to disk, and take the name in one step.
+    UserError if that fails (a full disk, no permission); an older file is then still there.
     """
     path = Path(path)
-    beside = path.with_name(path.name + ".tmp")
+    beside = path.with_name(path.name + suffix)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as file:
@@ -75,9 +81,12 @@ def write_bytes(path: str | Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except OSError as error:
+        _flush_folder(path.parent)
+    except BaseException as error:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         reason = error.strerror or error
         raise UserError(f"cannot write {path}: {reason}; what was there before is kept") from error
 
@@ -89,11 +98,13 @@ def read(path: str | Path) -> dict:
     and plain values.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is wrong is said once, below
-            contents = torch.load(path, map_location="cpu", weights_only=True)
+        data = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong is said once, below
+            contents = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a dozen kinds, one for each way to be broken
         if "weights_only" in str(error).lower():
             raise UserError(
@@ -105,7 +116,8 @@ def read(path: str | Path) -> dict:
         ) from error
     if not isinstance(contents, dict) or not isinstance(contents.get("state_dict"), dict):
         raise UserError(f"{path} is no checkpoint of this suite: it holds no state_dict")
-    if not all(isinstance(value, torch.Tensor) for value in contents["state_dict"].values()):
+    entries = contents["state_dict"].items()
+    if not all(isinstance(n, str) and isinstance(v, torch.Tensor) for n, v in entries):
         raise UserError(f"{path} is no checkpoint of this suite: its state_dict is not of tensors")
     return contents
 
@@ -166,10 +178,20 @@ def load(
 ) -> tuple[nn.Module, Network, dict]:
     """Read a checkpoint and rebuild its network: (model, network, the whole contents).
 
+    ``given``: what flags say of the network; needed for files that do not say it themselves.
+
     >>> model, network, contents = load("logs/pruned.pth.tar")  # doctest: +SKIP
     """
     contents = read(path)
-    known = describe(path, contents, given or {})
+    return *rebuild(path, contents, given or {}, networks), contents
+
+
+def rebuild(
+    path: str | Path, contents: dict, given: dict, networks: dict = NETWORKS
+) -> tuple[nn.Module, Network]:
+    """The network that the ``contents`` of the file at ``path`` and the flags ``given`` describe,
+    with its weights. UserError if they contradict each other."""
+    known = describe(path, contents, given)
     missing = [name for name in ("arch", "depth", "dataset") if known[name] is None]
     if missing:
         raise UserError(
@@ -178,7 +200,7 @@ def load(
         )
     known["num_classes"] = known["num_classes"] or _count_outputs(contents["state_dict"])
     network = Network(**known)
-    return load_network(path, contents, network, networks), network, contents
+    return load_network(path, contents, network, networks), network
 
 
 def contents_of(
@@ -213,6 +235,16 @@ def best_in(folder: Path) -> Path:
     if len(set(best)) != 1:
         raise UserError(f"{folder} holds {len(set(best))} best models: name the file")
     return best[0]
+
+
+def _flush_folder(folder: Path) -> None:
+    """The new name survives a power cut too, where the system can promise that."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _match_masks(state: dict, model: nn.Module) -> dict:

@@ -1,5 +1,6 @@
 """Batches on the training device: shuffle, crop, flip and normalise whole batches of uint8."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,13 @@ PAD = 4
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
     """uint8 (N, 3, H, W) images as floats of mean 0 and deviation 1: (x / 255 - mean) / std."""
-    mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (MEAN, STD))
+    mean, std = _mean_and_std(images.device)
     return images.float().div_(255).sub_(mean).div_(std)
+
+
+@functools.cache  # a copy to a GPU in each batch would wait for it
+def _mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    return tuple(torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
 
 
 def crop(images: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
@@ -110,12 +116,11 @@ def batches(
     )
 
 
-def agree_on_classes(loader: Batches, expected: int | None, path: str | None) -> int:
-    """The number of classes of the data; UserError if the network in ``path`` expects another."""
+def check_classes(loader: Batches, expected: int | None, path: str | None) -> None:
+    """UserError if the network in ``path`` tells another number of classes apart than the data."""
     found = len(loader.split.classes)
     if expected not in (None, found):
         raise UserError(
-            f"{path} tells {expected} classes apart, but the data has {found}: give "
-            "the --dataset and --data that it was trained on"
+            f"{path} tells {expected} classes apart, but the data has {found}: give the --dataset "
+            "and --data that it was trained on"
         )
-    return found

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -136,8 +137,7 @@ def _scan(root: Path) -> tuple[list, list[str]]:
     from PIL import Image
     from torchvision.datasets import ImageFolder
 
-    # EPS is a program for Ghostscript, not an image: files of others must not run.
-    endings = {end for end, kind in Image.registered_extensions().items() if kind != "EPS"}
+    endings = {end for end, kind in Image.registered_extensions().items() if kind in _formats()}
     try:
         found = ImageFolder(
             str(root),
@@ -160,18 +160,25 @@ def _scan(root: Path) -> tuple[list, list[str]]:
     return found.samples, found.classes
 
 
+def _formats() -> list[str]:
+    """What Pillow reads, but EPS: that is a program for Ghostscript, and must not run."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in Image.OPEN if name != "EPS"]
+
+
 def _decode(paths: list[str], workers: int, title: str) -> torch.Tensor:
-    import numpy as np
     from PIL import Image
     from tqdm import tqdm
 
     images = np.empty((len(paths), SIZE, SIZE, 3), dtype=np.uint8)
+    formats = _formats()
 
     def decode(i: int) -> None:
         try:
-            with warnings.catch_warnings(), Image.open(paths[i]) as image:
-                warnings.simplefilter("ignore")
-                image = image.convert("RGB")
+            with Image.open(paths[i], formats=formats) as image:
+                image = _to_rgb(image)
                 if image.size != (SIZE, SIZE):
                     image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
                 images[i] = np.asarray(image)
@@ -180,11 +187,24 @@ def _decode(paths: list[str], workers: int, title: str) -> torch.Tensor:
                 f"cannot read the image {paths[i]} ({error}): mend or remove it"
             ) from error
 
-    with ThreadPoolExecutor(max(1, workers)) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(max(1, workers)) as pool:
+        warnings.simplefilter("ignore")  # of odd metadata; a broken image is an error
         decoded = pool.map(decode, range(len(paths)))
         for _ in tqdm(decoded, title, len(paths), unit="img", disable=None, leave=False):
             pass
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def _to_rgb(image):
+    """A Pillow image of any mode as RGB; 16-bit grey keeps its upper 8 bits."""
+    from PIL import Image
+
+    if image.mode == "F":
+        raise ValueError("its pixels are floats of no known range: convert them to 8 bits")
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.int64) >> 8
+        image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def _fingerprint(root: Path, samples: list) -> str:
@@ -207,6 +227,7 @@ def _read_cache(cache: Path, state: str) -> torch.Tensor | None:
 
 def _write_cache(cache: Path, state: str, images: torch.Tensor) -> None:
     try:
-        checkpoint.write(cache, {"state": state, "images": images})
+        contents = checkpoint.serialize({"state": state, "images": images})
+        checkpoint.write_bytes(cache, contents, suffix=f".{os.getpid()}.tmp")
     except UserError as error:
         print(f"note: the decoded images are not kept for the next run: {error}")

@@ -1,182 +1,125 @@
-"""A training run: its network, data and optimizer, and the files that let it go on at any time."""
+"""A training run: its network, data and optimizer, and the record that lets it go on."""
 
 import argparse
-import os
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
-
-import torch
 
 from models import NETWORKS, PAPER_DEPTH
 from slimming import before_after, checkpoint, data, profiling, reporting, training
-from slimming.cli import SETTINGS
 from slimming.errors import Interrupted, UserError
+from slimming.flags import SETTINGS
+from slimming.run_folder import RunFolder
+from slimming.training import Score
+
+RECORD = ("epoch", "lr", "train_loss", "train_prec1", "test_loss", "test_prec1", "gamma_near_zero")
 
 
 class Experiment:
     """What the flags of a training script describe, ready to `fit`.
 
-    ``args`` come from `slimming.cli.parse_training`, ``networks`` are constructors by name. The
+    ``args`` come from `slimming.flags.parse_training`, ``networks`` are constructors by name. The
     network starts with fresh weights, with those of ``--refine``, or where ``--resume`` stopped.
+    UserError where flags, files or data do not allow it.
     """
 
     def __init__(self, args: argparse.Namespace, networks: dict = NETWORKS):
         self.args = args
         self.device = training.choose_device(args.device, args.no_cuda)
         self.precision = training.Precision(self.device, args.amp)
-        self.network, self.train_loader, self.test_loader = self._network_and_data(networks)
         training.seed_everything(args.seed, args.deterministic)
         if args.start:
-            model = checkpoint.load_network(args.start, args.contents, self.network, networks)
+            model, self.network = checkpoint.rebuild(
+                args.start, args.contents, self._wanted(), networks
+            )
+            self._load_data(self.network.dataset, self.network.num_classes)
         else:
+            wanted = self._wanted()
+            checkpoint.Network(**wanted, num_classes=1).check(networks)  # before any download
+            self._load_data(wanted["dataset"], None)
+            self.network = checkpoint.Network(
+                **wanted, num_classes=len(self.test_loader.split.classes)
+            )
             model = self.network.build(networks)
         self.model = model.to(self.device, memory_format=training.memory_format(model))
         self.optimizer = training.make_optimizer(
             self.model, args.lr, args.momentum, args.weight_decay
         )
         self.epoch, self.best_prec1, self.history = args.start_epoch or 0, 0.0, []
-        self.before_pruning = self._before_pruning()
+        self.full_score = self._score_before_pruning()
         if args.resume:
             self._resume()
-        self.folder = self._folder()
-        name = args.filename
-        self.last = self.folder / f"{name or 'checkpoint'}.pth.tar"
-        self.best = self.folder / f"{name + '_best' if name else 'model_best'}.pth.tar"
-        self.curves = self.folder / f"{name + '_' if name else ''}curves.png"
-        self.events = self.folder / (f"tensorboard_{name}" if name else "tensorboard")
+        self.folder = RunFolder(args, self.network.arch)
 
     def fit(self, on_gradients: Iterable[Callable[[], None]] = ()) -> None:
         """Train to the last epoch; after each, evaluate and write the checkpoints.
 
-        ``on_gradients``: see `slimming.training.train`. Interrupted on Ctrl-C, Diverged if the
-        loss is not finite; the checkpoint of the last whole epoch is there in both cases.
+        ``on_gradients``: see `slimming.training.train`. Interrupted on Ctrl-C, Diverged if a loss
+        is not finite; the checkpoint of the last whole epoch is there in both cases.
         """
-        args, first = self.args, self.epoch
-        if first >= args.epochs:
-            print(f"{self.last}: all {args.epochs} epochs are done; --epochs N trains on")
-            return
-        self._set_aside_older_run()
+        self.folder.prepare()
         print(self._summary(), flush=True)
-        board = reporting.TensorBoard(self.events, first, not args.no_tensorboard)
+        board = reporting.TensorBoard(self.folder.events, self.epoch, not self.args.no_tensorboard)
         try:
-            for epoch in range(first, args.epochs):
+            for epoch in range(self.epoch, self.args.epochs):
                 started = time.perf_counter()
-                lr = training.learning_rate(epoch, args.epochs, args.lr)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = lr
-                learned = training.train(
-                    self.model,
-                    self.train_loader,
-                    self.optimizer,
-                    epoch,
-                    on_gradients,
-                    self.precision,
-                    args.log_interval,
-                )
-                score = training.test(self.model, self.test_loader, self.precision)
-                self._save(epoch, lr, learned, score)
+                learned, score = self._one_epoch(epoch, on_gradients)
+                self._save(epoch, learned, score)
                 board.add(epoch, self.history[-1], self.model)
-                self._print_epoch(score, lr, time.perf_counter() - started)
+                print(self._epoch_text(score, time.perf_counter() - started), flush=True)
+            self._report()
         except KeyboardInterrupt:
-            raise Interrupted(self._how_to_continue()) from None
+            raise Interrupted(self.folder.how_to_continue()) from None
         finally:
             board.close()
-        if self.before_pruning and self.network.cfg:
-            print(
-                "\nfull network before pruning, slim network now:\n"
-                + before_after.against_full(
-                    self.model, self.network, score, self.before_pruning, self.test_loader
-                )
-                + "\n"
-            )
-        reporting.draw_curves(self.curves, self.history, str(self.network))
-        print(f"best top-1 {self.best_prec1:.2%}; wrote {self.last}, {self.best}, {self.curves}")
-        print(reporting.sparsity_text(self.model))
 
-    def _network_and_data(self, networks: dict):
+    def _wanted(self) -> dict:
+        """The network that the flags ask for; what they leave open is the checkpoint's, or the
+        default."""
         args = self.args
         flags = {"arch": args.arch, "depth": args.depth, "dataset": args.dataset}
         known = checkpoint.describe(args.start, args.contents, flags)
-        known["arch"] = known["arch"] or "vgg"
-        known["depth"] = known["depth"] or PAPER_DEPTH.get(known["arch"])
-        known["dataset"] = known["dataset"] or "cifar100"
-        with torch.device("meta"):  # is there such a network? asked before any download
-            checkpoint.Network(**{**known, "num_classes": 1}).build(networks)
-        train_loader, test_loader = (
-            data.batches(
-                known["dataset"], args.data, part, size, self.device, args.workers, args.seed
-            )
-            for part, size in (("train", args.batch_size), ("test", args.test_batch_size))
-        )
-        known["num_classes"] = data.agree_on_classes(train_loader, known["num_classes"], args.start)
-        return checkpoint.Network(**known), train_loader, test_loader
+        arch = known["arch"] or "vgg"
+        return {
+            "arch": arch,
+            "depth": known["depth"] or PAPER_DEPTH.get(arch),
+            "dataset": known["dataset"] or "cifar100",
+        }
 
-    def _folder(self) -> Path:
+    def _load_data(self, dataset: str, num_classes: int | None) -> None:
         args = self.args
-        if args.save:
-            return Path(args.save)
-        if args.resume:
-            return Path(args.resume).parent
-        if args.tag or (args.spelled or "").startswith("preact_res"):
-            parts = [args.spelled or self.network.arch, "sr" if args.sr else None, args.tag]
-            return Path("ckpts") / "_".join(part for part in parts if part)
-        return Path("logs")
 
-    def _before_pruning(self) -> training.Score | None:
-        """What the full network scored, where the weights come from a pruned checkpoint."""
-        score = self.args.contents.get("before_pruning")
-        try:
-            return training.Score(float(score["loss"]), float(score["prec1"])) if score else None
-        except (TypeError, KeyError, ValueError):
-            raise UserError(f"{self.args.start} is damaged: before_pruning is {score!r}") from None
+        def load(part: str, size: int) -> data.Batches:
+            return data.batches(
+                dataset, args.data, part, size, self.device, args.workers, args.seed
+            )
 
-    def _resume(self) -> None:
-        path, contents = self.args.resume, self.args.contents
-        try:
-            self.epoch, self.best_prec1 = int(contents["epoch"]), float(contents["best_prec1"])
-            self.history = [dict(r) for r in contents.get("history", []) if r["epoch"] < self.epoch]
-            if contents.get("scaler"):
-                self.precision.scaler.load_state_dict(contents["scaler"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"{path} cannot be resumed: its record of the run is damaged or "
-                "missing; --refine starts from its weights"
-            ) from error
-        if not self._load_momentum(contents.get("optimizer")):
-            print(f"note: {path} carries no momentum that fits: training goes on without")
-        if self.args.start_epoch is not None:
-            self.epoch = self.args.start_epoch
+        self.test_loader = load("test", args.test_batch_size)  # small: finds what is wrong soon
+        data.check_classes(self.test_loader, num_classes, args.start)
+        self.train_loader = load("train", args.batch_size)
 
-    def _load_momentum(self, saved: dict | None) -> bool:
-        """Take the optimizer's state, but not its settings: those are what the flags say."""
-        fresh = self.optimizer.state_dict()
-        parameters = self.optimizer.param_groups[0]["params"]
-        try:
-            momentum = {i: saved["state"][i]["momentum_buffer"] for i in saved["state"]}
-            if any(momentum[i].shape != parameters[i].shape for i in momentum):
-                return False
-            self.optimizer.load_state_dict({**fresh, "state": saved["state"]})
-        except (TypeError, KeyError, IndexError, ValueError, AttributeError):
-            return False
-        return True
-
-    def _save(self, epoch: int, lr: float, learned: training.Score, score: training.Score) -> None:
-        best = score.prec1 > self.best_prec1 or not self.history
-        self.best_prec1 = max(self.best_prec1, score.prec1)
-        self.history.append(
-            {
-                "epoch": epoch,
-                "lr": lr,
-                "train_loss": learned.loss,
-                "train_prec1": learned.prec1,
-                "test_loss": score.loss,
-                "test_prec1": score.prec1,
-                "gamma_near_zero": reporting.near_zero(self.model),
-            }
+    def _one_epoch(self, epoch: int, on_gradients) -> tuple[Score, Score]:
+        lr = training.learning_rate(epoch, self.args.epochs, self.args.lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        learned = training.train(
+            self.model,
+            self.train_loader,
+            self.optimizer,
+            epoch,
+            on_gradients,
+            self.precision,
+            self.args.log_interval,
         )
+        score = training.test(self.model, self.test_loader, self.precision)
+        return learned, training.check_finite(score, epoch)
+
+    def _save(self, epoch: int, learned: Score, score: Score) -> None:
+        lr = self.optimizer.param_groups[0]["lr"]
+        best = score.prec1 > self.best_prec1 or not self.folder.best.exists()
+        self.best_prec1 = max(self.best_prec1, score.prec1)
+        near_zero = reporting.near_zero(self.model)
+        values = (epoch, lr, learned.loss, learned.prec1, score.loss, score.prec1, near_zero)
+        self.history.append(dict(zip(RECORD, values, strict=True)))
         contents = checkpoint.contents_of(
             self.model,
             self.network,
@@ -185,52 +128,76 @@ class Experiment:
             self.optimizer.state_dict(),
             scaler=self.precision.scaler.state_dict(),
             history=self.history,
-            before_pruning=self.before_pruning and self.before_pruning._asdict(),
+            before_pruning=self.full_score and self.full_score._asdict(),
             settings={name: getattr(self.args, name) for name in SETTINGS},
         )
         if best:  # first: if the run dies between the two, the epoch is trained and saved again
-            checkpoint.write(self.best, {**contents, "optimizer": None})
-        checkpoint.write(self.last, contents)
+            checkpoint.write(self.folder.best, {**contents, "optimizer": None})
+        checkpoint.write(self.folder.last, contents)
 
-    def _set_aside_older_run(self) -> None:
-        """Another run's results in the same folder are moved, not overwritten."""
-        if not self.last.exists() or (self.args.resume and self.last.samefile(self.args.resume)):
-            return
-        number = 1
-        while (self.folder / f"previous-{number}").exists():
-            number += 1
-        aside = self.folder / f"previous-{number}"
-        aside.mkdir()
-        for path in (self.last, self.best, self.curves, self.events):
-            if path.exists():
-                os.replace(path, aside / path.name)
-        print(f"note: {self.folder} held another run; its files are now in {aside}")
+    def _resume(self) -> None:
+        path, contents = self.args.resume, self.args.contents
+        try:
+            self.epoch, self.best_prec1 = int(contents["epoch"]), float(contents["best_prec1"])
+            if self.args.start_epoch is not None:
+                self.epoch = self.args.start_epoch
+            for saved in contents.get("history", ()):
+                record = {name: float(saved[name]) for name in RECORD}
+                if record["epoch"] < self.epoch:
+                    self.history.append({**record, "epoch": int(record["epoch"])})
+            if contents.get("scaler"):
+                self.precision.scaler.load_state_dict(contents["scaler"])
+        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+            raise UserError(
+                f"{path} cannot be resumed: its record of the run is damaged or missing; --refine "
+                "starts from its weights"
+            ) from error
+        if not training.load_momentum(self.optimizer, contents.get("optimizer")):
+            print(f"note: {path} carries no momentum that fits: training goes on without")
+
+    def _score_before_pruning(self) -> Score | None:
+        """What the full network scored, where the weights come from a pruned checkpoint."""
+        score = self.args.contents.get("before_pruning")
+        try:
+            return Score(float(score["loss"]), float(score["prec1"])) if score else None
+        except (TypeError, KeyError, ValueError):
+            raise UserError(f"{self.args.start} is damaged: before_pruning is {score!r}") from None
 
     def _summary(self) -> str:
         args = self.args
+        if self.epoch >= args.epochs:
+            return f"all {args.epochs} epochs are done; a larger --epochs trains on"
         penalty = f"sparsity s = {args.s:g}" if args.sr else "no sparsity"
-        flops = profiling.count_flops(self.model) / 1e6
         return (
             f"{self.network}: {profiling.count_parameters(self.model):,} parameters, "
-            f"{flops:.1f} MFLOPs an image\n{self.device}, {self.precision}, {penalty}, epochs "
-            f"{self.epoch} to {args.epochs}, results in {self.folder}/"
+            f"{profiling.count_flops(self.model) / 1e6:.1f} MFLOPs an image\n"
+            f"{self.device}, {self.precision}, {penalty}, epochs {self.epoch} to {args.epochs}, "
+            f"results in {self.folder.path}/"
         )
 
-    def _print_epoch(self, score: training.Score, lr: float, seconds: float) -> None:
-        count, done = self.test_loader.num_images, self.history[-1]["epoch"] + 1
-        left = seconds * (self.args.epochs - done)
-        print(
+    def _epoch_text(self, score: Score, seconds: float) -> str:
+        count, record = self.test_loader.num_images, self.history[-1]
+        done, epochs = record["epoch"] + 1, self.args.epochs
+        return (
             f"Test set: Average loss: {score.loss:.4f}, Accuracy: {round(score.prec1 * count)}/"
-            f"{count} ({score.prec1:.2%})   epoch {done}/{self.args.epochs}, lr {lr:g}, "
-            f"{seconds:.1f} s, {left / 60:.0f} min left",
-            flush=True,
+            f"{count} ({score.prec1:.2%})   epoch {done}/{epochs}, lr {record['lr']:g}, "
+            f"{seconds:.1f} s, {seconds * (epochs - done) / 60:.0f} min left"
         )
 
-    def _how_to_continue(self) -> str:
-        if not self.last.exists():
-            return "interrupted in the first epoch, before a checkpoint was written: start again"
-        words = ["python", *sys.argv]
-        if self.args.resume in words:
-            at = words.index(self.args.resume)
-            del words[at - 1 if words[at - 1] == "--resume" else at : at + 1]
-        return f"interrupted; continue with: {shlex.join([*words, '--resume', str(self.last)])}"
+    def _report(self) -> None:
+        """The curves, how sparse γ is, and a slim network beside the full one that it was."""
+        folder, wrote = self.folder, [self.folder.last, self.folder.best]
+        if self.history:
+            picture = reporting.draw_curves(self.history, str(self.network))
+            checkpoint.write_bytes(folder.curves, picture)
+            wrote.append(folder.curves)
+        print(reporting.sparsity_text(self.model))
+        if self.history and self.full_score and self.network.cfg:
+            last = Score(self.history[-1]["test_loss"], self.history[-1]["test_prec1"])
+            print("\nbefore: the full network when it was pruned, after: the slim network now")
+            print(
+                before_after.against_full(
+                    self.model, self.network, last, self.full_score, self.test_loader
+                )
+            )
+        print(f"\nbest top-1 {self.best_prec1:.2%}; wrote {', '.join(map(str, wrote))}")

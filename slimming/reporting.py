@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from slimming import checkpoint
 from slimming.pruning import Choice, alive_channels, scaling_factors
 from slimming.sparsity import batch_norms
 
@@ -33,12 +32,15 @@ def alive_factors(model: nn.Module) -> torch.Tensor:
 
 def near_zero(model: nn.Module) -> float:
     """The share of channels with |γ| below NEAR_ZERO."""
-    return float((alive_factors(model) < NEAR_ZERO).float().mean())
+    factors = alive_factors(model)
+    return float((factors < NEAR_ZERO).sum()) / max(1, len(factors))
 
 
 def sparsity_text(model: nn.Module) -> str:
     """How sparse γ is: what can be pruned without harm."""
     factors = alive_factors(model)
+    if not len(factors):
+        return "scaling factors: no channel is left"
     values = factors.quantile(torch.tensor(QUANTILES)).tolist()
     return (
         f"scaling factors: {near_zero(model):.1%} of {len(factors)} channels have |γ| < "
@@ -88,8 +90,8 @@ class TensorBoard:
             self.writer.close()
 
 
-def draw_curves(path: Path, history: list[dict], title: str) -> None:
-    """A picture of loss and top-1 over the epochs, from the records of each epoch."""
+def draw_curves(history: list[dict], title: str) -> bytes:
+    """A PNG picture of loss and top-1 over the epochs, from the records of each epoch."""
     figure, (losses, accuracies) = _figure(1, 2, (10, 3.8))
     epochs = [record["epoch"] + 1 for record in history]
     for part, style in (("train", "--"), ("test", "-")):
@@ -102,11 +104,11 @@ def draw_curves(path: Path, history: list[dict], title: str) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
-    _save(figure, path, title)
+    return _png(figure, title)
 
 
-def draw_pruning(path: Path, choice: Choice, factors: torch.Tensor, title: str) -> None:
-    """The kept channels of each layer, and the distribution of |γ| with the threshold."""
+def draw_pruning(choice: Choice, factors: torch.Tensor, title: str) -> bytes:
+    """A PNG picture: the kept channels of each layer, the distribution of |γ|, the threshold."""
     figure, (layers, spread) = _figure(1, 2, (12, 4.2))
     before = [int(mask.sum()) for mask in choice.alive.values()]
     after = [int(mask.sum()) for mask in choice.keep.values()]
@@ -115,7 +117,7 @@ def draw_pruning(path: Path, choice: Choice, factors: torch.Tensor, title: str) 
     layers.bar(places, after, width=0.9, color="#1f5a96", label="kept")
     layers.set(xlabel="BN layer, in the order of the forward pass", ylabel="channels")
     layers.legend()
-    spread.hist(factors.numpy(), bins=100, color="#1f5a96")
+    spread.hist(factors.double().numpy(), bins=100, color="#1f5a96")
     spread.axvline(
         choice.threshold,
         color="#c23b22",
@@ -123,7 +125,7 @@ def draw_pruning(path: Path, choice: Choice, factors: torch.Tensor, title: str) 
     )
     spread.set(xlabel="|γ|", ylabel="channels", yscale="log")
     spread.legend()
-    _save(figure, path, title)
+    return _png(figure, title)
 
 
 def _figure(rows: int, columns: int, inches: tuple[float, float]):
@@ -133,8 +135,8 @@ def _figure(rows: int, columns: int, inches: tuple[float, float]):
     return figure, figure.subplots(rows, columns)
 
 
-def _save(figure, path: Path, title: str) -> None:
+def _png(figure, title: str) -> bytes:
     figure.suptitle(title)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
-    checkpoint.write_bytes(path, picture.getvalue())
+    return picture.getvalue()

@@ -31,6 +31,8 @@ def choose_device(name: str | None = None, no_cuda: bool = False) -> torch.devic
 
     UserError if there is no such device.
     """
+    if no_cuda and (name or "cpu") != "cpu":
+        raise UserError(f"--no-cuda and --device {name} contradict each other")
     automatic = "cuda" if torch.cuda.is_available() and not no_cuda else "cpu"
     try:
         device = torch.device(name or automatic)
@@ -75,7 +77,30 @@ def make_optimizer(model: nn.Module, lr: float, momentum: float, weight_decay: f
     """SGD over everything that has a gradient, scaling factors included, as in the paper."""
     learned = [p for p in model.parameters() if p.requires_grad]
     fused = learned[0].device.type in ("cpu", "cuda")
-    return torch.optim.SGD(learned, lr, momentum, weight_decay=weight_decay, fused=fused)
+    optimizer = torch.optim.SGD(learned, lr, momentum, weight_decay=weight_decay, fused=fused)
+    if momentum:  # zeros, because the fused kernel leaves a first step that overflows undefined
+        for parameter in learned:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+@torch.no_grad()
+def load_momentum(optimizer: torch.optim.Optimizer, saved: dict | None) -> bool:
+    """Take the momentum of a saved optimizer, but not its settings: those are what the flags say.
+
+    False, with nothing changed, if it does not fit the parameters.
+    """
+    parameters = optimizer.param_groups[0]["params"]
+    try:
+        stored = [saved["state"][i]["momentum_buffer"] for i in range(len(saved["state"]))]
+        fits = [s.shape == p.shape for s, p in zip(stored, parameters, strict=True)]
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return False
+    if all(fits):
+        for parameter, buffer in zip(parameters, stored, strict=True):
+            own = torch.empty_like(parameter).copy_(buffer)  # the fused kernel needs its layout
+            optimizer.state[parameter]["momentum_buffer"] = own
+    return all(fits)
 
 
 def learning_rate(epoch: int, epochs: int, lr: float) -> float:
@@ -119,7 +144,7 @@ def train(
             precision.scaler.update()
             meter.add(loss, logits, labels)
             report(step, meter)
-    return _finite(meter.score(), epoch)
+    return check_finite(meter.score(), epoch)
 
 
 @torch.no_grad()
@@ -161,7 +186,8 @@ class _Meter:
         return Score(*(total / self.count for total in self.sums.tolist()))
 
 
-def _finite(score: Score, epoch: int) -> Score:
+def check_finite(score: Score, epoch: int) -> Score:
+    """``score``, or Diverged if its loss is not finite."""
     if not math.isfinite(score.loss):
         raise Diverged(
             f"the loss is {score.loss} in epoch {epoch}: the run diverged. Lower --lr "
@@ -174,7 +200,7 @@ def _finite(score: Score, epoch: int) -> Score:
 def _progress(loader: Batches, epoch: int, log_interval: int):
     """A bar on a terminal, a line every ``log_interval`` batches elsewhere."""
     total, start, shown = loader.num_images, time.perf_counter(), 0.0
-    terminal = sys.stderr.isatty()
+    terminal = sys.stderr.isatty() and sys.stdout.isatty()
     bar = tqdm(total=total, desc=f"epoch {epoch}", unit="img", disable=not terminal, leave=False)
 
     def report(step: int, meter: _Meter) -> None:
@@ -184,7 +210,7 @@ def _progress(loader: Batches, epoch: int, log_interval: int):
         if not due and meter.count < total:
             return
         shown = elapsed
-        score = _finite(meter.score(), epoch)  # waits for the device: once a second, or a line
+        score = check_finite(meter.score(), epoch)  # waits for the device: once a second, or a line
         if terminal:
             bar.set_postfix_str(f"loss {score.loss:.4f}, top-1 {score.prec1:.2%}", refresh=False)
             bar.update(meter.count - bar.n)

@@ -19,8 +19,8 @@ SMALLEST = {"vgg": 11, "resnet": 11, "densenet": 7}  # the smallest depth of eac
 
 
 @pytest.fixture(scope="session", autouse=True)
-def two_threads():
-    torch.set_num_threads(2)
+def one_thread():
+    torch.set_num_threads(1)  # the tests run side by side
 
 
 def run(script, *args, cwd=None, **kwargs):

@@ -100,6 +100,7 @@ def test_a_damaged_byte_is_found_or_harmless(saved, tmp_path):
         {"no": "state_dict"},
         {"state_dict": [1]},
         {"state_dict": {"a": 1}},
+        {"state_dict": {1: torch.zeros(1)}},
         {"state_dict": {}, "arch": 7},
         {"state_dict": {}, "cfg": "M"},
         {"state_dict": {}, "depth": 1.5},

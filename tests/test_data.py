@@ -11,7 +11,7 @@ from PIL import Image
 from slimming import data, datasets
 from slimming.errors import UserError
 
-CPU = torch.device("cpu")
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\nshowpage\n"
 
 
 def test_normalisation_equals_torchvision():
@@ -155,6 +155,15 @@ def test_grey_and_transparent_images_become_rgb(images):
     assert split.images[1, :, 0, 0].tolist() == [1, 2, 3]
 
 
+def test_deep_grey_keeps_its_upper_bits_and_floats_are_refused(images):
+    place = images / "train" / "blue"
+    Image.fromarray(np.full((32, 32), 30_000, dtype=np.uint16)).save(place / "0.png")
+    assert (datasets.load("folder", images, "train").images[0] == 30_000 >> 8).all()
+    Image.fromarray(np.ones((32, 32), dtype=np.float32)).save(place / "1.tiff")
+    with pytest.raises(UserError, match=r"1\.tiff.*floats"):
+        datasets.load("folder", images, "train")
+
+
 def test_the_cache_is_used_until_a_file_changes(images, monkeypatch):
     before = datasets.load("folder", images, "train")
     monkeypatch.setattr(datasets, "_decode", None)  # a second decoding would fail
@@ -177,7 +186,8 @@ def test_the_cache_is_used_until_a_file_changes(images, monkeypatch):
         (lambda d: (d / "train" / "red").rename(d / "red"), "no images of class red"),
         (lambda d: (d / "test" / "green").mkdir(), "no images of class green"),
         (lambda d: (d / "test" / "red" / "3.png").write_bytes(b"no image"), "red/3.png"),
-        (lambda d: (d / "test" / "red" / "3.eps").write_bytes(b"%!PS showpage"), None),
+        (lambda d: (d / "test" / "red" / "3.png").write_bytes(POSTSCRIPT), "red/3.png"),
+        (lambda d: (d / "test" / "red" / "3.eps").write_bytes(POSTSCRIPT), None),
     ],
 )
 def test_a_folder_that_cannot_be_used_says_why(images, harm, message):
@@ -191,9 +201,9 @@ def test_a_folder_that_cannot_be_used_says_why(images, harm, message):
 
 
 def test_a_read_only_folder_is_decoded_without_a_cache(images, monkeypatch, capsys):
-    def refuse(path, contents):
+    def refuse(path, data, suffix):
         raise UserError("cannot write")
 
-    monkeypatch.setattr(datasets.checkpoint, "write", refuse)
+    monkeypatch.setattr(datasets.checkpoint, "write_bytes", refuse)
     assert len(datasets.load("folder", images, "train").images) == 96
     assert "not kept" in capsys.readouterr().out

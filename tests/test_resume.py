@@ -13,24 +13,11 @@ from conftest import ROOT, make_images, run, succeed
 
 from slimming import checkpoint
 
-FLAGS = [
-    "-sr",
-    "--s",
-    "0.001",
-    "--dataset",
-    "folder",
-    "--arch",
-    "resnet",
-    "--depth",
-    "11",
-    "--epochs",
-    "6",
-    "--batch-size",
-    "16",
-    "--seed",
-    "3",
-    "--no-tensorboard",
-]
+EPOCHS = 12
+FLAGS = (
+    f"-sr --s 0.001 --dataset folder --arch resnet --depth 11 --epochs {EPOCHS} --batch-size 16 "
+    "--seed 3 --no-tensorboard"
+).split()
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -57,31 +44,27 @@ def test_killed_three_times_and_resumed(tmp_path, extra):
     flags = [*FLAGS, *data, *extra]
     succeed("main.py", *flags, "--save", tmp_path / "whole")
     last = tmp_path / "killed" / "checkpoint.pth.tar"
-    rng, kills = random.Random(os.getpid()), 0
-    while kills < 3:
+    rng = random.Random(os.getpid())
+    for kill in range(3):
         resume = ["--resume", last] if last.exists() else []
         command = [sys.executable, "main.py", *flags, "--save", tmp_path / "killed", *resume]
         before = last.stat().st_mtime_ns if last.exists() else 0
         process = subprocess.Popen(
             list(map(str, command)), cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL
         )
-        while (
-            process.poll() is None
-            and kills < 2
-            and (not last.exists() or last.stat().st_mtime_ns == before)
-        ):
-            time.sleep(0.01)  # the first two get one epoch further, the third may not
-        time.sleep(rng.uniform(0, 0.7))
+        while process.poll() is None and not (last.exists() and last.stat().st_mtime_ns != before):
+            time.sleep(0.005)  # at least one epoch further each time, so that every kill counts
+        time.sleep(rng.uniform(0, 0.6))
         process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
+        assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
         checkpoint.load(last)  # always loadable
-        print(f"kill {kills}: after epoch {checkpoint.read(last)['epoch']}")
+        print(f"kill {kill}: after epoch {checkpoint.read(last)['epoch']}")
     succeed("main.py", *flags, "--save", tmp_path / "killed", "--resume", last)
     for name in ("checkpoint.pth.tar", "model_best.pth.tar"):
         whole, resumed = (checkpoint.read(tmp_path / run / name) for run in ("whole", "killed"))
         assert same(whole, resumed), name
-    assert whole["epoch"] <= 6 and len(whole["history"]) == whole["epoch"]
+    final = checkpoint.read(last)
+    assert final["epoch"] == len(final["history"]) == EPOCHS
 
 
 def test_resume_needs_no_other_flag_and_says_what_changed(images, tmp_path):

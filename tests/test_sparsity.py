@@ -64,7 +64,7 @@ def test_masked_channels_stay_zero_through_momentum_weight_decay_and_penalty():
 
     def step(edits):
         optimizer.zero_grad()
-        model(images).square().sum().backward()
+        model(images).square().mean().backward()
         for edit in edits:
             edit()
         optimizer.step()

@@ -7,6 +7,7 @@ from conftest import SMALLEST
 from models import NETWORKS, channel_selection, resnet
 from slimming import data, datasets, training
 from slimming.errors import Diverged
+from slimming.sparsity import L1Penalty
 
 
 def loader(count=64, augment=True):
@@ -35,8 +36,9 @@ def test_the_schedule_of_the_paper():
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
-def test_a_step_is_plain_sgd_with_the_penalty():
-    """One epoch of one batch against the update written out by hand."""
+@pytest.mark.parametrize("scale", [None, 1024.0])
+def test_a_step_is_plain_sgd_with_the_penalty(scale):
+    """One epoch of one batch against the update by hand; a gradient scaler changes nothing."""
     torch.manual_seed(0)
     model = resnet(depth=11, num_classes=2)
     batches = loader(16)
@@ -44,10 +46,11 @@ def test_a_step_is_plain_sgd_with_the_penalty():
     images, labels = next(iter(batches))
     torch.nn.functional.cross_entropy(model.train()(images), labels).backward()
     grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    from slimming.sparsity import L1Penalty
-
     optimizer = training.make_optimizer(model, 0.1, 0.9, 1e-4)
-    training.train(model, batches, optimizer, 0, [L1Penalty(model, 0.01)])
+    precision = training.Precision(torch.device("cpu"))
+    if scale:
+        precision.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    training.train(model, batches, optimizer, 0, [L1Penalty(model, 0.01)], precision)
     for name, after in model.named_parameters():
         if name.endswith("indexes"):
             assert torch.equal(after, before[name])
@@ -66,7 +69,7 @@ def test_every_network_learns(arch, amp):
     optimizer = training.make_optimizer(model, 0.02, 0.9, 1e-4)
     precision = training.Precision(torch.device("cpu"), amp)
     batches = loader(32)
-    for epoch in range(8):
+    for epoch in range(15):
         training.train(model, batches, optimizer, epoch, precision=precision)
     assert training.test(model, loader(32, augment=False), precision).prec1 > 0.9
 
@@ -88,6 +91,36 @@ def test_a_loss_that_is_not_finite_ends_the_run():
     model.fc.weight.data.fill_(float("nan"))
     with pytest.raises(Diverged, match="diverged"):
         training.train(model, loader(), training.make_optimizer(model, 0.1, 0.9, 0))
+
+
+def test_a_first_step_that_overflows_leaves_no_trace():
+    """The scaler skips it; the momentum must not start from undefined memory."""
+    torch.manual_seed(0)
+    model = resnet(depth=11, num_classes=2)
+    model.fc.weight.data.mul_(1000)  # a large loss
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer = training.make_optimizer(model, 0.1, 0.9, 1e-4)
+    precision = training.Precision(torch.device("cpu"))
+    precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    training.train(model, loader(16), optimizer, 0, precision=precision)
+    assert precision.scaler.get_scale() < 2.0**127
+    for name, after in model.named_parameters():
+        assert torch.equal(after, before[name])
+    assert all((s["momentum_buffer"] == 0).all() for s in optimizer.state.values())
+
+
+def test_momentum_is_taken_in_the_layout_of_the_parameters_or_not_at_all():
+    model = resnet(depth=11).to(memory_format=torch.channels_last)
+    optimizer = training.make_optimizer(model, 0.1, 0.9, 0)
+    learned = optimizer.param_groups[0]["params"]
+    saved = {"state": {i: {"momentum_buffer": torch.randn(p.shape)} for i, p in enumerate(learned)}}
+    assert training.load_momentum(optimizer, saved)
+    for i, parameter in enumerate(learned):
+        buffer = optimizer.state[parameter]["momentum_buffer"]
+        assert torch.equal(buffer, saved["state"][i]["momentum_buffer"])
+        assert buffer.stride() == parameter.stride()
+    for wrong in (None, {}, {"state": {}}, {"state": {0: {"momentum_buffer": None}}}):
+        assert not training.load_momentum(optimizer, wrong)
 
 
 def test_channels_last_while_selection_is_the_identity():

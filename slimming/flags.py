@@ -1,0 +1,165 @@
+"""The flags that scripts share, each with its default and its help in one place."""
+
+import argparse
+import os
+from pathlib import Path
+
+from models import NETWORKS, PAPER_DEPTH
+from slimming import checkpoint, datasets
+from slimming.cli import Parser, architecture, number, plain_name
+from slimming.errors import UserError
+
+# What shapes a run besides its network and data; `--resume` finds these in the checkpoint.
+SETTINGS = (
+    *("sr", "s", "batch_size", "epochs", "lr", "momentum", "weight_decay", "seed", "amp"),
+    "deterministic",
+)
+
+COUNT = number(int, 1, 2**31 - 1)
+
+
+def parse_training(description: str) -> argparse.Namespace:
+    """The flags of a training run. With ``--resume`` the checkpoint's settings are the defaults.
+
+    ``args.start`` is the file that the run starts from, if any, ``args.contents`` what it holds.
+    """
+    parser = training_parser(description)
+    args = parser.parse_args()
+    start = args.resume or args.refine
+    contents = checkpoint.read(start) if start else {}
+    if args.resume:
+        args = _with_settings_of(parser, args, contents)
+    args.start, args.contents = start, contents
+    return _split_arch(args)
+
+
+def parse_pruning(parser: Parser) -> argparse.Namespace:
+    """The flags of a pruning script. ``args.model`` and ``args.save`` become paths, and
+    ``args.target`` is the file to write."""
+    args = _split_arch(parser.parse_args())
+    if not args.model:
+        parser.error("--model FILE is needed: the checkpoint of the network to prune")
+    args.model = checkpoint.best_in(Path(args.model))
+    args.save = Path(args.save or args.model.parent)
+    args.target = args.save / f"{args.filename or 'pruned'}.pth.tar"
+    if args.target.exists() and args.model.exists() and args.target.samefile(args.model):
+        raise UserError(f"the result would replace {args.model}: give another --save or --filename")
+    return args
+
+
+def training_parser(description: str) -> Parser:
+    """The flags of main.py and mask-impl/main_mask.py."""
+    parser = Parser(description)
+    depths = ", ".join(f"{arch} {depth}" for arch, depth in PAPER_DEPTH.items())
+    _network_flags(parser, ", else vgg", f", else {depths}")
+    _flag(parser, "--refine", "FILE", text="fine-tune this pruned model")
+    _flag(parser, "--resume", "FILE", text="continue from this checkpoint, with its settings")
+
+    group = parser.add_argument_group("sparsity")
+    names = ("-sr", "--sparsity-regularization")
+    text = "train with the L1 penalty on the scaling factors"
+    _setting(group, *names, dest="sr", text=text)
+    _flag(group, "--s", "S", number(float, 0), 1e-4, "strength of the penalty")
+
+    group = parser.add_argument_group("training")
+    _flag(group, "--batch-size", "N", COUNT, 64, "images a step")
+    _flag(group, "--epochs", "N", COUNT, 160, "epochs to train")
+    epochs = number(int, 0, 2**31 - 1)
+    _flag(group, "--start-epoch", "N", epochs, text="first epoch, counted from 0")
+    _flag(group, "--lr", "R", number(float, 0), 0.1, "learning rate, / 10 at 1/2 and at 3/4")
+    _flag(group, "--momentum", "M", number(float, 0, 1, below=True), 0.9, "momentum of SGD")
+    _flag(group, "--weight-decay", "W", number(float, 0), 1e-4, "weight decay", also="--wd")
+    seeds = number(int, 0, 2**32, below=True)
+    _flag(group, "--seed", "N", seeds, 1, "seed of the weights, the order, the augmentation")
+    _flag(group, "--log-interval", "N", COUNT, 100, "batches between two printed lines")
+    _setting(group, "--amp", "-amp_loss", text="mixed precision: bf16, or fp16 on older GPUs")
+    _setting(group, "--deterministic", text="repeatable CUDA kernels (the CPU repeats anyway)")
+
+    _data_flags(parser, ", else cifar100")
+    saved = "./logs; ./ckpts/<arch>[_sr][_T] with --tag T or --arch preact_res<depth>"
+    group = _output_flags(parser, saved, "checkpoint and model_best")
+    _flag(group, "--tag", "T", plain_name, text="names the folder of the run")
+    _switch(group, "--no-tensorboard", text="write no event files")
+    return parser
+
+
+def pruning_parser(description: str) -> Parser:
+    """The flags that all pruning scripts have."""
+    parser = Parser(description)
+    _flag(parser, "--model", "FILE", text="checkpoint to prune; in a folder, the best model")
+    shares = number(float, 0, 1, below=True)
+    _flag(parser, "--percent", "P", shares, 0.5, "share of the channels to prune, 0 <= P < 1")
+    _network_flags(parser)
+    _data_flags(parser)
+    _output_flags(parser, "the folder of the model", "pruned")
+    return parser
+
+
+def _network_flags(parser: Parser, arch: str = "", depth: str = "") -> None:
+    """``arch``, ``depth``: the defaults where no checkpoint says."""
+    names = f"{', '.join(NETWORKS)} or preact_res<depth> (default: that of the checkpoint{arch})"
+    _flag(parser, "--arch", "NAME", architecture, text=names)
+    text = f"depth of the network (default: that of the checkpoint{depth})"
+    _flag(parser, "--depth", "N", COUNT, text=text)
+
+
+def _data_flags(parser: Parser, dataset: str = "") -> None:
+    group = parser.add_argument_group("data and device")
+    names = f"{', '.join(datasets.NAMES)} (default: that of the checkpoint{dataset})"
+    group.add_argument("--dataset", choices=datasets.NAMES, metavar="NAME", help=names)
+    _flag(group, "--data", "DIR", text="folder of the dataset (default: ./data.<dataset>)")
+    _flag(group, "--test-batch-size", "N", COUNT, 256, "images a step of the evaluation")
+    cores = os.cpu_count() or 1
+    _flag(group, "--workers", "N", COUNT, cores, "threads that decode image files")
+    _flag(group, "--device", "NAME", text="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    _switch(group, "--no-cuda", text="stay on the CPU")
+
+
+def _output_flags(parser: Parser, save: str, filename: str) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("output")
+    _flag(group, "--save", "DIR", text=f"folder of the results (default: {save})")
+    _flag(group, "--filename", "NAME", plain_name, text=f"names the files instead of {filename}")
+    return group
+
+
+def _flag(group, name: str, metavar: str, kind=str, default=None, text="", also=None) -> None:
+    text += "" if default is None else f" (default: {default})"
+    names = [name, also] if also else [name]
+    group.add_argument(*names, metavar=metavar, type=kind, default=default, help=text)
+
+
+def _switch(group, name: str, text: str) -> None:
+    group.add_argument(name, action="store_true", help=text)
+
+
+def _setting(group, *names: str, text: str, **more) -> None:
+    """A switch that a checkpoint may have turned on, and ``--no-...`` turns off."""
+    off = argparse.BooleanOptionalAction
+    group.add_argument(*names, action=off, default=False, help=text, **more)
+
+
+def _with_settings_of(parser: Parser, args: argparse.Namespace, contents: dict):
+    """Parse again with the checkpoint's settings as defaults; say which ones flags changed."""
+    recorded = contents.get("settings")
+    recorded = recorded if isinstance(recorded, dict) else {}
+    known = {n: recorded[n] for n in SETTINGS if type(recorded.get(n)) is type(getattr(args, n))}
+    # argparse checks a default that is a string as if it had been typed
+    defaults = {n: v if isinstance(v, bool) else str(v) for n, v in known.items()}
+    parser.set_defaults(**defaults)
+    args = parser.parse_args()
+    for name, value in known.items():
+        if getattr(args, name) != value:
+            flag = "-sr" if name == "sr" else "--" + name.replace("_", "-")
+            print(f"note: {flag} is {getattr(args, name)} now, it was {value} in {args.resume}")
+    return args
+
+
+def _split_arch(args: argparse.Namespace) -> argparse.Namespace:
+    """Read ``--arch preact_resN`` as ``--arch resnet --depth N``; args.spelled keeps the word."""
+    args.spelled = args.arch
+    if args.arch and args.arch.startswith("preact_res"):
+        depth = int(args.arch.removeprefix("preact_res"))
+        if args.depth not in (None, depth):
+            raise UserError(f"--arch {args.arch} and --depth {args.depth} contradict each other")
+        args.arch, args.depth = "resnet", depth
+    return args
