@@ -192,6 +192,7 @@ class Experiment:
             checkpoint.write_bytes(folder.curves, picture)
             wrote.append(folder.curves)
         print(reporting.sparsity_text(self.model))
+        print(f"\nbest top-1 {self.best_prec1:.2%}; wrote {', '.join(map(str, wrote))}")
         if self.history and self.full_score and self.network.cfg:
             last = Score(self.history[-1]["test_loss"], self.history[-1]["test_prec1"])
             print("\nbefore: the full network when it was pruned, after: the slim network now")
@@ -200,4 +201,3 @@ class Experiment:
                     self.model, self.network, last, self.full_score, self.test_loader
                 )
             )
-        print(f"\nbest top-1 {self.best_prec1:.2%}; wrote {', '.join(map(str, wrote))}")
