@@ -1,0 +1,50 @@
+"""README.md keeps its word: its flags exist, its commands parse, its program runs."""
+
+import re
+import shlex
+
+import pytest
+import torch
+from conftest import ROOT, save_network
+
+from slimming import flags
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    line.partition("#")[0].strip()
+    for kind, block in BLOCKS
+    if kind == "bash"
+    for line in block.splitlines()
+    if line.startswith("python ")
+]
+PARSERS = {
+    "main.py": flags.training_parser,
+    "main_mask.py": flags.training_parser,
+    **dict.fromkeys(
+        ("vggprune.py", "resprune.py", "denseprune.py", "prune_mask.py"), flags.pruning_parser
+    ),
+}
+
+
+@pytest.mark.parametrize("build", [flags.training_parser, flags.pruning_parser])
+def test_every_flag_is_in_a_table(build):
+    for action in build("").__dict__["_actions"]:
+        for name in action.option_strings:
+            if name not in ("-h", "--help") and not name.startswith("--no-"):
+                assert f"`{name}" in README, f"README.md does not tell about {name}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_line_parses(command):
+    _, script, *words = shlex.split(command)
+    assert (ROOT / script).is_file()
+    PARSERS[script.rpartition("/")[2]]("").parse_args(words)
+
+
+def test_the_five_lines_run(tmp_path, monkeypatch):
+    (program,) = [block for kind, block in BLOCKS if kind == "python"]
+    path = re.search(r'load\("(.*?)"\)', program).group(1)
+    monkeypatch.chdir(tmp_path)
+    save_network(tmp_path / path, "vgg", 11)
+    exec(program, {"torch": torch})
