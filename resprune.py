@@ -10,13 +10,17 @@ only those that the block still reads. Inside a block, filters go as in a VGG.
 from slimming import before_after, cli, flags, pruning
 
 
-def main() -> None:
+def make_parser() -> cli.Parser:
     parser = flags.pruning_parser(__doc__)
     parser.add_argument("--ckpt_dir", dest="model", metavar="PATH", help="the same as --model")
     parser.add_argument("--save_dir", dest="save", metavar="DIR", help="the same as --save")
-    args = flags.parse_pruning(parser)
+    return parser
+
+
+def main() -> None:
+    args = flags.parse_pruning(make_parser())
     dense = before_after.load(args, arch="resnet")
-    choice = pruning.choose_channels(dense.model, args.percent)
+    choice = pruning.choose_channels(dense.model, args.percent, round_to=args.round_to)
     slim = pruning.slim(dense.model, choice.keep)
     proof = pruning.prove_equal(slim, pruning.masked(dense.model, choice.keep), dense.images)
     before_after.report(dense, slim, choice, proof)

@@ -12,7 +12,7 @@ from slimming import before_after, cli, flags, pruning
 def main() -> None:
     args = flags.parse_pruning(flags.pruning_parser(__doc__))
     dense = before_after.load(args, arch="vgg")
-    choice = pruning.choose_channels(dense.model, args.percent)
+    choice = pruning.choose_channels(dense.model, args.percent, round_to=args.round_to)
     slim = pruning.slim(dense.model, choice.keep)
     proof = pruning.prove_equal(slim, pruning.masked(dense.model, choice.keep), dense.images)
     before_after.report(dense, slim, choice, proof)

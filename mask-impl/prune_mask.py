@@ -21,7 +21,9 @@ NETWORKS = importlib.import_module("mask-impl.models").NETWORKS
 def main() -> None:
     args = flags.parse_pruning(flags.pruning_parser(__doc__))
     dense = before_after.load(args, arch=None, networks=NETWORKS)
-    choice = pruning.choose_channels(dense.model, args.percent, at_least_one=False)
+    choice = pruning.choose_channels(
+        dense.model, args.percent, at_least_one=False, round_to=args.round_to
+    )
     masked = pruning.masked(dense.model, choice.keep)
     slim = pruning.slim(masked, pruning.keep_one(masked, choice.keep))
     proof = pruning.prove_equal(slim, masked, dense.images)

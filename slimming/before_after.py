@@ -28,26 +28,21 @@ class Dense:
     @property
     def images(self) -> torch.Tensor:
         """The real images that pruning is proved on, normalised, on the test data's device."""
-        return first_images(self.test_loader)
+        return self.test_loader.first(64)
 
 
 def load(args: argparse.Namespace, arch: str | None, networks: dict = NETWORKS) -> Dense:
     """The network in ``args.model`` and its test data. UserError if it is not of ``arch``."""
     if arch and args.arch not in (None, arch):
         raise UserError(f"--arch {args.spelled} is not for this script: it slims a {arch}")
-    given = {"arch": arch or args.arch, "depth": args.depth, "dataset": args.dataset}
+    given = {**vars(args), "arch": arch or args.arch}
     model, network, contents = checkpoint.load(args.model, given, networks)
     device = training.choose_device(args.device, args.no_cuda)
     loader = data.batches(
-        network.dataset, args.data, "test", args.test_batch_size, device, args.workers
+        network.dataset, "test", args.test_batch_size, device, network.image_size, args
     )
-    data.check_classes(loader, network.num_classes, args.model)
+    data.check_classes(loader, network.num_classes, contents, args.model)
     return Dense(args, model, network, contents, loader)
-
-
-def first_images(loader: data.Batches) -> torch.Tensor:
-    """The first 64 test images, normalised."""
-    return data.normalize(loader.split.images[:64])
 
 
 def report(
@@ -64,7 +59,7 @@ def report(
     """
     print_choice(choice)
     print(f"\nslim equals masked: largest difference of the logits {difference:.1e} (relative)\n")
-    models = [model.to(dense.test_loader.split.images.device) for model in (dense.model, slim)]
+    models = [model.to(dense.test_loader.device) for model in (dense.model, slim)]
     scores = [training.test(model, dense.test_loader) for model in models]
     before, after = measure(models, scores, dense.images)
     print(before_after_text(before, after))
@@ -74,9 +69,8 @@ def report(
     args = dense.args
     network = replace(dense.network, cfg=None if masked else slim.cfg)
     full = dense.contents.get("before_pruning") or scores[0]._asdict()  # of the first pass
-    contents = checkpoint.contents_of(
-        masked or slim, network, 0, after["top-1"], before_pruning=full
-    )
+    more = {"before_pruning": full, "classes": dense.test_loader.classes}
+    contents = checkpoint.contents_of(masked or slim, network, 0, after["top-1"], **more)
     text = (
         f"Configuration:\n{slim.cfg}\nNumber of parameters:\n{after['parameters']}\n"
         f"Test accuracy:\n{after['top-1']}\n"
@@ -118,9 +112,15 @@ def against_full(
     before: training.Score,
     loader: data.Batches,
 ) -> str:
-    """A fine-tuned slim network beside the full one, which scored ``before`` when it was pruned."""
-    full = replace(network, cfg=None).build().to(next(model.parameters()).device)
-    return before_after_text(*measure([full, model], [before, score], first_images(loader)))
+    """A fine-tuned slim network beside the full one, which scored ``before`` when it was pruned.
+
+    A masked network is measured as the slim one that it stands for.
+    """
+    full = replace(network, cfg=None).build().to(loader.device)
+    if not network.cfg:
+        keep = pruning.keep_one(model, pruning.alive_channels(model))
+        model = pruning.slim(model, keep).to(loader.device)
+    return before_after_text(*measure([full, model], [before, score], loader.first(64)))
 
 
 def measure(
@@ -133,7 +133,7 @@ def measure(
             "top-1": score.prec1,
             "loss": score.loss,
             "parameters": profiling.count_parameters(model),
-            "FLOPs": profiling.count_flops(model),
+            "FLOPs": profiling.count_flops(model, images.shape[-1]),
             "bytes": profiling.count_bytes(model),
             "latency": seconds,
             "batch": len(images),
@@ -143,30 +143,33 @@ def measure(
 
 
 def before_after_text(before: dict, after: dict) -> str:
-    """A table of what `measure` found, with the ratio before / after."""
+    """A table of what `measure` found: before, after, their ratio and their difference."""
     shown = {
-        "top-1": ("top-1", "{:.2%}", 1),
-        "loss": ("loss", "{:.4f}", 1),
-        "parameters": ("parameters", "{:,}", 1),
-        "FLOPs": ("MFLOPs an image", "{:,.1f}", 1e-6),
-        "bytes": ("file size (MB)", "{:.2f}", 1e-6),
-        "latency": (f"latency, batch {before['batch']} (ms)", "{:.1f}", 1e3),
+        "top-1": ("top-1", "{:.2%}", 1, "{:+.2f} points", 100),
+        "loss": ("loss", "{:.4f}", 1, "{:+.4f}", 1),
+        "parameters": ("parameters", "{:,}", 1, "{:+,}", 1),
+        "FLOPs": ("MFLOPs an image", "{:,.1f}", 1e-6, "{:+,.1f}", 1e-6),
+        "bytes": ("file size (MB)", "{:.2f}", 1e-6, "{:+.2f}", 1e-6),
+        "latency": (f"latency, batch {before['batch']} (ms)", "{:.1f}", 1e3, "{:+.1f}", 1e3),
     }
     rows = []
-    for key, (title, form, scale) in shown.items():
-        ratio = f"{before[key] / after[key]:.2f}x" if after[key] else "-"
-        cells = [form.format(v[key] * scale if scale != 1 else v[key]) for v in (before, after)]
-        rows.append([title, *cells, ratio])
-    return reporting.table(["", "before", "after", "ratio"], rows)
+    for key, (title, form, scale, signed, unit) in shown.items():
+        old, new = before[key], after[key]
+        cells = [form.format(value * scale if scale != 1 else value) for value in (old, new)]
+        change = signed.format((new - old) * unit if unit != 1 else new - old)
+        rows.append([title, *cells, f"{old / new:.2f}x" if new else "-", change])
+    return reporting.table(["", "before", "after", "before/after", "change"], rows)
 
 
 def print_next_step(dense: Dense, before: float, after: float, script: str) -> None:
     """Where accuracy was lost, say how to win it back."""
     if after > before - LOST:
         return
-    network = dense.network
-    words = ["python", script, "--refine", dense.args.target, "--dataset", network.dataset]
-    words += ["--data", dense.args.data] if dense.args.data else []
-    words += ["--arch", network.arch, "--depth", network.depth, "--epochs", 160]
+    args = dense.args
+    words = ["python", script, "--refine", args.target, "--epochs", 160]
+    words += ["--data", args.data] if args.data else []
+    words += ["--device", args.device] if args.device else []
+    words += ["--no-cuda"] if args.no_cuda else []
+    words += ["--save", args.save / "refined"]
     print(f"top-1 fell from {before:.2%} to {after:.2%}: fine-tune the network next")
     print("  " + shlex.join(map(str, words)))

@@ -18,23 +18,33 @@ from models import NETWORKS
 from slimming.errors import UserError
 
 MASKS = ".indexes"
-STORED = {"arch": str, "depth": int, "dataset": str, "num_classes": int, "cfg": list}
+STORED = {
+    "arch": str,
+    "depth": int,
+    "dataset": str,
+    "num_classes": int,
+    "cfg": list,
+    "image_size": int,
+}
 
 
 @dataclass(frozen=True)
 class Network:
-    """Which network: what ``--arch``, ``--depth`` and ``--dataset`` say, and the widths of a slim
-    one (``cfg``; None for a full network)."""
+    """Which network: what ``--arch``, ``--depth`` and ``--dataset`` say, the widths of a slim one
+    (``cfg``; None for a full network), and the height and width of its images in pixels."""
 
     arch: str
     depth: int
     dataset: str
     num_classes: int
     cfg: list | None = None
+    image_size: int = 32
 
     def __str__(self) -> str:
         slim = "slim " if self.cfg else ""
-        return f"{slim}{self.arch}-{self.depth} for {self.dataset} ({self.num_classes} classes)"
+        data = f"{self.dataset} ({self.num_classes} classes)"
+        size = f" at {self.image_size} pixels" if self.image_size != 32 else ""
+        return f"{slim}{self.arch}-{self.depth} for {data}{size}"
 
     def check(self, networks: dict = NETWORKS) -> None:
         """UserError if there is no such network; costs next to nothing."""
@@ -50,7 +60,7 @@ class Network:
                 depth=self.depth, dataset=self.dataset, cfg=self.cfg, num_classes=self.num_classes
             )
         except (ValueError, RuntimeError) as error:
-            raise UserError(f"cannot build {self}: {error}") from error
+            raise UserError(f"cannot build {self.arch}-{self.depth}: {error}") from error
 
 
 def serialize(contents: dict) -> bytes:
@@ -106,7 +116,8 @@ def read(path: str | Path) -> dict:
             warnings.simplefilter("ignore")  # what is wrong is said once, below
             contents = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a dozen kinds, one for each way to be broken
-        if "weights_only" in str(error).lower():
+        pickled = data.startswith((b"PK", b"\x80"))
+        if pickled and "weights_only" in str(error).lower():
             raise UserError(
                 f"{path} is not a checkpoint of plain tensors (or is damaged): it was "
                 "not loaded, because loading it could run code"
@@ -151,6 +162,9 @@ def load_network(
     model = network.build(networks)
     state = _match_masks(contents["state_dict"], model)
     own = model.state_dict()
+    masks = {name for name in state.keys() - own.keys() if name.endswith(MASKS)}
+    if masks and state.keys() - masks <= own.keys():
+        raise UserError(f"{path} selects channels: it is for the main suite, not for mask-impl")
     for name in {**state, **own}:
         if name.endswith("num_batches_tracked"):
             continue  # PyTorch before 0.4.1 wrote none
@@ -199,6 +213,7 @@ def rebuild(
             f"{' '.join('--' + name for name in missing)}"
         )
     known["num_classes"] = known["num_classes"] or _count_outputs(contents["state_dict"])
+    known["image_size"] = known["image_size"] or Network.image_size
     network = Network(**known)
     return load_network(path, contents, network, networks), network
 
@@ -225,16 +240,20 @@ def contents_of(
     }
 
 
-def best_in(folder: Path) -> Path:
-    """The best model in a folder of `main.py`; a path to a file is returned as it is."""
-    if folder.name == "best_acc" and not folder.exists():
-        folder = folder.parent  # where another implementation keeps its best model
-    if not folder.is_dir():
-        return folder
-    best = sorted([*folder.glob("model_best.pth.tar"), *folder.glob("*_best.pth.tar")])
-    if len(set(best)) != 1:
-        raise UserError(f"{folder} holds {len(set(best))} best models: name the file")
-    return best[0]
+def find(path: Path, *patterns: str) -> Path:
+    """A path to a file as it is; in a folder, the one file that matches the first pattern which
+    matches any. UserError if none does, or several."""
+    if path.name == "best_acc" and not path.exists():
+        path = path.parent  # where another implementation keeps its best model
+    if not path.is_dir():
+        return path
+    for pattern in patterns:
+        found = sorted(path.glob(pattern))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(f"{path} holds {', '.join(f.name for f in found)}: name the file")
+    raise UserError(f"{path} is a folder without {' or '.join(patterns)}: name the file")
 
 
 def _flush_folder(folder: Path) -> None:

@@ -36,7 +36,7 @@ def run(main: Callable[[], None]) -> None:
         status, message = Interrupted.status, "interrupted: nothing was lost, start it again"
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status, message = 1, "error: the reader of the output went away"
+        sys.exit(1)  # whoever read the output went away: nobody to tell
     except OSError as error:
         status, message = 2, f"error: {error}"
     except (MemoryError, RuntimeError) as error:

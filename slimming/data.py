@@ -1,5 +1,6 @@
 """Batches on the training device: shuffle, crop, flip and normalise whole batches of uint8."""
 
+import argparse
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from slimming import datasets
+from slimming import datasets, distributed
 from slimming.errors import UserError
 
 MEAN = (0.4914, 0.4822, 0.4465)
@@ -48,7 +49,8 @@ class Batches:
 
     With ``augment`` the order, crops and flips of an epoch are functions of ``seed`` and ``epoch``
     alone; set ``epoch`` before iterating. Without, the images come in order, as they are. The last
-    batch may be smaller.
+    batch may be smaller. Of several processes each gets its part of every batch: number ``rank`` of
+    ``ranks``, whose ``batch_size`` is that of all together.
     """
 
     split: datasets.Split
@@ -57,6 +59,8 @@ class Batches:
     mirror: bool = True
     seed: int = 0
     epoch: int = 0
+    rank: int = 0
+    ranks: int = 1
 
     def __len__(self) -> int:
         return -(-self.num_images // self.batch_size)
@@ -65,61 +69,113 @@ class Batches:
     def num_images(self) -> int:
         return len(self.split.images)
 
+    @property
+    def classes(self) -> list[str]:
+        return self.split.classes
+
+    @property
+    def device(self) -> torch.device:
+        return self.split.images.device
+
+    def first(self, count: int) -> torch.Tensor:
+        """The first images, normalised."""
+        return normalize(self.split.images[:count])
+
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         images, labels, _ = self.split
-        if not self.augment:
-            for batch in zip(
-                images.split(self.batch_size), labels.split(self.batch_size), strict=True
-            ):
-                yield normalize(batch[0]), batch[1]
-            return
-        draws = (draw.to(images.device).split(self.batch_size) for draw in self._draws())
-        for order, shift, mirrored in zip(*draws, strict=True):
-            batch = flip(crop(images[order], shift), mirrored)
-            yield normalize(batch), labels[order]
+        if self.augment:
+            order, shift, mirrored = (draw.to(images.device) for draw in self._draws())
+        for own in shares(self):
+            if self.augment:
+                batch = flip(crop(images[order[own]], shift[own]), mirrored[own])
+                yield normalize(batch), labels[order[own]]
+            else:
+                yield normalize(images[own]), labels[own]
 
     def _draws(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The whole epoch's order (N,), crops (N, 2) and flips (N,), drawn on the CPU."""
-        words = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(words[0] >> 1))
-        n = self.num_images
+        """The whole epoch's order (N,), crops (N, 2) and flips (N,), drawn on the CPU: the same in
+        every process."""
+        generator, n = epoch_generator(self.seed, self.epoch), self.num_images
         order = torch.randperm(n, generator=generator)
         shift = torch.randint(2 * PAD + 1, (n, 2), generator=generator)
         mirrored = torch.randint(2, (n,), generator=generator).bool()
         return order, shift, mirrored & self.mirror
 
 
-def folder_of(name: str, given: str | None) -> Path:
-    """Where a dataset lives: ``--data``, or ./data.<dataset>."""
-    return Path(given or f"./data.{name}")
+def epoch_generator(*numbers: int) -> torch.Generator:
+    """A generator on the CPU that is a function of the ``numbers`` (seed, epoch, ...)."""
+    words = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(words[0] >> 1))
+
+
+def shares(loader) -> Iterator[slice]:
+    """Which places of the epoch's order this process takes, batch by batch.
+
+    A training batch that is too small for every process to get an image is left out.
+    """
+    for start in range(0, loader.num_images, loader.batch_size):
+        stop = min(start + loader.batch_size, loader.num_images)
+        if stop - start < loader.ranks and loader.augment:
+            return
+        if start + loader.rank < stop:
+            yield slice(start + loader.rank, stop, loader.ranks)
+
+
+def weight(loader, step: int, count: int) -> float:
+    """What the mean over ``count`` images of batch ``step`` (from 0) in this process weighs in the
+    mean over all processes: 1 where all have as many."""
+    whole = min(loader.batch_size, loader.num_images - step * loader.batch_size)
+    return count * loader.ranks / whole
 
 
 def batches(
     name: str,
-    given: str | None,
-    split: str,
+    part: str,
     batch_size: int,
     device: torch.device,
-    workers: int = 1,
-    seed: int = 0,
-) -> Batches:
+    image_size: int,
+    args: argparse.Namespace,
+):
     """The 'train' batches (shuffled, augmented) or the 'test' batches of a dataset, on ``device``.
 
-    ``given``: what ``--data`` says, or None. UserError if the data cannot be had.
+    Small images come from memory (`Batches`), an image folder at another ``image_size`` than 32
+    from disk (`slimming.streaming.Stream`). ``args`` holds --data, --workers and, for training,
+    --seed. UserError if the data cannot be had.
     """
-    images, labels, classes = datasets.load(name, folder_of(name, given), split, workers)
-    if len(images) == 0:
-        raise UserError(f"the {split} part of {name} holds no images")
+    folder = Path(args.data or f"./data.{name}")
+    settings = {
+        "batch_size": batch_size,
+        "augment": part == "train",
+        "seed": getattr(args, "seed", 0),
+        "rank": distributed.rank(),
+        "ranks": distributed.world_size(),
+    }
+    if image_size != datasets.SIZE:
+        if name != "folder":
+            raise UserError(f"--image-size {image_size} is for --dataset folder: {name} is small")
+        from slimming.streaming import Stream
+
+        _, samples, classes = datasets.scan_folder(folder, part)
+        return Stream(samples, classes, image_size, device, args.workers, **settings)
+    with distributed.first_goes_first():
+        images, labels, classes = datasets.load(name, folder, part, args.workers)
     on_device = datasets.Split(images.to(device), labels.to(device), classes)
-    return Batches(
-        on_device, batch_size, augment=split == "train", mirror=name in datasets.FLIPPED, seed=seed
-    )
+    return Batches(on_device, mirror=name in datasets.FLIPPED, **settings)
 
 
-def check_classes(loader: Batches, expected: int | None, path: str | None) -> None:
-    """UserError if the network in ``path`` tells another number of classes apart than the data."""
-    found = len(loader.split.classes)
-    if expected not in (None, found):
+def check_classes(loader, expected: int, contents: dict, path: str) -> None:
+    """UserError if the network in ``path`` tells other classes apart than the data has: another
+    number than ``expected``, or other names than the ``contents`` of the file record."""
+    names = contents.get("classes")
+    if isinstance(names, list) and len(names) == expected == len(loader.classes):
+        for ours, theirs in zip(names, loader.classes, strict=True):
+            if ours != theirs:
+                raise UserError(
+                    f"{path} was trained on class {ours!r} where the data has {theirs!r}: give the "
+                    "--dataset and --data that it was trained on"
+                )
+    found = len(loader.classes)
+    if expected != found:
         raise UserError(
             f"{path} tells {expected} classes apart, but the data has {found}: give the --dataset "
             "and --data that it was trained on"

@@ -1,5 +1,6 @@
 """Small-image datasets, decoded once into memory as uint8 (N, 3, 32, 32)."""
 
+import functools
 import hashlib
 import os
 import warnings
@@ -99,7 +100,11 @@ def _digits(split: str) -> Split:
     return Split(to_32x32(grey), torch.as_tensor(labels).long(), names)
 
 
-def _image_folder(folder: Path, split: str, workers: int) -> Split:
+def scan_folder(folder: Path, split: str) -> tuple[Path, list, list[str]]:
+    """The (path, label) of every image of a part of an image folder: (root, samples, classes).
+
+    UserError if a class has no images in it, or train and test do not have the same classes.
+    """
     root = _split_folder(folder, split)
     samples, classes = _scan(root)
     if split == "test":
@@ -113,6 +118,11 @@ def _image_folder(folder: Path, split: str, workers: int) -> Split:
                     f"{where} has no images of class {', '.join(sorted(missing))}: "
                     f"every class needs images in train and test; {OFFLINE}"
                 )
+    return root, samples, classes
+
+
+def _image_folder(folder: Path, split: str, workers: int) -> Split:
+    root, samples, classes = scan_folder(folder, split)
     cache, state = folder / CACHE.format(split=split), _fingerprint(root, samples)
     images = _read_cache(cache, state)
     if images is None:
@@ -126,6 +136,10 @@ def _split_folder(folder: Path, split: str) -> Path:
     for name in ("train",) if split == "train" else ("test", "val"):
         if (folder / name).is_dir():
             return folder / name
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no folder {folder}: --data DIR names your image folder; {OFFLINE}"
+        )
     kinds = "train/" if split == "train" else "test/ or val/"
     raise UserError(
         f"{folder} has no {kinds} folder: --data DIR takes DIR/train/<class>/… and "
@@ -160,6 +174,7 @@ def _scan(root: Path) -> tuple[list, list[str]]:
     return found.samples, found.classes
 
 
+@functools.cache
 def _formats() -> list[str]:
     """What Pillow reads, but EPS: that is a program for Ghostscript, and must not run."""
     from PIL import Image
@@ -173,19 +188,12 @@ def _decode(paths: list[str], workers: int, title: str) -> torch.Tensor:
     from tqdm import tqdm
 
     images = np.empty((len(paths), SIZE, SIZE, 3), dtype=np.uint8)
-    formats = _formats()
 
     def decode(i: int) -> None:
-        try:
-            with Image.open(paths[i], formats=formats) as image:
-                image = _to_rgb(image)
-                if image.size != (SIZE, SIZE):
-                    image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-                images[i] = np.asarray(image)
-        except Exception as error:  # Pillow raises as many kinds as there are formats
-            raise UserError(
-                f"cannot read the image {paths[i]} ({error}): mend or remove it"
-            ) from error
+        image = read_image(paths[i])
+        if image.size != (SIZE, SIZE):
+            image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        images[i] = np.asarray(image)
 
     with warnings.catch_warnings(), ThreadPoolExecutor(max(1, workers)) as pool:
         warnings.simplefilter("ignore")  # of odd metadata; a broken image is an error
@@ -193,6 +201,17 @@ def _decode(paths: list[str], workers: int, title: str) -> torch.Tensor:
         for _ in tqdm(decoded, title, len(paths), unit="img", disable=None, leave=False):
             pass
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def read_image(path: str):
+    """The Pillow image in a file, as RGB. UserError, naming the file, if it cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            return _to_rgb(image)
+    except Exception as error:  # Pillow raises as many kinds as there are formats
+        raise UserError(f"cannot read the image {path} ({error}): mend or remove it") from error
 
 
 def _to_rgb(image):

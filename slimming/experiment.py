@@ -5,7 +5,15 @@ import time
 from collections.abc import Callable, Iterable
 
 from models import NETWORKS, PAPER_DEPTH
-from slimming import before_after, checkpoint, data, profiling, reporting, training
+from slimming import (
+    before_after,
+    checkpoint,
+    data,
+    distributed,
+    profiling,
+    reporting,
+    training,
+)
 from slimming.errors import Interrupted, UserError
 from slimming.flags import SETTINGS
 from slimming.run_folder import RunFolder
@@ -25,22 +33,27 @@ class Experiment:
     def __init__(self, args: argparse.Namespace, networks: dict = NETWORKS):
         self.args = args
         self.device = training.choose_device(args.device, args.no_cuda)
+        distributed.start(self.device)
         self.precision = training.Precision(self.device, args.amp)
         training.seed_everything(args.seed, args.deterministic)
         if args.start:
             model, self.network = checkpoint.rebuild(
                 args.start, args.contents, self._wanted(), networks
             )
-            self._load_data(self.network.dataset, self.network.num_classes)
+            self._load_data(self.network.dataset, self.network.image_size)
+            data.check_classes(
+                self.test_loader, self.network.num_classes, args.contents, args.start
+            )
         else:
             wanted = self._wanted()
             checkpoint.Network(**wanted, num_classes=1).check(networks)  # before any download
-            self._load_data(wanted["dataset"], None)
-            self.network = checkpoint.Network(
-                **wanted, num_classes=len(self.test_loader.split.classes)
-            )
+            self._load_data(wanted["dataset"], wanted["image_size"])
+            self.network = checkpoint.Network(**wanted, num_classes=len(self.test_loader.classes))
             model = self.network.build(networks)
-        self.model = model.to(self.device, memory_format=training.memory_format(model))
+        if args.sync_bn:
+            model = distributed.synchronize_bn(model, self.device)
+        self.model = model.to(self.device, memory_format=training.LAYOUT)
+        self.trained = distributed.wrap(self.model)
         self.optimizer = training.make_optimizer(
             self.model, args.lr, args.momentum, args.weight_decay
         )
@@ -48,6 +61,8 @@ class Experiment:
         self.full_score = self._score_before_pruning()
         if args.resume:
             self._resume()
+        elif args.refine and not self.full_score and not self.network.cfg:
+            print(f"note: {args.refine} is not pruned: the full network is trained on")
         self.folder = RunFolder(args, self.network.arch)
 
     def fit(self, on_gradients: Iterable[Callable[[], None]] = ()) -> None:
@@ -56,9 +71,12 @@ class Experiment:
         ``on_gradients``: see `slimming.training.train`. Interrupted on Ctrl-C, Diverged if a loss
         is not finite; the checkpoint of the last whole epoch is there in both cases.
         """
-        self.folder.prepare()
+        first = distributed.rank() == 0  # it alone writes and speaks
+        if first:
+            self.folder.prepare()
         print(self._summary(), flush=True)
-        board = reporting.TensorBoard(self.folder.events, self.epoch, not self.args.no_tensorboard)
+        events = first and not self.args.no_tensorboard
+        board = reporting.TensorBoard(self.folder.events, self.epoch, events)
         try:
             for epoch in range(self.epoch, self.args.epochs):
                 started = time.perf_counter()
@@ -66,43 +84,40 @@ class Experiment:
                 self._save(epoch, learned, score)
                 board.add(epoch, self.history[-1], self.model)
                 print(self._epoch_text(score, time.perf_counter() - started), flush=True)
-            self._report()
+            if first:
+                self._report()
         except KeyboardInterrupt:
             raise Interrupted(self.folder.how_to_continue()) from None
         finally:
             board.close()
+            distributed.stop()
 
     def _wanted(self) -> dict:
         """The network that the flags ask for; what they leave open is the checkpoint's, or the
         default."""
         args = self.args
-        flags = {"arch": args.arch, "depth": args.depth, "dataset": args.dataset}
-        known = checkpoint.describe(args.start, args.contents, flags)
+        known = checkpoint.describe(args.start, args.contents, vars(args))
         arch = known["arch"] or "vgg"
         return {
             "arch": arch,
             "depth": known["depth"] or PAPER_DEPTH.get(arch),
             "dataset": known["dataset"] or "cifar100",
+            "image_size": known["image_size"] or checkpoint.Network.image_size,
         }
 
-    def _load_data(self, dataset: str, num_classes: int | None) -> None:
-        args = self.args
-
-        def load(part: str, size: int) -> data.Batches:
-            return data.batches(
-                dataset, args.data, part, size, self.device, args.workers, args.seed
-            )
-
-        self.test_loader = load("test", args.test_batch_size)  # small: finds what is wrong soon
-        data.check_classes(self.test_loader, num_classes, args.start)
-        self.train_loader = load("train", args.batch_size)
+    def _load_data(self, dataset: str, image_size: int) -> None:
+        sizes = {"test": self.args.test_batch_size, "train": self.args.batch_size}
+        self.test_loader, self.train_loader = (
+            data.batches(dataset, part, size, self.device, image_size, self.args)
+            for part, size in sizes.items()  # the smaller part first: it finds what is wrong soon
+        )
 
     def _one_epoch(self, epoch: int, on_gradients) -> tuple[Score, Score]:
         lr = training.learning_rate(epoch, self.args.epochs, self.args.lr)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         learned = training.train(
-            self.model,
+            self.trained,
             self.train_loader,
             self.optimizer,
             epoch,
@@ -110,6 +125,7 @@ class Experiment:
             self.precision,
             self.args.log_interval,
         )
+        distributed.share_buffers(self.model)
         score = training.test(self.model, self.test_loader, self.precision)
         return learned, training.check_finite(score, epoch)
 
@@ -120,6 +136,8 @@ class Experiment:
         near_zero = reporting.near_zero(self.model)
         values = (epoch, lr, learned.loss, learned.prec1, score.loss, score.prec1, near_zero)
         self.history.append(dict(zip(RECORD, values, strict=True)))
+        if distributed.rank():
+            return
         contents = checkpoint.contents_of(
             self.model,
             self.network,
@@ -128,6 +146,7 @@ class Experiment:
             self.optimizer.state_dict(),
             scaler=self.precision.scaler.state_dict(),
             history=self.history,
+            classes=self.test_loader.classes,
             before_pruning=self.full_score and self.full_score._asdict(),
             settings={name: getattr(self.args, name) for name in SETTINGS},
         )
@@ -137,6 +156,8 @@ class Experiment:
 
     def _resume(self) -> None:
         path, contents = self.args.resume, self.args.contents
+        if not contents.get("epoch") and not contents.get("optimizer"):
+            raise UserError(f"{path} holds no run to continue, only weights: --refine trains them")
         try:
             self.epoch, self.best_prec1 = int(contents["epoch"]), float(contents["best_prec1"])
             if self.args.start_epoch is not None:
@@ -167,10 +188,11 @@ class Experiment:
         args = self.args
         if self.epoch >= args.epochs:
             return f"all {args.epochs} epochs are done; a larger --epochs trains on"
+        flops = profiling.count_flops(self.model, self.network.image_size)
         penalty = f"sparsity s = {args.s:g}" if args.sr else "no sparsity"
         return (
             f"{self.network}: {profiling.count_parameters(self.model):,} parameters, "
-            f"{profiling.count_flops(self.model) / 1e6:.1f} MFLOPs an image\n"
+            f"{flops / 1e6:.1f} MFLOPs an image\n"
             f"{self.device}, {self.precision}, {penalty}, epochs {self.epoch} to {args.epochs}, "
             f"results in {self.folder.path}/"
         )
@@ -181,7 +203,7 @@ class Experiment:
         return (
             f"Test set: Average loss: {score.loss:.4f}, Accuracy: {round(score.prec1 * count)}/"
             f"{count} ({score.prec1:.2%})   epoch {done}/{epochs}, lr {record['lr']:g}, "
-            f"{seconds:.1f} s, {seconds * (epochs - done) / 60:.0f} min left"
+            f"{seconds:.1f} s, {_duration(seconds * (epochs - done))} left"
         )
 
     def _report(self) -> None:
@@ -193,7 +215,7 @@ class Experiment:
             wrote.append(folder.curves)
         print(reporting.sparsity_text(self.model))
         print(f"\nbest top-1 {self.best_prec1:.2%}; wrote {', '.join(map(str, wrote))}")
-        if self.history and self.full_score and self.network.cfg:
+        if self.history and self.full_score:
             last = Score(self.history[-1]["test_loss"], self.history[-1]["test_prec1"])
             print("\nbefore: the full network when it was pruned, after: the slim network now")
             print(
@@ -201,3 +223,9 @@ class Experiment:
                     self.model, self.network, last, self.full_score, self.test_loader
                 )
             )
+
+
+def _duration(seconds: float) -> str:
+    """Hours and minutes, or seconds where they are few."""
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes // 60}:{minutes % 60:02d} h"

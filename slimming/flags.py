@@ -8,6 +8,7 @@ from models import NETWORKS, PAPER_DEPTH
 from slimming import checkpoint, datasets
 from slimming.cli import Parser, architecture, number, plain_name
 from slimming.errors import UserError
+from slimming.run_folder import RunFolder
 
 # What shapes a run besides its network and data; `--resume` finds these in the checkpoint.
 SETTINGS = (
@@ -25,10 +26,17 @@ def parse_training(description: str) -> argparse.Namespace:
     """
     parser = training_parser(description)
     args = parser.parse_args()
-    start = args.resume or args.refine
+    if args.resume == "auto":
+        args.resume = _last_checkpoint(args)
+    for name, pattern in (("resume", "checkpoint.pth.tar"), ("refine", "pruned.pth.tar")):
+        if getattr(args, name):
+            setattr(args, name, str(checkpoint.find(Path(getattr(args, name)), pattern)))
+    resume, refine = args.resume, args.refine
+    start = resume or refine
     contents = checkpoint.read(start) if start else {}
-    if args.resume:
+    if resume:
         args = _with_settings_of(parser, args, contents)
+        args.resume, args.refine = resume, refine
     args.start, args.contents = start, contents
     return _split_arch(args)
 
@@ -39,12 +47,26 @@ def parse_pruning(parser: Parser) -> argparse.Namespace:
     args = _split_arch(parser.parse_args())
     if not args.model:
         parser.error("--model FILE is needed: the checkpoint of the network to prune")
-    args.model = checkpoint.best_in(Path(args.model))
+    args.model = checkpoint.find(
+        Path(args.model), "model_best.pth.tar", "*_best.pth.tar", "pruned.pth.tar"
+    )
     args.save = Path(args.save or args.model.parent)
     args.target = args.save / f"{args.filename or 'pruned'}.pth.tar"
-    if args.target.exists() and args.model.exists() and args.target.samefile(args.model):
-        raise UserError(f"the result would replace {args.model}: give another --save or --filename")
+    if args.target.exists() and not _replaceable(args.target, args.model):
+        raise UserError(
+            f"{args.target} is there and would be lost: give another --save or --filename"
+        )
     return args
+
+
+def _replaceable(target: Path, model: Path) -> bool:
+    """Whether ``target`` is the result of an earlier pruning, and not what is to be pruned now."""
+    try:
+        contents = checkpoint.read(target)
+    except UserError:
+        return False
+    trained = contents.get("epoch") or contents.get("optimizer")
+    return not trained and not (model.exists() and target.samefile(model))
 
 
 def training_parser(description: str) -> Parser:
@@ -53,7 +75,8 @@ def training_parser(description: str) -> Parser:
     depths = ", ".join(f"{arch} {depth}" for arch, depth in PAPER_DEPTH.items())
     _network_flags(parser, ", else vgg", f", else {depths}")
     _flag(parser, "--refine", "FILE", text="fine-tune this pruned model")
-    _flag(parser, "--resume", "FILE", text="continue from this checkpoint, with its settings")
+    text = "continue from this checkpoint, with its settings; auto: the last one in --save, if any"
+    _flag(parser, "--resume", "FILE", text=text)
 
     group = parser.add_argument_group("sparsity")
     names = ("-sr", "--sparsity-regularization")
@@ -75,6 +98,8 @@ def training_parser(description: str) -> Parser:
     _setting(group, "--amp", "-amp_loss", text="mixed precision: bf16, or fp16 on older GPUs")
     _setting(group, "--deterministic", text="repeatable CUDA kernels (the CPU repeats anyway)")
 
+    _switch(group, "--sync-bn", text="batch statistics over all processes (CUDA, torchrun)")
+
     _data_flags(parser, ", else cifar100")
     saved = "./logs; ./ckpts/<arch>[_sr][_T] with --tag T or --arch preact_res<depth>"
     group = _output_flags(parser, saved, "checkpoint and model_best")
@@ -89,6 +114,8 @@ def pruning_parser(description: str) -> Parser:
     _flag(parser, "--model", "FILE", text="checkpoint to prune; in a folder, the best model")
     shares = number(float, 0, 1, below=True)
     _flag(parser, "--percent", "P", shares, 0.5, "share of the channels to prune, 0 <= P < 1")
+    text = "keep a multiple of N channels in each layer, never fewer than the threshold would"
+    _flag(parser, "--round-to", "N", COUNT, 1, text)
     _network_flags(parser)
     _data_flags(parser)
     _output_flags(parser, "the folder of the model", "pruned")
@@ -108,9 +135,11 @@ def _data_flags(parser: Parser, dataset: str = "") -> None:
     names = f"{', '.join(datasets.NAMES)} (default: that of the checkpoint{dataset})"
     group.add_argument("--dataset", choices=datasets.NAMES, metavar="NAME", help=names)
     _flag(group, "--data", "DIR", text="folder of the dataset (default: ./data.<dataset>)")
+    text = "pixels of an image's side; not 32: streamed from --dataset folder (default: 32)"
+    _flag(group, "--image-size", "N", COUNT, text=text)
     _flag(group, "--test-batch-size", "N", COUNT, 256, "images a step of the evaluation")
     cores = os.cpu_count() or 1
-    _flag(group, "--workers", "N", COUNT, cores, "threads that decode image files")
+    _flag(group, "--workers", "N", COUNT, cores, "threads or processes that decode image files")
     _flag(group, "--device", "NAME", text="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     _switch(group, "--no-cuda", text="stay on the CPU")
 
@@ -152,6 +181,13 @@ def _with_settings_of(parser: Parser, args: argparse.Namespace, contents: dict):
             flag = "-sr" if name == "sr" else "--" + name.replace("_", "-")
             print(f"note: {flag} is {getattr(args, name)} now, it was {value} in {args.resume}")
     return args
+
+
+def _last_checkpoint(args: argparse.Namespace) -> str | None:
+    """The checkpoint from which a run with these flags goes on; None if it has not begun."""
+    fresh = argparse.Namespace(**{**vars(args), "resume": None, "spelled": args.arch})
+    last = RunFolder(fresh, args.arch or "vgg").last
+    return str(last) if last.exists() else None
 
 
 def _split_arch(args: argparse.Namespace) -> argparse.Namespace:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from slimming import checkpoint
-from slimming.training import memory_format
+from slimming.training import LAYOUT
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -41,14 +41,13 @@ def latencies(models: list[nn.Module], images: torch.Tensor, seconds: float = 4.
     least 5 rounds are timed, and more until ``seconds`` are over.
     """
     times = [[] for _ in models]
-    formats = [memory_format(model) for model in models]  # as `training.train` and `test` run them
-    models = [model.to(memory_format=f) for model, f in zip(models, formats, strict=True)]
-    inputs = [images.contiguous(memory_format=f) for f in formats]
+    models = [model.eval().to(memory_format=LAYOUT) for model in models]
+    images = images.contiguous(memory_format=LAYOUT)
     start = time.perf_counter()
     while len(times[0]) < 6 or (time.perf_counter() - start < seconds and len(times[0]) < 200):
-        for model, batch, taken in zip(models, inputs, times, strict=True):
+        for model, taken in zip(models, times, strict=True):
             begin = _now(images.device)
-            model.eval()(batch)
+            model(images)
             taken.append(_now(images.device) - begin)
     return [statistics.median(taken[1:]) for taken in times]
 

@@ -77,12 +77,16 @@ def scaling_factors(model: nn.Module) -> Masks:
     return {name: bn.weight.detach().float().cpu().abs() for name, bn in batch_norms(model).items()}
 
 
-def choose_channels(model: nn.Module, percent: float, at_least_one: bool = True) -> Choice:
+def choose_channels(
+    model: nn.Module, percent: float, at_least_one: bool = True, round_to: int = 1
+) -> Choice:
     """The channels that survive when ``percent`` (0 <= percent < 1) of those alive are pruned.
 
     The threshold is the value at position int(total · percent) of the sorted |γ| of the whole
     network; a channel stays if its |γ| is strictly greater. With ``at_least_one`` a layer that
-    would lose every channel keeps its largest |γ|. UserError if a scaling factor is not finite.
+    would lose every channel keeps its largest |γ|. With ``round_to`` each layer keeps as many
+    more, the largest first, as make a multiple of it (or all that are alive). UserError if a
+    scaling factor is not finite.
     """
     factors, alive = scaling_factors(model), alive_channels(model)
     ranked = torch.cat([factors[name][alive[name]] for name in factors]).sort().values
@@ -95,7 +99,20 @@ def choose_channels(model: nn.Module, percent: float, at_least_one: bool = True)
     keep = {name: alive[name] & (factors[name] > threshold) for name in factors}
     rescued = [name for name, mask in keep.items() if at_least_one and not mask.any()]
     keep = keep_one(model, keep) if at_least_one else keep
+    keep = {n: _round_up(mask, factors[n], alive[n], round_to) for n, mask in keep.items()}
     return Choice(percent, float(threshold), alive, keep, rescued)
+
+
+def _round_up(
+    keep: torch.Tensor, factors: torch.Tensor, alive: torch.Tensor, multiple: int
+) -> torch.Tensor:
+    """``keep`` and the largest other ``factors`` that are alive, up to a multiple of channels."""
+    missing = -int(keep.sum()) % multiple
+    others = factors.masked_fill(keep | ~alive, -1)
+    more = others.argsort(descending=True, stable=True)[:missing]
+    rounded = keep.clone()
+    rounded[more[others[more] >= 0]] = True
+    return rounded
 
 
 def keep_one(model: nn.Module, keep: Masks) -> Masks:

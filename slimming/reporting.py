@@ -57,7 +57,9 @@ def layers_text(choice: Choice) -> str:
     rows = []
     for name, alive in choice.alive.items():
         before, after = int(alive.sum()), int(choice.keep[name].sum())
-        rows.append([name, str(before), str(after), f"{1 - after / before if before else 0:.1%}"])
+        rows.append(
+            [name, str(before), str(after), f"{max(0, 1 - after / before) if before else 0:.1%}"]
+        )
     before, after = choice.channels
     rows.append(["all", str(before), str(after), f"{1 - after / before:.1%}"])
     return table(["BN layer", "before", "after", "pruned"], rows)
@@ -94,13 +96,15 @@ def draw_curves(history: list[dict], title: str) -> bytes:
     """A PNG picture of loss and top-1 over the epochs, from the records of each epoch."""
     figure, (losses, accuracies) = _figure(1, 2, (10, 3.8))
     epochs = [record["epoch"] + 1 for record in history]
-    for part, style in (("train", "--"), ("test", "-")):
-        losses.plot(epochs, [record[f"{part}_loss"] for record in history], style, label=part)
-        accuracies.plot(
-            epochs, [100 * record[f"{part}_prec1"] for record in history], style, label=part
+    for part, style in (("train", ".--"), ("test", ".-")):
+        loss, prec1 = (
+            [record[f"{part}_{name}"] for record in history] for name in ("loss", "prec1")
         )
+        losses.plot(epochs, loss, style, label=part)
+        accuracies.plot(epochs, [100 * value for value in prec1], style, label=part)
     for axes, name in ((losses, "cross entropy"), (accuracies, "top-1 (%)")):
         axes.set(xlabel="epoch", ylabel=name)
+        axes.set_xlim(0.5, len(history) + 0.5)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
@@ -116,6 +120,10 @@ def draw_pruning(choice: Choice, factors: torch.Tensor, title: str) -> bytes:
     layers.bar(places, before, width=0.9, color="#c9d3de", label="before")
     layers.bar(places, after, width=0.9, color="#1f5a96", label="kept")
     layers.set(xlabel="BN layer, in the order of the forward pass", ylabel="channels")
+    if len(places) <= 40:
+        layers.set_xticks(places, list(choice.keep), rotation=90, fontsize=6)
+    else:
+        layers.xaxis.get_major_locator().set_params(integer=True)
     layers.legend()
     spread.hist(factors.double().numpy(), bins=100, color="#1f5a96")
     spread.axvline(

@@ -35,8 +35,8 @@ class RunFolder:
         """Make the folder. Another run's results in it are moved aside, not overwritten."""
         self.path.mkdir(parents=True, exist_ok=True)
         older = [p for p in (self.best, self.curves, self.events, self.last) if p.exists()]
-        continued = self.resumed and self.path.samefile(self.resumed.parent)
-        if continued or not (self.last.exists() or self.best.exists()):
+        continued = self.resumed and self.last.exists() and self.last.samefile(self.resumed)
+        if continued or not older:
             return
         number = 1
         while (self.path / f"previous-{number}").exists():
@@ -58,12 +58,13 @@ class RunFolder:
         """What to type after an interruption."""
         if not self.last.exists():
             return "interrupted before the first checkpoint was written: start again"
-        words, skip = ["python"], False
+        processes = os.environ.get("WORLD_SIZE")
+        words, skip = [f"torchrun --nproc-per-node={processes}" if processes else "python"], False
         for word in sys.argv:
             if not skip and not word.startswith(("--resume=", "--start-epoch=")):
                 words.append(word)
             skip = word in ("--resume", "--start-epoch")
             if skip:
                 words.pop()
-        command = shlex.join([*words, "--resume", str(self.last)])
+        command = f"{words[0]} {shlex.join([*words[1:], '--resume', str(self.last)])}"
         return f"interrupted; continue with: {command}"

@@ -6,7 +6,8 @@ from torch import nn
 
 def batch_norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
     """Every BatchNorm2d of the model by its name, in the order of the forward pass."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    kinds = (nn.BatchNorm2d, nn.SyncBatchNorm)  # --sync-bn turns the one into the other
+    return {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
 
 
 class L1Penalty:

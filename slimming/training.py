@@ -15,8 +15,11 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from slimming import data, distributed
 from slimming.data import Batches
 from slimming.errors import Diverged, UserError
+
+LAYOUT = torch.channels_last  # of weights and images: oneDNN and cuDNN convolve it fastest
 
 
 class Score(NamedTuple):
@@ -31,6 +34,7 @@ def choose_device(name: str | None = None, no_cuda: bool = False) -> torch.devic
 
     UserError if there is no such device.
     """
+    name = distributed.local_device(name, no_cuda)
     if no_cuda and (name or "cpu") != "cpu":
         raise UserError(f"--no-cuda and --device {name} contradict each other")
     automatic = "cuda" if torch.cuda.is_available() and not no_cuda else "cpu"
@@ -120,23 +124,24 @@ def train(
 ) -> Score:
     """Train one epoch. Each of ``on_gradients`` edits the gradients between backward and step.
 
-    They find gradients that are whole: unscaled under mixed precision. Diverged if the loss is not
+    They find gradients that are whole: unscaled under mixed precision, and averaged over the
+    processes if ``model`` is what `slimming.distributed.wrap` made. Diverged if the loss is not
     finite, found when a line is printed and at the end of the epoch.
     """
     device = next(model.parameters()).device
     precision = precision or Precision(device)
-    layout = memory_format(model)
     loader.epoch = epoch
     model.train()
     meter = _Meter(device)
     with _progress(loader, epoch, log_interval) as report:
         for step, (images, labels) in enumerate(loader, start=1):
-            images = images.to(memory_format=layout)
+            images = images.to(memory_format=LAYOUT)
             optimizer.zero_grad()
             with precision.autocast():
                 logits = model(images)
                 loss = F.cross_entropy(logits, labels)
-            precision.scaler.scale(loss).backward()
+            weight = data.weight(loader, step - 1, len(labels))
+            precision.scaler.scale(loss if weight == 1 else loss * weight).backward()
             precision.scaler.unscale_(optimizer)
             for edit in on_gradients:
                 edit()
@@ -144,7 +149,7 @@ def train(
             precision.scaler.update()
             meter.add(loss, logits, labels)
             report(step, meter)
-    return check_finite(meter.score(), epoch)
+    return check_finite(meter.score_of_all(), epoch)
 
 
 @torch.no_grad()
@@ -152,21 +157,14 @@ def test(model: nn.Module, loader: Batches, precision: Precision | None = None) 
     """Loss and top-1 of the model in eval mode over ``loader``."""
     device = next(model.parameters()).device
     precision = precision or Precision(device)
-    layout = memory_format(model)
     model.eval()
     meter = _Meter(device)
     for images, labels in loader:
         with precision.autocast():
-            logits = model(images.to(memory_format=layout))
+            logits = model(images.to(memory_format=LAYOUT))
             loss = F.cross_entropy(logits, labels)
         meter.add(loss, logits, labels)
-    return meter.score()
-
-
-def memory_format(model: nn.Module) -> torch.memory_format:
-    """channels_last for a network whose selections are all the identity, else NCHW."""
-    gathers = any(getattr(m, "kept", None) is not None for m in model.modules())
-    return torch.contiguous_format if gathers else torch.channels_last
+    return meter.score_of_all()
 
 
 class _Meter:
@@ -183,7 +181,14 @@ class _Meter:
         self.count += len(labels)
 
     def score(self) -> Score:
+        """Of this process so far."""
         return Score(*(total / self.count for total in self.sums.tolist()))
+
+    def score_of_all(self) -> Score:
+        """Of all processes together."""
+        counted = torch.tensor([float(self.count)], device=self.sums.device)
+        loss, hits, count = distributed.total(torch.cat((self.sums, counted))).tolist()
+        return Score(loss / count, hits / count)
 
 
 def check_finite(score: Score, epoch: int) -> Score:
@@ -200,25 +205,29 @@ def check_finite(score: Score, epoch: int) -> Score:
 def _progress(loader: Batches, epoch: int, log_interval: int):
     """A bar on a terminal, a line every ``log_interval`` batches elsewhere."""
     total, start, shown = loader.num_images, time.perf_counter(), 0.0
-    terminal = sys.stderr.isatty() and sys.stdout.isatty()
+    first = distributed.rank() == 0
+    terminal = first and sys.stderr.isatty() and sys.stdout.isatty()
     bar = tqdm(total=total, desc=f"epoch {epoch}", unit="img", disable=not terminal, leave=False)
 
     def report(step: int, meter: _Meter) -> None:
         nonlocal shown
+        done = min(step * loader.batch_size, total)
         elapsed = time.perf_counter() - start
         due = elapsed - shown > 1 if terminal else step % log_interval == 0
-        if not due and meter.count < total:
+        if not first or (not due and done < total):
             return
         shown = elapsed
         score = check_finite(meter.score(), epoch)  # waits for the device: once a second, or a line
         if terminal:
             bar.set_postfix_str(f"loss {score.loss:.4f}, top-1 {score.prec1:.2%}", refresh=False)
-            bar.update(meter.count - bar.n)
+            bar.update(done - bar.n)
+        if terminal and done < total:
             return
+        bar.clear()
         print(
-            f"Train Epoch: {epoch} [{meter.count}/{total} ({meter.count / total:.0%})]\t"
+            f"Train Epoch: {epoch} [{done}/{total} ({done / total:.0%})]\t"
             f"Loss: {score.loss:.6f}\tTop-1: {score.prec1:.2%}\t"
-            f"{meter.count / elapsed:.0f} images/s",
+            f"{done / elapsed:.0f} images/s",
             flush=True,
         )
 

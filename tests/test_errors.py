@@ -69,7 +69,7 @@ def fails(tmp_path, script, *args, status=2, says=(), **kwargs):
         ("missing", "No such file"),
         ("empty", "empty, cut short"),
         ("cut", "cut short"),
-        ("random", "random"),
+        ("random", "not a readable checkpoint"),
         ("evil", "run code"),
         ("images", "images"),
     ],
@@ -123,6 +123,13 @@ def test_a_checkpoint_of_another_dataset_depth_or_class_count(tmp_path, files, s
         files / "images",
         says=["3 classes", "has 2"],
     )
+
+
+def test_images_of_other_classes(tmp_path, files):
+    """As many classes as the network tells apart, but not the same."""
+    model = save_network(tmp_path / "model", "resnet", 11, "folder", 2, classes=["cat", "dog"])
+    fails(tmp_path, "resprune.py", "--model", model, "--data", files / "images",
+          says=["'cat'", "'blue'"])  # fmt: skip
 
 
 def test_weights_of_another_network(tmp_path, files):
@@ -203,9 +210,9 @@ def test_image_folders_that_cannot_be_used(tmp_path, files):
     fails(
         tmp_path,
         *flags,
-        says=["data.folder has no test/ or val/", "--data DIR", "--dataset digits"],
+        says=["there is no folder data.folder", "--data DIR"],
     )
-    fails(tmp_path, *flags, "--data", files / "random", says="no test/ or val/")
+    fails(tmp_path, *flags, "--data", files / "random", says="there is no folder")
     broken = shutil.copytree(files / "images", tmp_path / "broken")
     shutil.rmtree(broken / "test" / "red")
     fails(tmp_path, *flags, "--data", broken, says="no images of class red")
@@ -223,7 +230,10 @@ def test_results_that_cannot_be_written(tmp_path, files):
         says="cannot write",
     )
     copy = shutil.copy(files / "resnet", tmp_path / "pruned.pth.tar")
-    fails(tmp_path, "resprune.py", "--model", copy, says="would replace")
+    fails(tmp_path, "resprune.py", "--model", copy, says="would be lost")
+    shutil.copy(files / "resnet", tmp_path / "run.pth.tar")  # a checkpoint of a training run
+    fails(tmp_path, "resprune.py", "--model", files / "resnet", "--save", tmp_path, "--filename",
+          "run", says="would be lost")  # fmt: skip
 
 
 def small_files_only():

@@ -113,3 +113,16 @@ def test_a_selection_keeps_its_index_tensor_where_it_is():
     before = select.kept
     select.train().eval()
     assert select.kept is before
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gathering_keeps_the_layout_and_has_the_gradient_of_indexing(layout):
+    select = channel_selection(6)
+    select.keep(torch.tensor([0, 1, 1, 0, 1, 0]))
+    x = torch.randn(2, 6, 4, 5).to(memory_format=layout).requires_grad_()
+    out = select(x)
+    assert torch.equal(out, x[:, [1, 2, 4]]) and out.is_contiguous(memory_format=layout)
+    grad = torch.randn_like(out)
+    (ours,) = torch.autograd.grad(out, x, grad)
+    (plain,) = torch.autograd.grad(x[:, [1, 2, 4]], x, grad)
+    assert torch.equal(ours, plain)

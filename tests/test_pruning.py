@@ -142,3 +142,17 @@ def test_parameters_and_flops_fall_with_the_channels():
     slim = pruning.slim(model, keep)
     assert profiling.count_flops(slim) < 0.5 * profiling.count_flops(model)
     assert slim.cfg == [c // 2 for c in model.cfg]
+
+
+def test_rounding_keeps_more_of_the_largest_never_fewer(small):
+    plain = pruning.choose_channels(small, 0.6)
+    rounded = pruning.choose_channels(small, 0.6, round_to=8)
+    factors = pruning.scaling_factors(small)
+    for name, mask in rounded.keep.items():
+        assert mask.sum() % 8 == 0 or torch.equal(mask, rounded.alive[name])
+        assert mask.sum() - plain.keep[name].sum() < 8
+        assert (mask >= plain.keep[name]).all()
+        if not mask.all():
+            assert factors[name][mask].min() >= factors[name][~mask].max()
+    slim = pruning.slim(small, rounded.keep)
+    assert relative(slim, pruning.masked(small, rounded.keep)) <= 1e-4

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import ROOT, save_network
 
+import resprune
 from slimming import flags
 
 README = (ROOT / "README.md").read_text()
@@ -18,18 +19,17 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("python ")
 ]
+
 PARSERS = {
-    "main.py": flags.training_parser,
-    "main_mask.py": flags.training_parser,
-    **dict.fromkeys(
-        ("vggprune.py", "resprune.py", "denseprune.py", "prune_mask.py"), flags.pruning_parser
-    ),
+    **dict.fromkeys(("main.py", "main_mask.py"), flags.training_parser("")),
+    **dict.fromkeys(("vggprune.py", "denseprune.py", "prune_mask.py"), flags.pruning_parser("")),
+    "resprune.py": resprune.make_parser(),
 }
 
 
-@pytest.mark.parametrize("build", [flags.training_parser, flags.pruning_parser])
-def test_every_flag_is_in_a_table(build):
-    for action in build("").__dict__["_actions"]:
+@pytest.mark.parametrize("script", PARSERS)
+def test_every_flag_is_in_a_table(script):
+    for action in PARSERS[script]._actions:
         for name in action.option_strings:
             if name not in ("-h", "--help") and not name.startswith("--no-"):
                 assert f"`{name}" in README, f"README.md does not tell about {name}"
@@ -39,7 +39,7 @@ def test_every_flag_is_in_a_table(build):
 def test_every_command_line_parses(command):
     _, script, *words = shlex.split(command)
     assert (ROOT / script).is_file()
-    PARSERS[script.rpartition("/")[2]]("").parse_args(words)
+    PARSERS[script.rpartition("/")[2]].parse_args(words)
 
 
 def test_the_five_lines_run(tmp_path, monkeypatch):

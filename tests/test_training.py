@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import SMALLEST
 
-from models import NETWORKS, channel_selection, resnet
+from models import NETWORKS, resnet
 from slimming import data, datasets, training
 from slimming.errors import Diverged
 from slimming.sparsity import L1Penalty
@@ -121,14 +121,6 @@ def test_momentum_is_taken_in_the_layout_of_the_parameters_or_not_at_all():
         assert buffer.stride() == parameter.stride()
     for wrong in (None, {}, {"state": {}}, {"state": {0: {"momentum_buffer": None}}}):
         assert not training.load_momentum(optimizer, wrong)
-
-
-def test_channels_last_while_selection_is_the_identity():
-    model = resnet(depth=11)
-    assert training.memory_format(model) is torch.channels_last
-    select = next(m for m in model.modules() if isinstance(m, channel_selection))
-    select.keep(torch.arange(len(select.indexes)) > 0)
-    assert training.memory_format(model) is torch.contiguous_format
 
 
 def test_masks_are_no_weights_of_the_optimizer():

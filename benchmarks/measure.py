@@ -1,0 +1,68 @@
+"""What the benchmarks share: turns that are fair on a noisy machine, and tables on disk."""
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from slimming import reporting
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def now(device: torch.device) -> float:
+    """Seconds, after the device has finished what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def in_turns(
+    tasks: dict[str, Callable[[], None]], rounds: int, device: torch.device, title: str
+) -> dict[str, list[float]]:
+    """Seconds of each task in each round; the tasks take turns, after one round of warm-up."""
+    seconds = {name: [] for name in tasks}
+    for turn in tqdm(range(rounds + 1), title, disable=None):
+        for name, task in tasks.items():
+            start = now(device)
+            task()
+            if turn:
+                seconds[name].append(now(device) - start)
+    return seconds
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What the figures were measured on."""
+    name = platform.machine()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    elif Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = names[0] if names else name
+    return {
+        "device": f"{name}, {torch.get_num_threads()} threads" if device.type == "cpu" else name,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": date.today().isoformat(),
+        "command": f"python {' '.join(sys.argv)}",
+    }
+
+
+def write(name: str, about: dict, header: list[str], rows: list[dict], notes: str = "") -> None:
+    """Print the table and write it as Markdown and JSON into benchmarks/results/."""
+    cells = [[str(row[column]) for column in header] for row in rows]
+    print(reporting.table(header, cells))
+    lines = ["| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *cells]]
+    told = "\n".join(f"- {key}: {value}" for key, value in about.items())
+    RESULTS.mkdir(exist_ok=True)
+    text = "\n".join([f"# {name}", "", told, "", *lines, "", notes]).rstrip() + "\n"
+    (RESULTS / f"{name}.md").write_text(text)
+    (RESULTS / f"{name}.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1))
+    print(f"wrote {RESULTS / name}.md and .json")

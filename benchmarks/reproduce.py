@@ -1,0 +1,108 @@
+"""The paper's workflow, network by network: baseline, sparsity, pruning, fine-tuning.
+
+Each stage is a command of this suite. One that was stopped goes on where it was, one whose result
+is there is not run again. The table has the published figures beside ours.
+
+    python benchmarks/reproduce.py --arch vgg --dataset cifar10 --epochs 160
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import measure
+from slimming import checkpoint, profiling, training
+
+# arch: pruning script, depth, s, percentages
+CASES = {
+    "vgg": ("vggprune.py", 19, 1e-4, (0.7,)),
+    "resnet": ("resprune.py", 164, 1e-5, (0.4, 0.6)),
+    "densenet": ("denseprune.py", 40, 1e-5, (0.4, 0.6)),
+}
+# Top-1 (%) after sparsity, pruning, fine-tuning and parameters (M) before and after, on CIFAR-10,
+# as published with another implementation of the original scripts
+PUBLISHED = {
+    ("vgg", 0.7): "92.0 / 91.9 / 92.4, 20.04 -> 2.25 M",
+    ("resnet", 0.6): "93.9 / 13.8 / 94.3, 1.73 -> 1.12 M",
+    ("densenet", 0.6): "92.8 / 11.6 / 93.27, 1.07 -> 0.49 M",
+}
+HEADER = ["network", "data", "epochs", "baseline", "sparsity", "pruned", "fine-tuned"]
+HEADER += ["parameters", "published (CIFAR-10, 160 epochs)"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", action="append", choices=CASES, help="default: all, in turn")
+    parser.add_argument("--dataset", default="cifar10")
+    parser.add_argument("--data", help="folder of the dataset")
+    parser.add_argument("--data-name", help="what the table calls the data (default: --dataset)")
+    parser.add_argument("--epochs", type=int, default=160, help="of each training stage")
+    parser.add_argument("--work", type=Path, default=Path("reproduce"), help="where runs live")
+    parser.add_argument("--amp", action="store_true")
+    parser.add_argument("--device")
+    args = parser.parse_args()
+    rows = []
+    for arch in args.arch or CASES:
+        rows += reproduce(arch, args)
+        device = training.choose_device(args.device)
+        measure.write(f"reproduce-{args.dataset}", measure.machine(device), HEADER, rows)
+
+
+def reproduce(arch: str, args: argparse.Namespace) -> list[dict]:
+    """Run what is missing of one network; its rows of the table."""
+    script, depth, s, percents = CASES[arch]
+    work = args.work / f"{args.dataset}-{args.epochs}"
+    data = ["--dataset", args.dataset, *(["--data", args.data] if args.data else [])]
+    data += ["--device", args.device] if args.device else []
+    network = ["--arch", arch, "--depth", depth]
+    baseline = train(work / f"{arch}-baseline", network, data, args)
+    sparse = train(work / f"{arch}-sparse", ["-sr", "--s", s, *network], data, args)
+    rows = []
+    for percent in percents:
+        folder = work / f"{arch}-{percent:.0%}".replace("%", "")
+        pruned = folder / "pruned.pth.tar"
+        if not pruned.exists():
+            chosen = ["--percent", percent, "--model", sparse, "--save", folder]
+            run(script, *data, "--depth", depth, *chosen)
+        tuned = train(folder / "tuned", ["--refine", pruned], data, args)
+        stages = [checkpoint.read(path) for path in (baseline, sparse, pruned, tuned)]
+        names = ("baseline", "sparsity", "pruned", "fine-tuned")
+        scores = {n: f"{c['best_prec1']:.2%}" for n, c in zip(names, stages, strict=True)}
+        sizes = [profiling.count_parameters(checkpoint.load(p)[0]) for p in (sparse, tuned)]
+        rows.append(
+            {
+                "network": f"{arch}-{depth} at {percent:.0%}",
+                "data": args.data_name or args.dataset,
+                "epochs": args.epochs,
+                **scores,
+                "parameters": f"{sizes[0]:,} -> {sizes[1]:,}",
+                HEADER[-1]: PUBLISHED.get((arch, percent), "-"),
+            }
+        )
+    return rows
+
+
+def train(folder: Path, words: list, data: list, args: argparse.Namespace) -> Path:
+    """The best checkpoint of a finished run of main.py in ``folder``; runs what is left of it."""
+    last = folder / "checkpoint.pth.tar"
+    if not last.exists() or checkpoint.read(last)["epoch"] < args.epochs:
+        more = ["--resume", "auto", "--epochs", args.epochs, "--save", folder]
+        run("main.py", *words, *data, *more, *(["--amp"] if args.amp else []))
+    return folder / "model_best.pth.tar"
+
+
+def run(script: str, *words) -> None:
+    command = [sys.executable, str(ROOT / script), *map(str, words)]
+    print(f"$ python {shlex.join([script, *command[2:]])}", flush=True)
+    done = subprocess.run(command, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)  # the script said why; the next start goes on from here
+
+
+if __name__ == "__main__":
+    main()

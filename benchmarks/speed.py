@@ -1,0 +1,229 @@
+"""This suite's training step against the classic loop, in turns, in one process.
+
+`reference` is the loop of the original scripts, written out below: PIL transforms in a DataLoader
+with one worker, fp32, NCHW, a penalty loop over the modules, channel selection that finds its
+indices with NumPy in every forward. The suite trains with its own loader and its own
+`slimming.training.train`.
+
+    python benchmarks/speed.py [--device cuda] [--quick]
+"""
+
+import argparse
+import contextlib
+import functools
+import io
+import multiprocessing
+import resource
+import statistics
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import measure
+from models import NETWORKS
+from slimming import data, datasets, profiling, training
+from slimming.sparsity import L1Penalty
+
+CASES = (("vgg", 19), ("resnet", 164), ("densenet", 40), ("resnet", 20))
+BATCH, S = 64, 1e-4
+HEADER = ["network", "variant", "images/s", "ms/step", "ratio", "penalty", "peak memory (MB)"]
+HEADER += ["of matmul peak"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--quick", action="store_true", help="fewer steps, no --compile")
+    parser.add_argument("--compile", action="store_true", help="measure --compile as well")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    variants = ["reference", "fp32", "amp"]
+    if (args.compile or device.type == "cuda") and not args.quick:
+        variants.append("amp+compile")
+    peak = {dtype: matmul_peak(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
+    steps = (2, 3) if args.quick else (4, 7) if device.type == "cpu" else (50, 7)
+    rows = []
+    for arch, depth in CASES:
+        rows += measure_network(arch, depth, variants, *steps, peak, device)
+    about = measure.machine(device)
+    for dtype, flops in peak.items():
+        about[f"matmul peak, {str(dtype).removeprefix('torch.')}"] = f"{flops / 1e9:.0f} GFLOP/s"
+    measure.write(f"speed-{device.type}", about, HEADER, rows, NOTES)
+
+
+NOTES = """`ratio`: images/s by the reference's, median of the rounds. `penalty`: its share of the
+step. `peak memory`: on the CPU the growth of a fresh process over three steps, on CUDA what PyTorch
+allocated. `of matmul peak`: 3 x forward FLOPs a second by those of a large matrix product in the
+same precision, same run."""
+
+
+def measure_network(arch, depth, variants, steps, rounds, peak, device) -> list[dict]:
+    """The rows of one network: every variant trains ``steps`` batches in each of the rounds."""
+    name = f"{arch}-{depth}"
+    epochs = {v: make_epoch(v, arch, depth, steps, device) for v in variants}
+    seconds = measure.in_turns(epochs, rounds, device, name)
+    flops = 3 * BATCH * profiling.count_flops(NETWORKS[arch](depth=depth))
+    median = {v: statistics.median(times) / steps for v, times in seconds.items()}
+    ratios = {
+        v: statistics.median(a / b for a, b in zip(seconds["reference"], times, strict=True))
+        for v, times in seconds.items()
+    }
+    return [
+        {
+            "network": name,
+            "variant": v,
+            "images/s": round(BATCH / median[v]),
+            "ms/step": round(1e3 * median[v], 1),
+            "ratio": f"{ratios[v]:.2f}x",
+            "penalty": f"{penalty_seconds(v, arch, depth, device) / median[v]:.2%}",
+            "peak memory (MB)": peak_memory(v, arch, depth, device),
+            "of matmul peak": f"{flops / median[v] / peak[dtype_of(v)]:.0%}",
+        }
+        for v in variants
+    ]
+
+
+def dtype_of(variant: str) -> torch.dtype:
+    return torch.bfloat16 if "amp" in variant else torch.float32
+
+
+def make_epoch(variant: str, arch: str, depth: int, steps: int, device: torch.device):
+    """A function that trains ``steps`` batches as ``variant`` does."""
+    torch.manual_seed(0)
+    images = torch.randint(256, (steps * BATCH, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.randint(10, (steps * BATCH,))
+    if variant == "reference":
+        return reference_epoch(arch, depth, images, labels, device)
+    split = datasets.Split(images.to(device), labels.to(device), [""] * 10)
+    loader = data.Batches(split, BATCH, augment=True)
+    model = NETWORKS[arch](depth=depth).to(device, memory_format=torch.channels_last)
+    optimizer = training.make_optimizer(model, 0.01, 0.9, 1e-4)
+    precision = training.Precision(device, amp="amp" in variant)
+    penalty = [L1Penalty(model, S)]
+    trained = torch.compile(model, mode="max-autotune") if "compile" in variant else model
+    arguments = (trained, loader, optimizer, 0, penalty, precision, steps + 1)
+    return silent(functools.partial(training.train, *arguments))
+
+
+def silent(function):
+    def run():
+        with contextlib.redirect_stdout(io.StringIO()):
+            function()
+
+    return run
+
+
+def reference_epoch(arch, depth, images, labels, device):
+    """The classic loop."""
+    from PIL import Image
+    from torchvision import transforms
+
+    transform = transforms.Compose(
+        [
+            transforms.Pad(4),
+            transforms.RandomCrop(32),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(data.MEAN, data.STD),
+        ]
+    )
+    pixels = images.permute(0, 2, 3, 1).numpy()
+
+    class Pictures(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(pixels)
+
+        def __getitem__(self, i):
+            return transform(Image.fromarray(pixels[i])), int(labels[i])
+
+    loader = torch.utils.data.DataLoader(Pictures(), BATCH, shuffle=True, num_workers=1)
+    model = NETWORKS[arch](depth=depth, **classic_selection(arch)).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
+
+    def run():
+        model.train()
+        for batch, target in loader:
+            batch, target = batch.to(device), target.to(device)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(batch), target)
+            loss.backward()
+            update_bn_by_loop(model)
+            optimizer.step()
+            loss.item()
+
+    return run
+
+
+def update_bn_by_loop(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.grad.data.add_(S * torch.sign(module.weight.data))
+
+
+class ClassicSelection(nn.Module):
+    """Channel selection that asks the host for its indices in every forward."""
+
+    def __init__(self, num_channels: int):
+        super().__init__()
+        self.indexes = nn.Parameter(torch.ones(num_channels))
+
+    def forward(self, x):
+        kept = np.squeeze(np.argwhere(self.indexes.detach().cpu().numpy()))
+        return x[:, torch.as_tensor(kept, device=x.device)]
+
+
+def classic_selection(arch: str) -> dict:
+    return {} if arch == "vgg" else {"selection": ClassicSelection}
+
+
+def penalty_seconds(variant: str, arch: str, depth: int, device: torch.device) -> float:
+    """Median seconds of one call of the penalty."""
+    model = NETWORKS[arch](depth=depth).to(device)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    call = L1Penalty(model, S)
+    if variant == "reference":
+        call = functools.partial(update_bn_by_loop, model)
+    times = []
+    for _ in range(30):
+        start = measure.now(device)
+        call()
+        times.append(measure.now(device) - start)
+    return statistics.median(times)
+
+
+def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of a large matrix product, the best of several."""
+    size = 2048 if device.type == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        start = measure.now(device)
+        a @ b
+        best = min(best, measure.now(device) - start)
+    return 2 * size**3 / best
+
+
+def peak_memory(variant: str, arch: str, depth: int, device: torch.device) -> int:
+    """MB that three steps need, in a process of their own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_grown, (variant, arch, depth, str(device), torch.get_num_threads()))
+
+
+def _grown(variant: str, arch: str, depth: int, device: str, threads: int) -> int:
+    torch.set_num_threads(threads)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    make_epoch(variant, arch, depth, 3, torch.device(device))()
+    if device.startswith("cuda"):
+        return round(torch.cuda.max_memory_allocated() / 2**20)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
+
+
+if __name__ == "__main__":
+    main()

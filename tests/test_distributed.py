@@ -1,0 +1,117 @@
+"""Two processes on one machine, started by torchrun as people start them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, make_images, succeed
+
+from slimming import checkpoint, data, datasets
+
+FLAGS = (
+    "-sr --s 0.001 --dataset folder --arch resnet --depth 11 --batch-size 16 --seed 3 "
+    "--no-tensorboard"
+).split()
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def torchrun(*words, processes=2, restarts=0):
+    """The command line of a run on several processes of this machine."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launch += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
+    launch += ["--", "main.py", *FLAGS]  # without --, torchrun takes --s for one of its own flags
+    return list(map(str, [*launch, *words]))
+
+
+def run_all(*words, **settings):
+    done = subprocess.run(
+        torchrun(*words, **settings), cwd=ROOT, env=ENV, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def share(rank, ranks, count=50, augment=True):
+    images = torch.arange(count).view(count, 1, 1, 1).expand(count, 3, 32, 32).byte()
+    split = datasets.Split(images, torch.arange(count), ["a"])
+    return data.Batches(split, 16, augment=augment, rank=rank, ranks=ranks)
+
+
+def test_the_shares_of_all_processes_are_the_batches_of_one():
+    whole = [labels for _, labels in share(0, 1)]
+    parts = [[labels for _, labels in share(rank, 3)] for rank in range(3)]
+    # the last batch, of 2 images, is too small for 3 processes to train on
+    for batch, *pieces in zip(whole[:-1], *parts, strict=True):
+        assert torch.equal(torch.cat(pieces).sort().values, batch.sort().values)
+    weights = [data.weight(share(0, 3), 0, len(part[0])) for part in parts]
+    assert [len(part[0]) for part in parts] == [6, 5, 5] and sum(weights) == pytest.approx(3)
+
+
+def test_every_test_image_is_in_one_share():
+    labels = [labels for rank in range(3) for _, labels in share(rank, 3, augment=False)]
+    assert torch.cat(labels).sort().values.tolist() == list(range(50))
+
+
+def test_two_processes_train_one_network(tmp_path):
+    """The first step's loss is that of one process; the file is the same kind of file."""
+    flags = ["--data", make_images(tmp_path / "images"), "--epochs", "2"]
+    printed = run_all(*flags, "--save", tmp_path / "two")
+    assert printed.count("Test set") == 2, "one voice"
+    alone = succeed("main.py", *FLAGS, *flags, "--save", tmp_path / "one")
+    two, one = (checkpoint.read(tmp_path / d / "checkpoint.pth.tar") for d in ("two", "one"))
+    assert two.keys() == one.keys() and two["epoch"] == 2
+    assert two["state_dict"].keys() == one["state_dict"].keys()
+    assert alone.count("Test set") == 2
+    # and goes on with any number of processes
+    last = tmp_path / "two" / "checkpoint.pth.tar"
+    succeed("main.py", "--resume", last, *flags[:2], "--epochs", "3", "--no-tensorboard")
+    assert checkpoint.read(last)["epoch"] == 3
+    run_all(*flags[:2], "--resume", last, "--epochs", "4", processes=3)
+    assert checkpoint.read(last)["epoch"] == 4
+
+
+def test_all_processes_end_with_identical_weights_and_the_gradient_of_the_whole_batch(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            str(ROOT / "tests" / "two_processes.py"),
+        ],
+        cwd=ROOT,
+        env={**ENV, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("identical") == 1
+
+
+def test_a_killed_worker_is_restarted_and_the_run_finishes(tmp_path):
+    flags = ["--data", make_images(tmp_path / "images", train=120), "--epochs", "10"]
+    run_all(*flags, "--save", tmp_path / "whole")
+    last = tmp_path / "killed" / "checkpoint.pth.tar"
+    words = torchrun(*flags, "--save", tmp_path / "killed", "--resume", "auto", restarts=3)
+    process = subprocess.Popen(
+        words, cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not last.exists() and process.poll() is None:
+        time.sleep(0.01)
+    workers = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    assert process.wait(timeout=240) == 0
+    whole, killed = (
+        checkpoint.read(tmp_path / d / "checkpoint.pth.tar") for d in ("whole", "killed")
+    )
+    assert killed["epoch"] == 10
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, killed["state_dict"][name]), name

@@ -1,0 +1,54 @@
+"""Run by torchrun from test_distributed.py: one epoch on two processes, looked at from inside."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+
+from models import vgg
+from slimming import data, datasets, distributed, training
+from slimming.sparsity import L1Penalty
+
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    distributed.start(CPU)
+    rank, ranks = distributed.rank(), distributed.world_size()
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(4 * 900, 3)
+    ).to(CPU)
+    alone = copy.deepcopy(model)
+    images = torch.randint(256, (21, 3, 32, 32), dtype=torch.uint8)
+    split = datasets.Split(images, torch.randint(3, (21,)), ["a", "b", "c"])
+    shared = data.Batches(split, 8, augment=True, rank=rank, ranks=ranks)
+
+    # Without BN, shares of unequal size give exactly the gradient of the whole batch.
+    optimizer = training.make_optimizer(model, 0.01, 0.9, 1e-4)
+    training.train(distributed.wrap(model), shared, optimizer)
+    plain = training.make_optimizer(alone, 0.01, 0.9, 1e-4)
+    for images, labels in data.Batches(split, 8, augment=True):
+        plain.zero_grad()
+        F.cross_entropy(alone(images), labels).backward()
+        plain.step()
+    for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+    network = vgg(depth=11, num_classes=3)
+    optimizer = training.make_optimizer(network, 0.1, 0.9, 1e-4)
+    training.train(distributed.wrap(network), shared, optimizer, 0, [L1Penalty(network, 0.01)])
+    distributed.share_buffers(network)
+    for name, value in network.state_dict().items():
+        largest, smallest = value.clone(), value.clone()
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+        torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
+        assert torch.equal(largest, smallest), name
+    if rank == 0:
+        print("identical")
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main()
