@@ -27,9 +27,10 @@ class SelectedAffine(nn.Module):
         self.register_buffer("shift", shift.detach()[keep])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x if self.kept is None else gather_channels(x, self.kept)
-        rows = x.permute(0, 2, 3, 1)  # channels last in shape, for scale and shift of one axis
-        return torch.addcmul(self.shift, rows, self.scale).permute(0, 3, 1, 2)
+        own = x if self.kept is None else gather_channels(x, self.kept)
+        rows = own.permute(0, 2, 3, 1)  # channels last in shape, for scale and shift of one axis
+        target = None if self.kept is None else rows  # what was gathered is nobody else's
+        return torch.addcmul(self.shift, rows, self.scale, out=target).permute(0, 3, 1, 2)
 
 
 @torch.no_grad()
