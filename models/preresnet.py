@@ -39,7 +39,7 @@ class Bottleneck(nn.Module):
         out = self.conv1(self.relu(self.select(self.bn1(x))))
         out = self.conv2(self.relu(self.bn2(out)))
         out = self.conv3(self.relu(self.bn3(out)))
-        out += x if self.downsample is None else self.downsample(x)  # in place: 4x less time on a CPU
+        out += x if self.downsample is None else self.downsample(x)  # in place: no new memory
         return out
 
     def wiring(self, name: str) -> list[Wire]:
