@@ -46,8 +46,9 @@ def start(device: torch.device) -> None:
 
 
 def stop() -> None:
-    """Leave the group."""
+    """Leave the group together: a process that left early could end while others still talk."""
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 

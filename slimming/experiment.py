@@ -90,7 +90,7 @@ class Experiment:
             raise Interrupted(self.folder.how_to_continue()) from None
         finally:
             board.close()
-            distributed.stop()
+        distributed.stop()
 
     def _wanted(self) -> dict:
         """The network that the flags ask for; what they leave open is the checkpoint's, or the
