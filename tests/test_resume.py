@@ -54,7 +54,7 @@ def test_killed_three_times_and_resumed(tmp_path, extra):
         )
         while process.poll() is None and not (last.exists() and last.stat().st_mtime_ns != before):
             time.sleep(0.005)  # at least one epoch further each time, so that every kill counts
-        time.sleep(rng.uniform(0, 0.6))
+        time.sleep(rng.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
         checkpoint.load(last)  # always loadable
