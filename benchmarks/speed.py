@@ -13,9 +13,9 @@ import contextlib
 import functools
 import io
 import multiprocessing
-import resource
 import statistics
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -119,9 +119,23 @@ def silent(function):
     return run
 
 
+class Pictures(torch.utils.data.Dataset):
+    """Images (N, H, W, 3) that become PIL images one by one, as torchvision's CIFAR does."""
+
+    def __init__(self, pixels: np.ndarray, labels: torch.Tensor, transform):
+        self.pixels, self.labels, self.transform = pixels, labels, transform
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def __getitem__(self, i):
+        from PIL import Image
+
+        return self.transform(Image.fromarray(self.pixels[i])), int(self.labels[i])
+
+
 def reference_epoch(arch, depth, images, labels, device):
     """The classic loop."""
-    from PIL import Image
     from torchvision import transforms
 
     transform = transforms.Compose(
@@ -135,14 +149,14 @@ def reference_epoch(arch, depth, images, labels, device):
     )
     pixels = images.permute(0, 2, 3, 1).numpy()
 
-    class Pictures(torch.utils.data.Dataset):
-        def __len__(self):
-            return len(pixels)
-
-        def __getitem__(self, i):
-            return transform(Image.fromarray(pixels[i])), int(labels[i])
-
-    loader = torch.utils.data.DataLoader(Pictures(), BATCH, shuffle=True, num_workers=1)
+    pictures = Pictures(pixels, labels, transform)
+    loader = torch.utils.data.DataLoader(
+        pictures,
+        BATCH,
+        shuffle=True,
+        num_workers=1,
+        persistent_workers=True,  # a real epoch is long: the start of its worker does not count
+    )
     model = NETWORKS[arch](depth=depth, **classic_selection(arch)).to(device)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
 
@@ -212,17 +226,29 @@ def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
 
 def peak_memory(variant: str, arch: str, depth: int, device: torch.device) -> int:
     """MB that three steps need, in a process of their own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_grown, (variant, arch, depth, str(device), torch.get_num_threads()))
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=fresh) as pool:  # a Pool's daemon may have no workers
+        threads = torch.get_num_threads()
+        return pool.submit(_grown, variant, arch, depth, str(device), threads).result()
 
 
 def _grown(variant: str, arch: str, depth: int, device: str, threads: int) -> int:
     torch.set_num_threads(threads)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = _resident_peak()
     make_epoch(variant, arch, depth, 3, torch.device(device))()
     if device.startswith("cuda"):
         return round(torch.cuda.max_memory_allocated() / 2**20)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
+    grown = _resident_peak() - before
+    return round(grown) if grown == grown else -1
+
+
+def _resident_peak() -> float:
+    """MB that this process held at most; not getrusage, which counts the parent before exec."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return float("nan")
+    lines = status.read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 if __name__ == "__main__":
