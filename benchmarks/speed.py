@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import functools
 import io
+import math
 import multiprocessing
 import statistics
 import sys
@@ -224,7 +225,7 @@ def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * size**3 / best
 
 
-def peak_memory(variant: str, arch: str, depth: int, device: torch.device) -> int:
+def peak_memory(variant: str, arch: str, depth: int, device: torch.device) -> int | str:
     """MB that three steps need, in a process of their own."""
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=fresh) as pool:  # a Pool's daemon may have no workers
@@ -232,14 +233,14 @@ def peak_memory(variant: str, arch: str, depth: int, device: torch.device) -> in
         return pool.submit(_grown, variant, arch, depth, str(device), threads).result()
 
 
-def _grown(variant: str, arch: str, depth: int, device: str, threads: int) -> int:
+def _grown(variant: str, arch: str, depth: int, device: str, threads: int) -> int | str:
     torch.set_num_threads(threads)
     before = _resident_peak()
     make_epoch(variant, arch, depth, 3, torch.device(device))()
     if device.startswith("cuda"):
         return round(torch.cuda.max_memory_allocated() / 2**20)
     grown = _resident_peak() - before
-    return round(grown) if grown == grown else -1
+    return "-" if math.isnan(grown) else round(grown)
 
 
 def _resident_peak() -> float:
