@@ -155,8 +155,8 @@ def before_after_text(before: dict, after: dict) -> str:
     rows = []
     for key, (title, form, scale, signed, unit) in shown.items():
         old, new = before[key], after[key]
-        cells = [form.format(value * scale if scale != 1 else value) for value in (old, new)]
-        change = signed.format((new - old) * unit if unit != 1 else new - old)
+        cells = [form.format(value * scale) for value in (old, new)]
+        change = signed.format((new - old) * unit)
         rows.append([title, *cells, f"{old / new:.2f}x" if new else "-", change])
     return reporting.table(["", "before", "after", "before/after", "change"], rows)
 

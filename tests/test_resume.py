@@ -32,6 +32,12 @@ def same(a, b):
     return a == b
 
 
+def small_run(images, folder):
+    """The flags of one epoch of a small network on ``images``, with results in ``folder``."""
+    words = "--dataset folder --arch resnet --depth 11 --epochs 1 --no-tensorboard".split()
+    return [*words, "--data", images, "--save", folder]
+
+
 def wait_for(path, process, seconds=60):
     end = time.monotonic() + seconds
     while not path.exists() and process.poll() is None and time.monotonic() < end:
@@ -141,21 +147,7 @@ def test_ctrl_c_says_how_to_continue(images, tmp_path):
 
 
 def test_another_run_in_the_same_folder_is_moved_not_overwritten(images, tmp_path):
-    flags = [
-        "--dataset",
-        "folder",
-        "--data",
-        images,
-        "--arch",
-        "resnet",
-        "--depth",
-        "11",
-        "--epochs",
-        "1",
-        "--save",
-        tmp_path / "out",
-        "--no-tensorboard",
-    ]
+    flags = small_run(images, tmp_path / "out")
     succeed("main.py", *flags)
     before = (tmp_path / "out" / "checkpoint.pth.tar").read_bytes()
     assert "previous-1" in succeed("main.py", *flags, "--seed", "2")
@@ -164,21 +156,7 @@ def test_another_run_in_the_same_folder_is_moved_not_overwritten(images, tmp_pat
 
 def test_momentum_of_the_original_suite_is_no_obstacle(images, tmp_path):
     """There the masks have a gradient, and momentum counts them."""
-    flags = [
-        "--dataset",
-        "folder",
-        "--data",
-        images,
-        "--arch",
-        "resnet",
-        "--depth",
-        "11",
-        "--epochs",
-        "1",
-        "--save",
-        tmp_path / "out",
-        "--no-tensorboard",
-    ]
+    flags = small_run(images, tmp_path / "out")
     succeed("main.py", *flags)
     last = tmp_path / "out" / "checkpoint.pth.tar"
     contents = checkpoint.read(last)
