@@ -3,6 +3,8 @@
 import contextlib
 import os
 import sys
+import time
+import uuid
 from collections.abc import Iterator
 
 import torch
@@ -40,9 +42,44 @@ def start(device: torch.device) -> None:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    store, number, processes = next(dist.rendezvous("env://"))
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=store_of_this_attempt(store, number, processes),
+        rank=number,
+        world_size=processes,
+    )
     if rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def store_of_this_attempt(
+    store: dist.Store, number: int, processes: int, patience: float = 300
+) -> dist.Store:
+    """The part of torchrun's store that belongs to this start of all processes.
+
+    torchrun keeps one store over its restarts. A process that found there the address of one that
+    was killed would wait for it for ever (pytorch/pytorch issue 135712), and the counts of restarts
+    differ between machines. So the first process numbers the attempts, and tells each other process
+    the number under a key that only that process knows. RuntimeError after ``patience`` seconds.
+    """
+    if number:
+        key = uuid.uuid4().hex
+        store.set(f"key/{number}", key)
+        attempt = store.get(key).decode()
+        store.set(f"{attempt}/here/{number}", "")
+        return dist.PrefixStore(attempt, store)
+    attempt = str(store.add("attempts", 1))
+    missing, deadline = set(range(1, processes)), time.monotonic() + patience
+    while missing:
+        for other in missing:
+            if store.check([f"key/{other}"]):  # perhaps of a dead process: it is told in vain
+                store.set(store.get(f"key/{other}").decode(), attempt)
+        missing = {other for other in missing if not store.check([f"{attempt}/here/{other}"])}
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{len(missing)} of {processes} processes did not start")
+        time.sleep(0.01)
+    return dist.PrefixStore(attempt, store)
 
 
 def stop() -> None:

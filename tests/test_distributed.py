@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import ROOT, make_images, succeed
 
-from slimming import checkpoint, data, datasets
+from slimming import checkpoint, data, datasets, distributed
 
 FLAGS = (
     "-sr --s 0.001 --dataset folder --arch resnet --depth 11 --batch-size 16 --seed 3 "
@@ -92,6 +94,24 @@ def test_all_processes_end_with_identical_weights_and_the_gradient_of_the_whole_
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("identical") == 1
+
+
+def test_a_restart_finds_nothing_of_the_attempt_before():
+    """Processes in any order; one of them died before it heard the number of the first attempt."""
+    store = dist.HashStore()
+    store.set("key/1", "of a dead process")
+    for order in (0, 1, 2), (2, 1, 0), (1, 0, 2):
+        with ThreadPoolExecutor() as pool:
+            parts = []
+            for number in order:
+                parts.append(pool.submit(distributed.store_of_this_attempt, store, number, 3))
+                time.sleep(0.05)
+        for part in parts:
+            assert not part.result().check(["address"])
+        parts[0].result().set("address", "")
+        assert all(part.result().check(["address"]) for part in parts)
+    with pytest.raises(RuntimeError, match="1 of 2 processes"):
+        distributed.store_of_this_attempt(dist.HashStore(), 0, 2, patience=0.1)
 
 
 def test_a_killed_worker_is_restarted_and_the_run_finishes(tmp_path):
