@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import measure
 from models import NETWORKS
 from slimming import data, datasets, profiling, training
+from slimming.memory import keep_freed_memory
 from slimming.sparsity import L1Penalty
 
 CASES = (("vgg", 19), ("resnet", 164), ("densenet", 40), ("resnet", 20))
@@ -108,14 +109,11 @@ def make_epoch(variant: str, arch: str, depth: int, steps: int, device: torch.de
     precision = training.Precision(device, amp="amp" in variant)
     penalty = [L1Penalty(model, S)]
     trained = torch.compile(model, mode="max-autotune") if "compile" in variant else model
-    arguments = (trained, loader, optimizer, 0, penalty, precision, steps + 1)
-    return silent(functools.partial(training.train, *arguments))
 
-
-def silent(function):
     def run():
+        keep_freed_memory()  # as the scripts do
         with contextlib.redirect_stdout(io.StringIO()):
-            function()
+            training.train(trained, loader, optimizer, 0, penalty, precision, steps + 1)
 
     return run
 
@@ -162,6 +160,7 @@ def reference_epoch(arch, depth, images, labels, device):
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
 
     def run():
+        keep_freed_memory(False)
         model.train()
         for batch, target in loader:
             batch, target = batch.to(device), target.to(device)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from models import NETWORKS
 from slimming.errors import Interrupted, UserError
+from slimming.memory import keep_freed_memory
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,6 +29,7 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[], None]) -> None:
     """Run a script's main; what a person can put right becomes one line on stderr and a status."""
     name = os.path.basename(sys.argv[0])
+    keep_freed_memory()
     try:
         main()
     except UserError as error:
