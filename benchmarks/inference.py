@@ -20,6 +20,7 @@ from benchmarks import measure
 from models import NETWORKS
 from slimming import profiling, pruning, training
 from slimming.deploy import deploy
+from slimming.memory import keep_freed_memory
 from slimming.sparsity import batch_norms
 
 CASES = (("vgg", 19, 0.7), ("resnet", 164, 0.4), ("densenet", 40, 0.4))
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     args = parser.parse_args()
     device = torch.device(args.device)
+    keep_freed_memory()  # as the scripts do
     rows = []
     for arch, depth, percent in CASES:
         dense, slim = networks(arch, depth, percent, device)

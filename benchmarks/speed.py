@@ -1,4 +1,4 @@
-"""This suite's training step against the classic loop, in turns, in one process.
+"""This suite's training step against the classic loop, in turns.
 
 `reference` is the loop of the original scripts, written out below: PIL transforms in a DataLoader
 with one worker, fp32, NCHW, a penalty loop over the modules, channel selection that finds its
@@ -60,16 +60,28 @@ def main() -> None:
 
 
 NOTES = """`ratio`: images/s by the reference's, median of the rounds. `penalty`: its share of the
-step. `peak memory`: on the CPU the growth of a fresh process over three steps, on CUDA what PyTorch
-allocated. `of matmul peak`: 3 x forward FLOPs a second by those of a large matrix product in the
-same precision, same run."""
+step. `peak memory`: on the CPU how much the variant's process grew, on CUDA what PyTorch allocated.
+`of matmul peak`: 3 x forward FLOPs a second by those of a large matrix product in the same
+precision, same run; above 100 % where a convolution needs fewer products than its FLOPs count
+(Winograd)."""
 
 
 def measure_network(arch, depth, variants, steps, rounds, peak, device) -> list[dict]:
-    """The rows of one network: every variant trains ``steps`` batches in each of the rounds."""
+    """The rows of one network: every variant trains ``steps`` batches in each of the rounds.
+
+    Each has a process of its own, so that they share no memory, and they take turns.
+    """
     name = f"{arch}-{depth}"
-    epochs = {v: make_epoch(v, arch, depth, steps, device) for v in variants}
-    seconds = measure.in_turns(epochs, rounds, device, name)
+    spawn, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
+    with contextlib.ExitStack() as stack:
+        pools = {}  # of one process each; a multiprocessing.Pool's may have no workers of their own
+        for v in variants:
+            setting = (v, arch, depth, steps, str(device), threads)
+            pool = ProcessPoolExecutor(1, spawn, initializer=prepare, initargs=setting)
+            pools[v] = stack.enter_context(pool)
+        epochs = {v: lambda pool=pool: pool.submit(one_epoch).result() for v, pool in pools.items()}
+        seconds = measure.in_turns(epochs, rounds, device, name)
+        memory = {v: pool.submit(peak_memory).result() for v, pool in pools.items()}
     flops = 3 * BATCH * profiling.count_flops(NETWORKS[arch](depth=depth))
     median = {v: statistics.median(times) / steps for v, times in seconds.items()}
     ratios = {
@@ -84,11 +96,35 @@ def measure_network(arch, depth, variants, steps, rounds, peak, device) -> list[
             "ms/step": round(1e3 * median[v], 1),
             "ratio": f"{ratios[v]:.2f}x",
             "penalty": f"{penalty_seconds(v, arch, depth, device) / median[v]:.2%}",
-            "peak memory (MB)": peak_memory(v, arch, depth, device),
+            "peak memory (MB)": memory[v],
             "of matmul peak": f"{flops / median[v] / peak[dtype_of(v)]:.0%}",
         }
         for v in variants
     ]
+
+
+process = {}  # what a variant's process holds: its epoch, its memory before
+
+
+def prepare(variant: str, arch: str, depth: int, steps: int, device: str, threads: int) -> None:
+    """Begin a variant's process."""
+    torch.set_num_threads(threads)
+    if variant != "reference":
+        keep_freed_memory()  # as the scripts do
+    process.update(before=_resident_peak(), device=device)
+    process["epoch"] = make_epoch(variant, arch, depth, steps, torch.device(device))
+
+
+def one_epoch() -> None:
+    process["epoch"]()
+
+
+def peak_memory() -> int | str:
+    """MB that this process needed at most for its network."""
+    if process["device"].startswith("cuda"):
+        return round(torch.cuda.max_memory_allocated() / 2**20)
+    grown = _resident_peak() - process["before"]
+    return "-" if math.isnan(grown) else round(grown)
 
 
 def dtype_of(variant: str) -> torch.dtype:
@@ -111,7 +147,6 @@ def make_epoch(variant: str, arch: str, depth: int, steps: int, device: torch.de
     trained = torch.compile(model, mode="max-autotune") if "compile" in variant else model
 
     def run():
-        keep_freed_memory()  # as the scripts do
         with contextlib.redirect_stdout(io.StringIO()):
             training.train(trained, loader, optimizer, 0, penalty, precision, steps + 1)
 
@@ -160,7 +195,6 @@ def reference_epoch(arch, depth, images, labels, device):
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
 
     def run():
-        keep_freed_memory(False)
         model.train()
         for batch, target in loader:
             batch, target = batch.to(device), target.to(device)
@@ -222,24 +256,6 @@ def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
         a @ b
         best = min(best, measure.now(device) - start)
     return 2 * size**3 / best
-
-
-def peak_memory(variant: str, arch: str, depth: int, device: torch.device) -> int | str:
-    """MB that three steps need, in a process of their own."""
-    fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=fresh) as pool:  # a Pool's daemon may have no workers
-        threads = torch.get_num_threads()
-        return pool.submit(_grown, variant, arch, depth, str(device), threads).result()
-
-
-def _grown(variant: str, arch: str, depth: int, device: str, threads: int) -> int | str:
-    torch.set_num_threads(threads)
-    before = _resident_peak()
-    make_epoch(variant, arch, depth, 3, torch.device(device))()
-    if device.startswith("cuda"):
-        return round(torch.cuda.max_memory_allocated() / 2**20)
-    grown = _resident_peak() - before
-    return "-" if math.isnan(grown) else round(grown)
 
 
 def _resident_peak() -> float:

@@ -16,7 +16,6 @@ def faults():
         torch.zeros(64 << 18)  # 64 MB, more than glibc's thresholds ever grow to
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-keep_freed_memory(False), faults()
 default = faults()
 assert keep_freed_memory() and faults()
 print(default, faults())
