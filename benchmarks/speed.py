@@ -144,7 +144,7 @@ def make_epoch(variant: str, arch: str, depth: int, steps: int, device: torch.de
     optimizer = training.make_optimizer(model, 0.01, 0.9, 1e-4)
     precision = training.Precision(device, amp="amp" in variant)
     penalty = [L1Penalty(model, S)]
-    trained = torch.compile(model, mode="max-autotune") if "compile" in variant else model
+    trained = training.compiled(model, device) if "compile" in variant else model
 
     def run():
         with contextlib.redirect_stdout(io.StringIO()):
@@ -208,10 +208,10 @@ def reference_epoch(arch, depth, images, labels, device):
     return run
 
 
-def update_bn_by_loop(model: nn.Module) -> None:
+def update_bn_by_loop(model: nn.Module, s: float = S) -> None:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.weight.grad.data.add_(S * torch.sign(module.weight.data))
+            module.weight.grad.data.add_(s * torch.sign(module.weight.data))
 
 
 class ClassicSelection(nn.Module):

@@ -24,7 +24,11 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat((x, self.conv1(self.relu(self.select(self.bn1(x))))), 1)
+        return torch.cat((x, self.grow(x)), 1)
+
+    def grow(self, x: torch.Tensor) -> torch.Tensor:
+        """The new channels alone."""
+        return self.conv1(self.relu(self.select(self.bn1(x))))
 
 
 class Transition(nn.Module):

@@ -1,36 +1,88 @@
-"""The form of a network for inference only: BN folded away, and only kept channels touched."""
+"""The form of a network for inference only: BN folded away, no channel moved without need."""
 
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.channel_selection import gather_channels
+from models.densenet import GROWTH, BasicBlock
 from slimming.pruning import present_channels, selections
 
+WORTH_GATHERING = 0.5  # a 1x1 convolution reads more than this share of the channels in place
+TINY = 1e-30  # a scale below it counts as 0: what divides by it is not finite
 
-class SelectedAffine(nn.Module):
-    """Gather channels, then scale and shift them: a selection and the BN before it, in one.
 
-    (N, C, H, W) -> (N, len(kept), H, W): x[:, kept] · scale + shift, where scale = γ / sqrt(σ² + ε)
-    and shift = β - μ · scale of the kept channels.
+class _Selected(nn.Module):
+    """What stands for a BN that stays whole and the selection behind it.
+
+    (N, C or more, H, W) -> (N, kept, H, W), channels last. ``kept``: indices, or None for all C.
     """
 
-    def __init__(self, bn: nn.BatchNorm2d, keep: torch.Tensor):
+    def __init__(self, keep: torch.Tensor):
         super().__init__()
-        scale = bn.weight / (bn.running_var + bn.eps).sqrt()
-        shift = bn.bias - bn.running_mean * scale
-        kept = None if keep.all() else keep.nonzero().flatten()
-        self.register_buffer("kept", kept)
-        self.register_buffer("scale", scale.detach()[keep])
-        self.register_buffer("shift", shift.detach()[keep])
+        self.channels = len(keep)
+        self.register_buffer("kept", None if keep.all() else keep.nonzero().flatten())
+
+    def rows(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The kept channels as (N, H, W, kept), and where a result may be written over them."""
+        if self.kept is None:
+            return x[:, : self.channels].permute(0, 2, 3, 1), None
+        rows = gather_channels(x, self.kept).permute(0, 2, 3, 1)
+        return rows, rows  # what was gathered is nobody else's
+
+
+class SelectedAffine(_Selected):
+    """Gather channels, then scale and shift them: scale · x[:, kept] + shift, before a ReLU."""
+
+    def __init__(self, scale: torch.Tensor, shift: torch.Tensor, keep: torch.Tensor):
+        super().__init__(keep)
+        self.register_buffer("scale", scale[keep])
+        self.register_buffer("shift", shift[keep])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        own = x if self.kept is None else gather_channels(x, self.kept)
-        rows = own.permute(0, 2, 3, 1)  # channels last in shape, for scale and shift of one axis
-        target = None if self.kept is None else rows  # what was gathered is nobody else's
-        return torch.addcmul(self.shift, rows, self.scale, out=target).permute(0, 3, 1, 2)
+        rows, out = self.rows(x)
+        return torch.addcmul(self.shift, rows, self.scale, out=out).permute(0, 3, 1, 2)
+
+
+class SelectedClamp(_Selected):
+    """BN and ReLU as one pass over the kept channels, where what reads them is linear per pixel.
+
+    ReLU(scale · x + shift) = scale · clamp(x) + shift, with the clamp at x = -shift / scale, from
+    below where scale is positive and from above where it is negative. Scale and shift of the
+    clamped x go into the reader: see `fold`.
+    """
+
+    def __init__(self, scale: torch.Tensor, shift: torch.Tensor, keep: torch.Tensor):
+        super().__init__(keep)
+        bend = -shift / scale
+        infinite = torch.full_like(bend, torch.inf)
+        self.register_buffer("low", torch.where(scale > TINY, bend, -infinite)[keep])
+        high = torch.where(scale < -TINY, bend, infinite)[keep]
+        self.register_buffer("high", None if (high == torch.inf).all() else high)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows, out = self.rows(x)
+        return torch.clamp(rows, self.low, self.high, out=out).permute(0, 3, 1, 2)
+
+
+class DenseStage(nn.Module):
+    """The blocks of a dense stage, each writing its channels into one map: no concatenation."""
+
+    def __init__(self, blocks: nn.Sequential):
+        super().__init__()
+        self.blocks = blocks
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, c, h, w = x.shape
+        maps = x.new_empty(n, h, w, c + GROWTH * len(self.blocks)).permute(0, 3, 1, 2)
+        maps[:, :c] = x
+        for block in self.blocks:
+            maps[:, c : c + GROWTH] = block.grow(maps)  # which reads the first c channels alone
+            c += GROWTH
+        return maps
 
 
 @torch.no_grad()
@@ -38,8 +90,9 @@ def deploy(model: nn.Module) -> nn.Module:
     """A copy of ``model`` for inference only, with outputs equal within rounding.
 
     A BN right behind the convolution that writes it is folded into that convolution. A BN in front
-    of channel selection works on the kept channels alone. The copy is channels_last, in eval mode,
-    and has no BatchNorm left: it cannot be trained or pruned.
+    of channel selection works on the kept channels alone, and becomes a clamp where the layer that
+    reads them can take its scale and shift. The copy is channels_last, in eval mode, and has no
+    BatchNorm left: it cannot be trained or pruned.
     """
     present, whole = present_channels(model), selections(model)
     small = copy.deepcopy(model).eval()
@@ -50,6 +103,64 @@ def deploy(model: nn.Module) -> nn.Module:
             small.set_submodule(writes, nn.Identity())
     for name, selection in whole.items():
         keep = present[name].to(next(model.parameters()).device)
-        small.set_submodule(name, SelectedAffine(small.get_submodule(name), keep))
-        small.set_submodule(selection, nn.Identity())
+        readers = [layer for layer, reads, _ in model.wiring() if reads == name]
+        _merge(small, name, selection, readers, keep)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Sequential) and isinstance(next(iter(module), None), BasicBlock):
+            small.set_submodule(name, DenseStage(small.get_submodule(name)))
     return small.requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def _merge(small: nn.Module, name: str, selection: str, readers: list[str], keep: torch.Tensor):
+    """Put one module in the place of the BN called ``name``, its selection, and its ReLU if the
+    ``readers`` can take part of the work."""
+    bn = small.get_submodule(name)
+    scale = bn.weight / (bn.running_var + bn.eps).sqrt()
+    shift = bn.bias - bn.running_mean * scale
+    merged = SelectedAffine
+    if all(_linear_per_pixel(small.get_submodule(reader)) for reader in readers):
+        if keep.float().mean() > WORTH_GATHERING:
+            for reader in readers:
+                _read_all(small.get_submodule(reader), keep)
+            keep = torch.ones_like(keep)
+        for reader in readers:
+            small.set_submodule(reader, fold(small.get_submodule(reader), scale[keep], shift[keep]))
+        merged = SelectedClamp
+        small.set_submodule(selection.replace("select", "relu"), nn.Identity())
+    small.set_submodule(name, merged(scale, shift, keep))
+    small.set_submodule(selection, nn.Identity())
+
+
+def _linear_per_pixel(reader: nn.Module) -> bool:
+    """Whether no border and no other pixel takes part in an output: a constant stays one."""
+    if isinstance(reader, nn.Conv2d):
+        return reader.kernel_size == (1, 1) and reader.padding == (0, 0) and reader.groups == 1
+    return isinstance(reader, nn.Linear)
+
+
+def _read_all(reader: nn.Module, keep: torch.Tensor) -> None:
+    """Let ``reader`` read every channel, with weights 0 for those that ``keep`` leaves out."""
+    weight = reader.weight
+    wide = weight.new_zeros(weight.shape[0], len(keep), *weight.shape[2:])
+    wide[:, keep] = weight
+    reader.weight = nn.Parameter(wide)
+    if isinstance(reader, nn.Linear):
+        reader.in_features = len(keep)
+    else:
+        reader.in_channels = len(keep)
+
+
+def fold(reader: nn.Module, scale: torch.Tensor, shift: torch.Tensor) -> nn.Module:
+    """``reader`` of scale · x + shift, as the same layer with other weights that reads x.
+
+    A channel whose scale is 0 is the constant ReLU(shift).
+    """
+    live = scale.abs() > TINY
+    constant = torch.where(live, shift, F.relu(shift))
+    weight = reader.weight
+    per_channel = (1, -1) + (1,) * (weight.dim() - 2)
+    flat = weight.flatten(1)
+    bias = flat @ constant + (0 if reader.bias is None else reader.bias)
+    reader.weight = nn.Parameter(weight * torch.where(live, scale, 0).view(per_channel))
+    reader.bias = nn.Parameter(bias)
+    return reader

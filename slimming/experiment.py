@@ -54,6 +54,8 @@ class Experiment:
             model = distributed.synchronize_bn(model, self.device)
         self.model = model.to(self.device, memory_format=training.LAYOUT)
         self.trained = distributed.wrap(self.model)
+        if args.compile:
+            self.trained = training.compiled(self.trained, self.device)
         self.optimizer = training.make_optimizer(
             self.model, args.lr, args.momentum, args.weight_decay
         )

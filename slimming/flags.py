@@ -97,7 +97,8 @@ def training_parser(description: str) -> Parser:
     _flag(group, "--log-interval", "N", COUNT, 100, "batches between two printed lines")
     _setting(group, "--amp", "-amp_loss", text="mixed precision: bf16, or fp16 on older GPUs")
     _setting(group, "--deterministic", text="repeatable CUDA kernels (the CPU repeats anyway)")
-
+    text = "compile the network with torch.compile, on CUDA into CUDA graphs"
+    _switch(group, "--compile", text=text)
     _switch(group, "--sync-bn", text="batch statistics over all processes (CUDA, torchrun)")
 
     _data_flags(parser, ", else cifar100")

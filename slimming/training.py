@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import random
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -75,6 +76,20 @@ class Precision:
     def autocast(self) -> contextlib.AbstractContextManager:
         enabled = self.dtype != torch.float32
         return torch.autocast(self.device.type, self.dtype if enabled else None, enabled=enabled)
+
+
+def compiled(model: nn.Module, device: torch.device) -> nn.Module:
+    """``model`` for torch.compile; on CUDA its kernels are replayed as CUDA graphs.
+
+    The first step of each batch size compiles it. UserError on the CPU without a C++ compiler.
+    """
+    if device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        raise UserError(
+            "--compile needs a C++ compiler on the CPU: install g++, name another in CXX, or leave "
+            "--compile out"
+        )
+    mode = "reduce-overhead" if device.type == "cuda" else "default"
+    return torch.compile(model, mode=mode, dynamic=False)
 
 
 def make_optimizer(model: nn.Module, lr: float, momentum: float, weight_decay: float):
