@@ -1,47 +1,65 @@
 """How much of the speed-up that the FLOPs promise a pruned network reaches.
 
-Each network with random scaling factors is pruned at the paper's percentage; dense and slim
-network, as they are and in their deployment form, take turns on the same batch.
+Each network is pruned at the paper's percentage; dense and slim network, as they are and in their
+deployment form, take turns on the same batch. The scaling factors are random, or those that a run
+with -sr found: these leave another shape.
 
-    python benchmarks/inference.py [--device cuda] [--quick]
+    python benchmarks/inference.py [--model logs/model_best.pth.tar ...] [--device cuda] [--quick]
 """
 
 import argparse
 import functools
+import itertools
 import statistics
 import sys
 from pathlib import Path
 
 import torch
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measure
 from models import NETWORKS
-from slimming import profiling, pruning, training
+from slimming import checkpoint, profiling, pruning, training
 from slimming.deploy import deploy
 from slimming.memory import keep_freed_memory
 from slimming.sparsity import batch_norms
 
-CASES = (("vgg", 19, 0.7), ("resnet", 164, 0.4), ("densenet", 40, 0.4))
-HEADER = ["network", "batch", "FLOP ratio", "dense ms", "dense deployed ms", "slim ms"]
-HEADER += ["slim deployed ms", "speed-up", "realised", "realised before", "of deployed dense"]
+CASES = {"vgg": (19, 0.7), "resnet": (164, 0.4), "densenet": (40, 0.4)}
+HEADER = ["network", "γ", "--round-to", "batch", "FLOP ratio"]
+HEADER += ["dense ms", "dense deployed ms", "slim ms", "slim deployed ms"]
+HEADER += ["speed-up", "realised", "realised before", "of deployed dense"]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    text = "sparsity-trained checkpoint to prune, beside the networks with random scaling factors"
+    parser.add_argument("--model", type=Path, action="append", default=[], help=text)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    return parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    args = parser.parse_args()
+    args = make_parser().parse_args()
     device = torch.device(args.device)
     keep_freed_memory()  # as the scripts do
     rows = []
-    for arch, depth, percent in CASES:
-        dense, slim = networks(arch, depth, percent, device)
+    networks = [(arch, "random", random_network(arch)) for arch in CASES]
+    for path in args.model:
+        model, network, _ = checkpoint.load(path)
+        networks.append((network.arch, "trained", model))
+    for (arch, factors, dense), multiple in itertools.product(networks, (1, 16)):
+        percent = CASES[arch][1]
+        keep = pruning.choose_channels(dense, percent, round_to=multiple).keep
+        slim = pruning.slim(dense, keep)
+        title = {"network": f"{arch}-{dense.depth} at {percent:.0%}", "γ": factors}
+        title["--round-to"] = multiple
         for batch in (64, 1):
             rounds = (3 if args.quick else 15) * (1 if batch > 1 else 4)
-            seconds = latencies(dense, slim, batch, rounds, device)
-            rows.append(row(f"{arch}-{depth} at {percent:.0%}", batch, dense, slim, seconds))
+            seconds = latencies(dense.to(device), slim.to(device), batch, rounds, device)
+            rows.append({**title, "batch": batch, **row(dense, slim, seconds)})
     measure.write(f"inference-{device.type}", measure.machine(device), HEADER, rows, NOTES)
 
 
@@ -50,15 +68,14 @@ before` is the same for the slim network as it is. `of deployed dense` divides t
 network's time instead: what pruning alone brings."""
 
 
-def networks(arch: str, depth: int, percent: float, device: torch.device):
-    """A dense network with random scaling factors and the slim one that pruning leaves."""
+def random_network(arch: str) -> nn.Module:
+    """A network of the paper's depth with random scaling factors."""
     torch.manual_seed(0)
-    dense = NETWORKS[arch](depth=depth).eval()
+    dense = NETWORKS[arch](depth=CASES[arch][0]).eval()
     for bn in batch_norms(dense).values():
         bn.weight.data.uniform_(0, 1)
         bn.bias.data.normal_(0, 0.1)
-    slim = pruning.slim(dense, pruning.choose_channels(dense, percent).keep)
-    return dense.to(device), slim.to(device)
+    return dense
 
 
 @torch.no_grad()
@@ -75,13 +92,11 @@ def latencies(dense, slim, batch: int, rounds: int, device: torch.device) -> dic
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def row(name: str, batch: int, dense, slim, seconds: dict[str, float]) -> dict:
-    """One line of the table."""
+def row(dense: nn.Module, slim: nn.Module, seconds: dict[str, float]) -> dict:
+    """The figures of one line of the table."""
     flops = profiling.count_flops(dense) / profiling.count_flops(slim)
     speed_up = seconds["dense"] / seconds["slim deployed"]
     return {
-        "network": name,
-        "batch": batch,
         "FLOP ratio": round(flops, 2),
         **{f"{form} ms": round(1e3 * s, 1) for form, s in seconds.items()},
         "speed-up": round(speed_up, 2),

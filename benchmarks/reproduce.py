@@ -35,7 +35,7 @@ HEADER = ["network", "data", "epochs", "baseline", "sparsity", "pruned", "fine-t
 HEADER += ["parameters", "published (CIFAR-10, 160 epochs)"]
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", action="append", choices=CASES, help="default: all, in turn")
     parser.add_argument("--dataset", default="cifar10")
@@ -45,7 +45,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("reproduce"), help="where runs live")
     parser.add_argument("--amp", action="store_true")
     parser.add_argument("--device")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
     rows = []
     for arch in args.arch or CASES:
         rows += reproduce(arch, args)

@@ -5,7 +5,7 @@ with one worker, fp32, NCHW, a penalty loop over the modules, channel selection 
 indices with NumPy in every forward. The suite trains with its own loader and its own
 `slimming.training.train`.
 
-    python benchmarks/speed.py [--device cuda] [--quick]
+    python benchmarks/speed.py [--device cuda] [--quick] [--each]
 """
 
 import argparse
@@ -34,29 +34,37 @@ from slimming.sparsity import L1Penalty
 
 CASES = (("vgg", 19), ("resnet", 164), ("densenet", 40), ("resnet", 20))
 BATCH, S = 64, 1e-4
+# --each: the reference with one change more at a time, up to fp32 and amp
+CHANGES = ("identity selection", "channels_last", "fused step", "images in memory")
 HEADER = ["network", "variant", "images/s", "ms/step", "ratio", "penalty", "peak memory (MB)"]
 HEADER += ["of matmul peak"]
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="fewer steps, no --compile")
     parser.add_argument("--compile", action="store_true", help="measure --compile as well")
-    args = parser.parse_args()
+    text = "measure each change from the reference to the suite by itself"
+    parser.add_argument("--each", action="store_true", help=text)
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
     device = torch.device(args.device)
-    variants = ["reference", "fp32", "amp"]
+    variants = ["reference", *(CHANGES if args.each else ()), "fp32", "amp"]
     if (args.compile or device.type == "cuda") and not args.quick:
         variants.append("amp+compile")
     peak = {dtype: matmul_peak(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
     steps = (2, 3) if args.quick else (4, 7) if device.type == "cpu" else (50, 7)
     rows = []
-    for arch, depth in CASES:
+    for arch, depth in CASES[:3] if args.each else CASES:
         rows += measure_network(arch, depth, variants, *steps, peak, device)
     about = measure.machine(device)
     for dtype, flops in peak.items():
         about[f"matmul peak, {str(dtype).removeprefix('torch.')}"] = f"{flops / 1e9:.0f} GFLOP/s"
-    measure.write(f"speed-{device.type}", about, HEADER, rows, NOTES)
+    measure.write(f"speed-{'each-' if args.each else ''}{device.type}", about, HEADER, rows, NOTES)
 
 
 NOTES = """`ratio`: images/s by the reference's, median of the rounds. `penalty`: its share of the
@@ -109,7 +117,7 @@ process = {}  # what a variant's process holds: its epoch, its memory before
 def prepare(variant: str, arch: str, depth: int, steps: int, device: str, threads: int) -> None:
     """Begin a variant's process."""
     torch.set_num_threads(threads)
-    if variant != "reference":
+    if variant not in ("reference", *CHANGES):
         keep_freed_memory()  # as the scripts do
     process.update(before=_resident_peak(), device=device)
     process["epoch"] = make_epoch(variant, arch, depth, steps, torch.device(device))
@@ -136,8 +144,8 @@ def make_epoch(variant: str, arch: str, depth: int, steps: int, device: torch.de
     torch.manual_seed(0)
     images = torch.randint(256, (steps * BATCH, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(10, (steps * BATCH,))
-    if variant == "reference":
-        return reference_epoch(arch, depth, images, labels, device)
+    if variant in ("reference", *CHANGES[:-1]):
+        return reference_epoch(arch, depth, images, labels, device, changes_of(variant))
     split = datasets.Split(images.to(device), labels.to(device), [""] * 10)
     loader = data.Batches(split, BATCH, augment=True)
     model = NETWORKS[arch](depth=depth).to(device, memory_format=torch.channels_last)
@@ -168,8 +176,13 @@ class Pictures(torch.utils.data.Dataset):
         return self.transform(Image.fromarray(self.pixels[i])), int(self.labels[i])
 
 
-def reference_epoch(arch, depth, images, labels, device):
-    """The classic loop."""
+def changes_of(variant: str) -> tuple[str, ...]:
+    """What differs from the reference: this change and those before it."""
+    return CHANGES[: CHANGES.index(variant) + 1] if variant in CHANGES else ()
+
+
+def reference_epoch(arch, depth, images, labels, device, changes=()):
+    """The classic loop, with some of `CHANGES`."""
     from torchvision import transforms
 
     transform = transforms.Compose(
@@ -191,17 +204,25 @@ def reference_epoch(arch, depth, images, labels, device):
         num_workers=1,
         persistent_workers=True,  # a real epoch is long: the start of its worker does not count
     )
-    model = NETWORKS[arch](depth=depth, **classic_selection(arch)).to(device)
+    selection = {} if "identity selection" in changes else classic_selection(arch)
+    model = NETWORKS[arch](depth=depth, **selection).to(device)
+    layout = torch.contiguous_format
+    if "channels_last" in changes:
+        layout = torch.channels_last
+        model = model.to(memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
+    penalty = functools.partial(update_bn_by_loop, model)
+    if "fused step" in changes:
+        optimizer, penalty = training.make_optimizer(model, 0.01, 0.9, 1e-4), L1Penalty(model, S)
 
     def run():
         model.train()
         for batch, target in loader:
-            batch, target = batch.to(device), target.to(device)
+            batch, target = batch.to(device, memory_format=layout), target.to(device)
             optimizer.zero_grad()
             loss = F.cross_entropy(model(batch), target)
             loss.backward()
-            update_bn_by_loop(model)
+            penalty()
             optimizer.step()
             loss.item()
 
@@ -236,7 +257,7 @@ def penalty_seconds(variant: str, arch: str, depth: int, device: torch.device) -
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     call = L1Penalty(model, S)
-    if variant == "reference":
+    if variant in ("reference", *CHANGES[:2]):
         call = functools.partial(update_bn_by_loop, model)
     times = []
     for _ in range(30):

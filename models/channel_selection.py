@@ -11,7 +11,11 @@ def gather_channels(x: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         return x.index_select(1, kept)
     n, c, h, w = x.shape
     rows = x.permute(0, 2, 3, 1).reshape(-1, c)  # a view; its columns are quick to gather
-    return rows.index_select(1, kept).view(n, h, w, -1).permute(0, 3, 1, 2)
+    if torch.is_grad_enabled():
+        own = rows.index_select(1, kept)
+    else:  # quicker forward, but slower backward
+        own = rows.gather(1, kept.expand(len(rows), -1))
+    return own.view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
 class channel_selection(nn.Module):

@@ -11,7 +11,7 @@ from models.channel_selection import gather_channels
 from models.densenet import GROWTH, BasicBlock
 from slimming.pruning import present_channels, selections
 
-WORTH_GATHERING = 0.5  # a 1x1 convolution reads more than this share of the channels in place
+GATHERING = 36  # multiplications that take as long as moving one value, on a CPU
 TINY = 1e-30  # a scale below it counts as 0: what divides by it is not finite
 
 
@@ -52,7 +52,7 @@ class SelectedClamp(_Selected):
 
     ReLU(scale · x + shift) = scale · clamp(x) + shift, with the clamp at x = -shift / scale, from
     below where scale is positive and from above where it is negative. Scale and shift of the
-    clamped x go into the reader: see `fold`.
+    clamped x go into the reader: see `_fold`.
     """
 
     def __init__(self, scale: torch.Tensor, shift: torch.Tensor, keep: torch.Tensor):
@@ -117,14 +117,17 @@ def _merge(small: nn.Module, name: str, selection: str, readers: list[str], keep
     bn = small.get_submodule(name)
     scale = bn.weight / (bn.running_var + bn.eps).sqrt()
     shift = bn.bias - bn.running_mean * scale
+    layers = [small.get_submodule(reader) for reader in readers]
+    work = sum(layer.weight[:, 0].numel() for layer in layers)  # multiplications for each channel
+    kept = int(keep.sum())
+    if (len(keep) - kept) * work < GATHERING * kept:  # zeros are multiplied sooner
+        for layer in layers:
+            _read_all(layer, keep)
+        keep = torch.ones_like(keep)
     merged = SelectedAffine
-    if all(_linear_per_pixel(small.get_submodule(reader)) for reader in readers):
-        if keep.float().mean() > WORTH_GATHERING:
-            for reader in readers:
-                _read_all(small.get_submodule(reader), keep)
-            keep = torch.ones_like(keep)
-        for reader in readers:
-            small.set_submodule(reader, fold(small.get_submodule(reader), scale[keep], shift[keep]))
+    if all(map(_linear_per_pixel, layers)):
+        for layer in layers:
+            _fold(layer, scale[keep], shift[keep])
         merged = SelectedClamp
         small.set_submodule(selection.replace("select", "relu"), nn.Identity())
     small.set_submodule(name, merged(scale, shift, keep))
@@ -150,17 +153,11 @@ def _read_all(reader: nn.Module, keep: torch.Tensor) -> None:
         reader.in_channels = len(keep)
 
 
-def fold(reader: nn.Module, scale: torch.Tensor, shift: torch.Tensor) -> nn.Module:
-    """``reader`` of scale · x + shift, as the same layer with other weights that reads x.
-
-    A channel whose scale is 0 is the constant ReLU(shift).
-    """
+def _fold(reader: nn.Module, scale: torch.Tensor, shift: torch.Tensor) -> None:
+    """Let ``reader`` read x where it read scale · x + shift; ReLU(shift) where the scale is 0."""
     live = scale.abs() > TINY
     constant = torch.where(live, shift, F.relu(shift))
     weight = reader.weight
-    per_channel = (1, -1) + (1,) * (weight.dim() - 2)
-    flat = weight.flatten(1)
-    bias = flat @ constant + (0 if reader.bias is None else reader.bias)
-    reader.weight = nn.Parameter(weight * torch.where(live, scale, 0).view(per_channel))
-    reader.bias = nn.Parameter(bias)
-    return reader
+    bias = weight.flatten(1) @ constant + (0 if reader.bias is None else reader.bias)
+    scaled = weight.transpose(1, -1) * torch.where(live, scale, 0)
+    reader.weight, reader.bias = nn.Parameter(scaled.transpose(1, -1)), nn.Parameter(bias)

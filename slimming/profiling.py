@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from slimming import checkpoint
+from slimming.deploy import deploy
 from slimming.training import LAYOUT
 
 
@@ -35,13 +36,13 @@ def count_bytes(model: nn.Module) -> int:
 
 @torch.no_grad()
 def latencies(models: list[nn.Module], images: torch.Tensor, seconds: float = 4.0) -> list[float]:
-    """Median seconds of a forward pass in eval mode of each model on ``images`` (N, 3, H, W).
+    """Median seconds of a forward pass of each model's deployment form on ``images`` (N, 3, H, W).
 
     The models take turns, so that a busy machine slows all alike; after one warm-up round at
     least 5 rounds are timed, and more until ``seconds`` are over.
     """
     times = [[] for _ in models]
-    models = [model.eval().to(memory_format=LAYOUT) for model in models]
+    models = [deploy(model) for model in models]
     images = images.contiguous(memory_format=LAYOUT)
     start = time.perf_counter()
     while len(times[0]) < 6 or (time.perf_counter() - start < seconds and len(times[0]) < 200):

@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+from conftest import randomize
 
+from models import NETWORKS, PAPER_DEPTH
 from slimming import deploy, pruning
 from slimming.sparsity import batch_norms
 
@@ -20,3 +22,27 @@ def test_deployed_equals_the_network(small, percent):
     assert pruning.prove_equal(deployed, small, IMAGES) <= 1e-4
     assert not batch_norms(deployed)
     assert all(torch.equal(before[name], value) for name, value in small.state_dict().items())
+
+
+@pytest.mark.parametrize("arch, depth", PAPER_DEPTH.items())
+def test_the_networks_of_the_paper_deployed(arch, depth):
+    torch.manual_seed(0)
+    dense = randomize(NETWORKS[arch](depth=depth, num_classes=10))
+    slim = pruning.slim(dense, pruning.choose_channels(dense, 0.4).keep)
+    for model in (dense, slim):
+        assert pruning.prove_equal(deploy.deploy(model), model, IMAGES) <= 1e-4
+
+
+def test_channels_without_a_scale_are_constants(small):
+    """γ = 0 leaves ReLU(β); a γ of almost 0 puts the bend of the ReLU far away."""
+    for bn in batch_norms(small).values():
+        bn.weight.data[::3] = 0
+        bn.weight.data[1::6] = 1e-35
+        bn.weight.data[2::6] = -1e-12
+    assert pruning.prove_equal(deploy.deploy(small), small, IMAGES) <= 1e-4
+
+
+def test_two_sizes_and_layouts_of_images(small):
+    deployed = deploy.deploy(small)
+    for images in (IMAGES[:1], IMAGES.to(memory_format=torch.channels_last)):
+        assert torch.allclose(deployed(images), small(images), rtol=1e-4, atol=1e-4)

@@ -8,10 +8,12 @@ import torch
 from conftest import ROOT, save_network
 
 import resprune
+from benchmarks import inference, reproduce, speed
 from slimming import flags
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+TOLD = README + (ROOT / "benchmarks" / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TOLD, re.DOTALL)
 COMMANDS = [
     line.partition("#")[0].strip()
     for kind, block in BLOCKS
@@ -25,6 +27,7 @@ PARSERS = {
     **dict.fromkeys(("vggprune.py", "denseprune.py", "prune_mask.py"), flags.pruning_parser("")),
     "resprune.py": resprune.make_parser(),
 }
+BENCHMARKS = {f"{b.__name__.rpartition('.')[2]}.py": b for b in (inference, reproduce, speed)}
 
 
 @pytest.mark.parametrize("script", PARSERS)
@@ -39,7 +42,9 @@ def test_every_flag_is_in_a_table(script):
 def test_every_command_line_parses(command):
     _, script, *words = shlex.split(command)
     assert (ROOT / script).is_file()
-    PARSERS[script.rpartition("/")[2]].parse_args(words)
+    name = script.rpartition("/")[2]
+    parser = BENCHMARKS[name].make_parser() if name in BENCHMARKS else PARSERS[name]
+    parser.parse_args(words)
 
 
 def test_the_five_lines_run(tmp_path, monkeypatch):
