@@ -1,6 +1,6 @@
 """This suite's training step against the classic loop, in turns.
 
-`reference` is the loop of the original scripts, written out below: PIL transforms in a DataLoader
+`reference` is the loop of the original scripts (see reference.py): PIL transforms in a DataLoader
 with one worker, fp32, NCHW, a penalty loop over the modules, channel selection that finds its
 indices with NumPy in every forward. The suite trains with its own loader and its own
 `slimming.training.train`.
@@ -14,28 +14,25 @@ import functools
 import io
 import math
 import multiprocessing
+import os
 import statistics
 import sys
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measure
+from benchmarks.reference import BATCH, CHANGES, S, changes_of, reference_epoch, update_bn_by_loop
 from models import NETWORKS
 from slimming import data, datasets, profiling, training
 from slimming.memory import keep_freed_memory
 from slimming.sparsity import L1Penalty
 
 CASES = (("vgg", 19), ("resnet", 164), ("densenet", 40), ("resnet", 20))
-BATCH, S = 64, 1e-4
-# --each: the reference with one change more at a time, up to fp32 and amp
-CHANGES = ("identity selection", "channels_last", "fused step", "images in memory")
 HEADER = ["network", "variant", "images/s", "ms/step", "ratio", "penalty", "peak memory (MB)"]
 HEADER += ["of matmul peak"]
 
@@ -117,10 +114,16 @@ process = {}  # what a variant's process holds: its epoch, its memory before
 def prepare(variant: str, arch: str, depth: int, steps: int, device: str, threads: int) -> None:
     """Begin a variant's process."""
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if variant not in ("reference", *CHANGES):
         keep_freed_memory()  # as the scripts do
     process.update(before=_resident_peak(), device=device)
     process["epoch"] = make_epoch(variant, arch, depth, steps, torch.device(device))
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()  # it may have been killed
+    os._exit(1)
 
 
 def one_epoch() -> None:
@@ -159,96 +162,6 @@ def make_epoch(variant: str, arch: str, depth: int, steps: int, device: torch.de
             training.train(trained, loader, optimizer, 0, penalty, precision, steps + 1)
 
     return run
-
-
-class Pictures(torch.utils.data.Dataset):
-    """Images (N, H, W, 3) that become PIL images one by one, as torchvision's CIFAR does."""
-
-    def __init__(self, pixels: np.ndarray, labels: torch.Tensor, transform):
-        self.pixels, self.labels, self.transform = pixels, labels, transform
-
-    def __len__(self):
-        return len(self.pixels)
-
-    def __getitem__(self, i):
-        from PIL import Image
-
-        return self.transform(Image.fromarray(self.pixels[i])), int(self.labels[i])
-
-
-def changes_of(variant: str) -> tuple[str, ...]:
-    """What differs from the reference: this change and those before it."""
-    return CHANGES[: CHANGES.index(variant) + 1] if variant in CHANGES else ()
-
-
-def reference_epoch(arch, depth, images, labels, device, changes=()):
-    """The classic loop, with some of `CHANGES`."""
-    from torchvision import transforms
-
-    transform = transforms.Compose(
-        [
-            transforms.Pad(4),
-            transforms.RandomCrop(32),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(data.MEAN, data.STD),
-        ]
-    )
-    pixels = images.permute(0, 2, 3, 1).numpy()
-
-    pictures = Pictures(pixels, labels, transform)
-    loader = torch.utils.data.DataLoader(
-        pictures,
-        BATCH,
-        shuffle=True,
-        num_workers=1,
-        persistent_workers=True,  # a real epoch is long: the start of its worker does not count
-    )
-    selection = {} if "identity selection" in changes else classic_selection(arch)
-    model = NETWORKS[arch](depth=depth, **selection).to(device)
-    layout = torch.contiguous_format
-    if "channels_last" in changes:
-        layout = torch.channels_last
-        model = model.to(memory_format=layout)
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
-    penalty = functools.partial(update_bn_by_loop, model)
-    if "fused step" in changes:
-        optimizer, penalty = training.make_optimizer(model, 0.01, 0.9, 1e-4), L1Penalty(model, S)
-
-    def run():
-        model.train()
-        for batch, target in loader:
-            batch, target = batch.to(device, memory_format=layout), target.to(device)
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(batch), target)
-            loss.backward()
-            penalty()
-            optimizer.step()
-            loss.item()
-
-    return run
-
-
-def update_bn_by_loop(model: nn.Module, s: float = S) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.weight.grad.data.add_(s * torch.sign(module.weight.data))
-
-
-class ClassicSelection(nn.Module):
-    """Channel selection that asks the host for its indices in every forward."""
-
-    def __init__(self, num_channels: int):
-        super().__init__()
-        self.indexes = nn.Parameter(torch.ones(num_channels))
-
-    def forward(self, x):
-        kept = np.squeeze(np.argwhere(self.indexes.detach().cpu().numpy()))
-        return x[:, torch.as_tensor(kept, device=x.device)]
-
-
-def classic_selection(arch: str) -> dict:
-    return {} if arch == "vgg" else {"selection": ClassicSelection}
 
 
 def penalty_seconds(variant: str, arch: str, depth: int, device: torch.device) -> float:

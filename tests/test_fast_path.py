@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import SMALLEST, randomize
 
-from benchmarks.speed import ClassicSelection, update_bn_by_loop
+from benchmarks.reference import ClassicSelection, update_bn_by_loop
 from models import NETWORKS
 from slimming import data, datasets, pruning, training
 from slimming.sparsity import L1Penalty

@@ -1,0 +1,104 @@
+"""The training loop of the original scripts, written plainly, and the changes from it to ours."""
+
+import functools
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from torchvision import transforms
+
+from models import NETWORKS
+from slimming import data, training
+from slimming.sparsity import L1Penalty
+
+BATCH, S = 64, 1e-4
+# the loop with one change more at a time; the last one is the suite but for its memory
+CHANGES = ("identity selection", "channels_last", "fused step", "images in memory")
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Images (N, H, W, 3) that become PIL images one by one, as torchvision's CIFAR does."""
+
+    def __init__(self, pixels: np.ndarray, labels: torch.Tensor, transform):
+        self.pixels, self.labels, self.transform = pixels, labels, transform
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def __getitem__(self, i):
+        return self.transform(Image.fromarray(self.pixels[i])), int(self.labels[i])
+
+
+def changes_of(variant: str) -> tuple[str, ...]:
+    """What differs from the reference: this change and those before it."""
+    return CHANGES[: CHANGES.index(variant) + 1] if variant in CHANGES else ()
+
+
+def reference_epoch(arch, depth, images, labels, device, changes=()):
+    """The classic loop, with some of `CHANGES`."""
+    transform = transforms.Compose(
+        [
+            transforms.Pad(4),
+            transforms.RandomCrop(32),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(data.MEAN, data.STD),
+        ]
+    )
+    pixels = images.permute(0, 2, 3, 1).numpy()
+
+    pictures = Pictures(pixels, labels, transform)
+    loader = torch.utils.data.DataLoader(
+        pictures,
+        BATCH,
+        shuffle=True,
+        num_workers=1,
+        persistent_workers=True,  # a real epoch is long: the start of its worker does not count
+    )
+    selection = {} if "identity selection" in changes else classic_selection(arch)
+    model = NETWORKS[arch](depth=depth, **selection).to(device)
+    layout = torch.contiguous_format
+    if "channels_last" in changes:
+        layout = torch.channels_last
+        model = model.to(memory_format=layout)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
+    penalty = functools.partial(update_bn_by_loop, model)
+    if "fused step" in changes:
+        optimizer, penalty = training.make_optimizer(model, 0.01, 0.9, 1e-4), L1Penalty(model, S)
+
+    def run():
+        model.train()
+        for batch, target in loader:
+            batch, target = batch.to(device, memory_format=layout), target.to(device)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(batch), target)
+            loss.backward()
+            penalty()
+            optimizer.step()
+            loss.item()
+
+    return run
+
+
+def update_bn_by_loop(model: nn.Module, s: float = S) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.grad.data.add_(s * torch.sign(module.weight.data))
+
+
+class ClassicSelection(nn.Module):
+    """Channel selection that asks the host for its indices in every forward."""
+
+    def __init__(self, num_channels: int):
+        super().__init__()
+        self.indexes = nn.Parameter(torch.ones(num_channels))
+
+    def forward(self, x):
+        kept = np.squeeze(np.argwhere(self.indexes.detach().cpu().numpy()))
+        return x[:, torch.as_tensor(kept, device=x.device)]
+
+
+def classic_selection(arch: str) -> dict:
+    return {} if arch == "vgg" else {"selection": ClassicSelection}
