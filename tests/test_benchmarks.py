@@ -2,26 +2,39 @@
 
 import shutil
 import sys
+from pathlib import Path
+
+from conftest import save_network
+from test_readme import PARSERS
 
 from benchmarks import measure, reproduce
 
 
-def test_a_reproduction_goes_on_where_it_was(tmp_path, images, monkeypatch, capsys):
-    monkeypatch.setattr(reproduce, "CASES", {"vgg": ("vggprune.py", 11, 1e-4, (0.5,))})
+def write_results(script, *words):
+    """What the script would write; its parser must take the words."""
+    args = PARSERS[script].parse_args(list(map(str, words)))
+    Path(args.save).mkdir(parents=True, exist_ok=True)
+    for name in ("model_best", "checkpoint") if script == "main.py" else ("pruned",):
+        save_network(f"{args.save}/{name}.pth.tar", "vgg", 11)
+
+
+def test_a_reproduction_goes_on_where_it_was(tmp_path, monkeypatch):
+    ran = []
+
+    def run(script, *words):
+        ran.append(script)
+        write_results(script, *words)
+
+    monkeypatch.setattr(reproduce, "run", run)
     monkeypatch.setattr(measure, "RESULTS", tmp_path / "results")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    words = "reproduce.py --arch vgg --dataset folder --data-name colours --epochs 1 --device cpu"
-    words = [*words.split(), "--data", str(images), "--work", str(tmp_path / "work")]
-    monkeypatch.setattr(sys, "argv", words)
-
-    def commands():
-        reproduce.main()
-        printed = capsys.readouterr().out
-        return [line.split()[2] for line in printed.splitlines() if line.startswith("$")]
-
-    assert commands() == ["main.py", "main.py", "vggprune.py", "main.py"]
-    assert commands() == []
-    shutil.rmtree(tmp_path / "work" / "folder-1" / "vgg-50" / "tuned")
-    assert commands() == ["main.py"]
-    table = (tmp_path / "results" / "reproduce-folder.md").read_text()
-    assert "| vgg-11 at 50% | colours | 1 |" in table and table.count("->") == 1
+    words = "reproduce.py --arch vgg --dataset digits --epochs 1 --amp --device cpu --work"
+    monkeypatch.setattr(sys, "argv", [*words.split(), str(tmp_path / "work")])
+    reproduce.main()
+    assert ran == ["main.py", "main.py", "vggprune.py", "main.py"]
+    reproduce.main()
+    assert len(ran) == 4
+    shutil.rmtree(tmp_path / "work" / "digits-1" / "vgg-70" / "tuned")
+    reproduce.main()
+    assert ran[4:] == ["main.py"]
+    table = (tmp_path / "results" / "reproduce-digits.md").read_text()
+    assert "| vgg-19 at 70% | digits | 1 |" in table and table.count("20.04 -> 2.25") == 1
