@@ -14,7 +14,7 @@ from slimming import data, datasets, pruning, training
 from slimming.sparsity import L1Penalty
 
 # lr and batch keep the rounding of fp32 from growing by chaos; s is so large that it shows
-STEPS, BATCH, LR, S = 20, 32, 0.0005, 1.0
+STEPS, BATCH, LR, S = 20, 16, 0.0003, 1.0
 SETTINGS = {"momentum": 0.9, "weight_decay": 1e-4}
 
 
