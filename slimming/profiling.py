@@ -35,7 +35,7 @@ def count_bytes(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def latencies(models: list[nn.Module], images: torch.Tensor, seconds: float = 4.0) -> list[float]:
+def latencies(models: list[nn.Module], images: torch.Tensor, seconds: float = 2.0) -> list[float]:
     """Median seconds of a forward pass of each model's deployment form on ``images`` (N, 3, H, W).
 
     The models take turns, so that a busy machine slows all alike; after one warm-up round at

@@ -137,6 +137,8 @@ def test_ctrl_c_says_how_to_continue(images, tmp_path):
         text=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        # a shell's background jobs, and what they start, ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for(last, process)
     process.send_signal(signal.SIGINT)
