@@ -21,9 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measure
 from models import NETWORKS
-from slimming import checkpoint, profiling, pruning, training
+from slimming import checkpoint, cli, profiling, pruning, training
 from slimming.deploy import deploy
-from slimming.memory import keep_freed_memory
 from slimming.sparsity import batch_norms
 
 CASES = {"vgg": (19, 0.7), "resnet": (164, 0.4), "densenet": (40, 0.4)}
@@ -34,7 +33,7 @@ HEADER += ["speed-up", "realised", "realised before", "of deployed dense"]
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="default: cuda if there is one")
     text = "sparsity-trained checkpoint to prune, beside the networks with random scaling factors"
     parser.add_argument("--model", type=Path, action="append", default=[], help=text)
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
@@ -43,12 +42,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = make_parser().parse_args()
-    device = torch.device(args.device)
-    keep_freed_memory()  # as the scripts do
+    device = training.choose_device(args.device)
     rows = []
     networks = [(arch, "random", random_network(arch)) for arch in CASES]
     for path in args.model:
-        model, network, _ = checkpoint.load(path)
+        model, network, _ = checkpoint.load(checkpoint.find(path, "model_best.pth.tar"))
         networks.append((network.arch, "trained", model))
     for (arch, factors, dense), multiple in itertools.product(networks, (1, 16)):
         percent = CASES[arch][1]
@@ -60,7 +58,8 @@ def main() -> None:
             rounds = (3 if args.quick else 15) * (1 if batch > 1 else 4)
             seconds = latencies(dense.to(device), slim.to(device), batch, rounds, device)
             rows.append({**title, "batch": batch, **row(dense, slim, seconds)})
-    measure.write(f"inference-{device.type}", measure.machine(device), HEADER, rows, NOTES)
+    name = f"inference-{device.type}{'-quick' if args.quick else ''}"
+    measure.write(name, measure.machine(device), HEADER, rows, NOTES)
 
 
 NOTES = """`speed-up` is dense / slim deployed, `realised` that speed-up / the FLOP ratio; `realised
@@ -107,4 +106,4 @@ def row(dense: nn.Module, slim: nn.Module, seconds: dict[str, float]) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

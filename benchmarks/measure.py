@@ -55,6 +55,14 @@ def machine(device: torch.device) -> dict[str, str]:
     }
 
 
+def merged(name: str, rows: list[dict], key: list[str]) -> list[dict]:
+    """``rows`` after those of the table ``name`` that are about something else."""
+    path = RESULTS / f"{name}.json"
+    told = json.loads(path.read_text())["rows"] if path.exists() else []
+    new = [[row[column] for column in key] for row in rows]
+    return [row for row in told if [row.get(column) for column in key] not in new] + rows
+
+
 def write(name: str, about: dict, header: list[str], rows: list[dict], notes: str = "") -> None:
     """Print the table and write it as Markdown and JSON into benchmarks/results/."""
     cells = [[str(row[column]) for column in header] for row in rows]

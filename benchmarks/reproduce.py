@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import measure
-from slimming import checkpoint, profiling, training
+from slimming import checkpoint, cli, profiling, training
 
 # arch: pruning script, depth, s, percentages
 CASES = {
@@ -40,7 +40,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--arch", action="append", choices=CASES, help="default: all, in turn")
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--data", help="folder of the dataset")
-    parser.add_argument("--data-name", help="what the table calls the data (default: --dataset)")
+    parser.add_argument(
+        "--data-name",
+        type=cli.plain_name,
+        help="what the table calls the data (default: --dataset)",
+    )
     parser.add_argument("--epochs", type=int, default=160, help="of each training stage")
     parser.add_argument("--work", type=Path, default=Path("reproduce"), help="where runs live")
     parser.add_argument("--amp", action="store_true")
@@ -50,17 +54,18 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = make_parser().parse_args()
-    rows = []
+    name = args.data_name or args.dataset
     for arch in args.arch or CASES:
-        rows += reproduce(arch, args)
-        device = training.choose_device(args.device)
-        measure.write(f"reproduce-{args.dataset}", measure.machine(device), HEADER, rows)
+        rows = measure.merged(f"reproduce-{name}", reproduce(arch, args), HEADER[:3])
+        about = measure.machine(training.choose_device(args.device))
+        measure.write(f"reproduce-{name}", about, HEADER, rows)
 
 
 def reproduce(arch: str, args: argparse.Namespace) -> list[dict]:
     """Run what is missing of one network; its rows of the table."""
     script, depth, s, percents = CASES[arch]
-    work = args.work / f"{args.dataset}-{args.epochs}"
+    name = args.data_name or args.dataset
+    work = args.work / f"{name}-{args.epochs}{'-amp' if args.amp else ''}"
     data = ["--dataset", args.dataset, *(["--data", args.data] if args.data else [])]
     data += ["--device", args.device] if args.device else []
     network = ["--arch", arch, "--depth", depth]
@@ -81,8 +86,8 @@ def reproduce(arch: str, args: argparse.Namespace) -> list[dict]:
         rows.append(
             {
                 "network": f"{arch}-{depth} at {percent:.0%}",
-                "data": args.data_name or args.dataset,
-                "epochs": args.epochs,
+                "data": name,
+                "epochs": f"{args.epochs}{' amp' if args.amp else ''}",
                 **scores,
                 "parameters": f"{sizes[0]:,} -> {sizes[1]:,}",
                 HEADER[-1]: PUBLISHED.get((arch, percent), "-"),
@@ -109,4 +114,4 @@ def run(script: str, *words) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

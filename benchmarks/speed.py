@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import measure
 from benchmarks.reference import BATCH, CHANGES, S, changes_of, reference_epoch, update_bn_by_loop
 from models import NETWORKS
-from slimming import data, datasets, profiling, training
+from slimming import cli, data, datasets, profiling, training
 from slimming.memory import keep_freed_memory
 from slimming.sparsity import L1Penalty
 
@@ -39,7 +39,7 @@ HEADER += ["of matmul peak"]
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="default: cuda if there is one")
     parser.add_argument("--quick", action="store_true", help="fewer steps, no --compile")
     parser.add_argument("--compile", action="store_true", help="measure --compile as well")
     text = "measure each change from the reference to the suite by itself"
@@ -49,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = make_parser().parse_args()
-    device = torch.device(args.device)
+    device = training.choose_device(args.device)
     variants = ["reference", *(CHANGES if args.each else ()), "fp32", "amp"]
     if (args.compile or device.type == "cuda") and not args.quick:
         variants.append("amp+compile")
@@ -61,7 +61,8 @@ def main() -> None:
     about = measure.machine(device)
     for dtype, flops in peak.items():
         about[f"matmul peak, {str(dtype).removeprefix('torch.')}"] = f"{flops / 1e9:.0f} GFLOP/s"
-    measure.write(f"speed-{'each-' if args.each else ''}{device.type}", about, HEADER, rows, NOTES)
+    name = f"speed-{'each-' if args.each else ''}{device.type}{'-quick' if args.quick else ''}"
+    measure.write(name, about, HEADER, rows, NOTES)
 
 
 NOTES = """`ratio`: images/s by the reference's, median of the rounds. `penalty`: its share of the
@@ -202,4 +203,4 @@ def _resident_peak() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

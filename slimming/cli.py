@@ -48,7 +48,8 @@ def run(main: Callable[[], None]) -> None:
         message = "error: out of memory: lower --batch-size or --test-batch-size"
     else:
         return
-    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    if status != Interrupted.status or os.environ.get("RANK", "0") == "0":  # Ctrl-C reaches all
+        sys.stderr.write(f"{name}: {' '.join(message.split())}\n")  # at once: others write too
     sys.exit(status)
 
 

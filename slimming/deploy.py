@@ -10,6 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from models.channel_selection import gather_channels
 from models.densenet import GROWTH, BasicBlock
 from slimming.pruning import present_channels, selections
+from slimming.sparsity import batch_norms
 
 GATHERING = 36  # multiplications that take as long as moving one value, on a CPU
 TINY = 1e-30  # a scale below it counts as 0: what divides by it is not finite
@@ -92,8 +93,10 @@ def deploy(model: nn.Module) -> nn.Module:
     A BN right behind the convolution that writes it is folded into that convolution. A BN in front
     of channel selection works on the kept channels alone, and becomes a clamp where the layer that
     reads them can take its scale and shift. The copy is channels_last, in eval mode, and has no
-    BatchNorm left: it cannot be trained or pruned.
+    BatchNorm left: it cannot be trained or pruned. ValueError if ``model`` has none.
     """
+    if not batch_norms(model):
+        raise ValueError("the model has no BatchNorm: it is a deployment form already")
     present, whole = present_channels(model), selections(model)
     small = copy.deepcopy(model).eval()
     for layer, _, writes in model.wiring():

@@ -106,6 +106,15 @@ def total(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def check_same(number: int, device: torch.device, message: str) -> None:
+    """UserError with ``message`` in every process unless all have the same ``number``."""
+    if world_size() > 1:
+        ends = torch.tensor([number, -number], device=device)
+        dist.all_reduce(ends, dist.ReduceOp.MAX)
+        if ends.sum().item():
+            raise UserError(message)
+
+
 def share_buffers(model: nn.Module) -> None:
     """Give every process the running statistics of the first."""
     if world_size() > 1:

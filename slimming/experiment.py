@@ -34,6 +34,11 @@ class Experiment:
         self.args = args
         self.device = training.choose_device(args.device, args.no_cuda)
         distributed.start(self.device)
+        if args.batch_size < distributed.world_size():
+            raise UserError(
+                f"--batch-size {args.batch_size} leaves nothing for some of "
+                f"{distributed.world_size()} processes: it is that of all together"
+            )
         self.precision = training.Precision(self.device, args.amp)
         training.seed_everything(args.seed, args.deterministic)
         if args.start:
@@ -56,6 +61,7 @@ class Experiment:
         self.trained = distributed.wrap(self.model)
         if args.compile:
             self.trained = training.compiled(self.trained, self.device)
+            print("note: --compile: the first step of each batch size takes minutes", flush=True)
         self.optimizer = training.make_optimizer(
             self.model, args.lr, args.momentum, args.weight_decay
         )
@@ -65,6 +71,12 @@ class Experiment:
             self._resume()
         elif args.refine and not self.full_score and not self.network.cfg:
             print(f"note: {args.refine} is not pruned: the full network is trained on")
+        distributed.check_same(
+            self.epoch,
+            self.device,
+            "the processes do not start at the same epoch: --save and --resume must be in a folder "
+            "that all machines share",
+        )
         self.folder = RunFolder(args, self.network.arch)
 
     def fit(self, on_gradients: Iterable[Callable[[], None]] = ()) -> None:

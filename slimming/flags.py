@@ -35,7 +35,7 @@ def parse_training(description: str) -> argparse.Namespace:
     start = resume or refine
     contents = checkpoint.read(start) if start else {}
     if resume:
-        args = _with_settings_of(parser, args, contents)
+        args = _with_settings_of(parser, resume, contents)
         args.resume, args.refine = resume, refine
     args.start, args.contents = start, contents
     return _split_arch(args)
@@ -45,6 +45,8 @@ def parse_pruning(parser: Parser) -> argparse.Namespace:
     """The flags of a pruning script. ``args.model`` and ``args.save`` become paths, and
     ``args.target`` is the file to write."""
     args = _split_arch(parser.parse_args())
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("pruning is work for one process: start it without torchrun")
     if not args.model:
         parser.error("--model FILE is needed: the checkpoint of the network to prune")
     args.model = checkpoint.find(
@@ -168,10 +170,11 @@ def _setting(group, *names: str, text: str, **more) -> None:
     group.add_argument(*names, action=off, default=False, help=text, **more)
 
 
-def _with_settings_of(parser: Parser, args: argparse.Namespace, contents: dict):
+def _with_settings_of(parser: Parser, resume: str, contents: dict) -> argparse.Namespace:
     """Parse again with the checkpoint's settings as defaults; say which ones flags changed."""
     recorded = contents.get("settings")
     recorded = recorded if isinstance(recorded, dict) else {}
+    args = parser.parse_args()
     known = {n: recorded[n] for n in SETTINGS if type(recorded.get(n)) is type(getattr(args, n))}
     # argparse checks a default that is a string as if it had been typed
     defaults = {n: v if isinstance(v, bool) else str(v) for n, v in known.items()}
@@ -180,7 +183,7 @@ def _with_settings_of(parser: Parser, args: argparse.Namespace, contents: dict):
     for name, value in known.items():
         if getattr(args, name) != value:
             flag = "-sr" if name == "sr" else "--" + name.replace("_", "-")
-            print(f"note: {flag} is {getattr(args, name)} now, it was {value} in {args.resume}")
+            print(f"note: {flag} is {getattr(args, name)} now, it was {value} in {resume}")
     return args
 
 

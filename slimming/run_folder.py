@@ -58,8 +58,11 @@ class RunFolder:
         """What to type after an interruption."""
         if not self.last.exists():
             return "interrupted before the first checkpoint was written: start again"
-        processes = os.environ.get("WORLD_SIZE")
-        words, skip = [f"torchrun --nproc-per-node={processes}" if processes else "python"], False
+        words, skip = ["python"], False
+        if "WORLD_SIZE" in os.environ:
+            here, everywhere = (os.environ[n] for n in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+            how = f"--nproc-per-node={here}" if here == everywhere else "(its flags as before)"
+            words = [f"torchrun {how} --"]
         for word in sys.argv:
             if not skip and not word.startswith(("--resume=", "--start-epoch=")):
                 words.append(word)

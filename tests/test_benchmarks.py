@@ -33,8 +33,8 @@ def test_a_reproduction_goes_on_where_it_was(tmp_path, monkeypatch):
     assert ran == ["main.py", "main.py", "vggprune.py", "main.py"]
     reproduce.main()
     assert len(ran) == 4
-    shutil.rmtree(tmp_path / "work" / "digits-1" / "vgg-70" / "tuned")
+    shutil.rmtree(tmp_path / "work" / "digits-1-amp" / "vgg-70" / "tuned")
     reproduce.main()
     assert ran[4:] == ["main.py"]
     table = (tmp_path / "results" / "reproduce-digits.md").read_text()
-    assert "| vgg-19 at 70% | digits | 1 |" in table and table.count("20.04 -> 2.25") == 1
+    assert "| vgg-19 at 70% | digits | 1 amp |" in table and table.count("20.04 -> 2.25") == 1

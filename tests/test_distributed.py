@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ROOT, make_images, succeed
+from conftest import ROOT, make_images, run, succeed
 
 from slimming import checkpoint, data, datasets, distributed
 
@@ -135,3 +135,14 @@ def test_a_killed_worker_is_restarted_and_the_run_finishes(tmp_path):
     assert killed["epoch"] == 10
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, killed["state_dict"][name]), name
+
+
+def test_what_cannot_be_shared_is_one_line(tmp_path):
+    """Too small a batch; machines that do not see the same checkpoint; pruning by two processes."""
+    images = make_images(tmp_path / "images")
+    words = torchrun("--data", images, "--batch-size", "1", "--save", tmp_path / "out")
+    done = subprocess.run(words, cwd=ROOT, env=ENV, capture_output=True, text=True, check=False)
+    assert "--batch-size 1 leaves nothing for some of 2 processes" in done.stderr
+    assert "Traceback" not in done.stderr.partition("torch/distributed")[0]
+    done = run("resprune.py", "--model", tmp_path / "none", env={"WORLD_SIZE": "2"})
+    assert done.returncode == 2 and "one process" in done.stderr

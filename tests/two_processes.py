@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from models import vgg
 from slimming import data, datasets, distributed, training
+from slimming.errors import UserError
 from slimming.sparsity import L1Penalty
 
 CPU = torch.device("cpu")
@@ -47,7 +48,13 @@ def main() -> None:
         assert torch.equal(largest, smallest), name
     if rank == 0:
         print("identical")
-    distributed.stop()
+    distributed.check_same(7, torch.device("cpu"), "")
+    try:
+        distributed.check_same(rank, torch.device("cpu"), "not the same epoch")
+    except UserError:
+        distributed.stop()
+    else:
+        raise AssertionError("different numbers went unnoticed")
 
 
 if __name__ == "__main__":
