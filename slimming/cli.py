@@ -47,6 +47,12 @@ def run(main: Callable[[], None]) -> None:
         status = 2
         message = "error: out of memory: lower --batch-size or --test-batch-size"
     else:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            # threads of the process group may still want Python while it is being taken down, and
+            # abort the process ("terminate called without an active exception"): all is done
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
         return
     if status != Interrupted.status or os.environ.get("RANK", "0") == "0":  # Ctrl-C reaches all
         sys.stderr.write(f"{name}: {' '.join(message.split())}\n")  # at once: others write too

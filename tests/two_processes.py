@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from models import vgg
-from slimming import data, datasets, distributed, training
+from slimming import cli, data, datasets, distributed, training
 from slimming.errors import UserError
 from slimming.sparsity import L1Penalty
 
@@ -58,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)
