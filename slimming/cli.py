@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 from models import NETWORKS
+from slimming import distributed
 from slimming.errors import Interrupted, UserError
 from slimming.memory import keep_freed_memory
 
@@ -47,7 +48,7 @@ def run(main: Callable[[], None]) -> None:
         status = 2
         message = "error: out of memory: lower --batch-size or --test-batch-size"
     else:
-        if "TORCHELASTIC_RUN_ID" in os.environ:
+        if distributed.launched():
             # threads of the process group may still want Python while it is being taken down, and
             # abort the process ("terminate called without an active exception"): all is done
             sys.stdout.flush()

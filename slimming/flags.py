@@ -35,7 +35,7 @@ def parse_training(description: str) -> argparse.Namespace:
     start = resume or refine
     contents = checkpoint.read(start) if start else {}
     if resume:
-        args = _with_settings_of(parser, resume, contents)
+        args = _with_settings_of(parser, args, contents)
         args.resume, args.refine = resume, refine
     args.start, args.contents = start, contents
     return _split_arch(args)
@@ -170,16 +170,15 @@ def _setting(group, *names: str, text: str, **more) -> None:
     group.add_argument(*names, action=off, default=False, help=text, **more)
 
 
-def _with_settings_of(parser: Parser, resume: str, contents: dict) -> argparse.Namespace:
+def _with_settings_of(parser: Parser, args: argparse.Namespace, contents: dict):
     """Parse again with the checkpoint's settings as defaults; say which ones flags changed."""
     recorded = contents.get("settings")
     recorded = recorded if isinstance(recorded, dict) else {}
-    args = parser.parse_args()
     known = {n: recorded[n] for n in SETTINGS if type(recorded.get(n)) is type(getattr(args, n))}
     # argparse checks a default that is a string as if it had been typed
     defaults = {n: v if isinstance(v, bool) else str(v) for n, v in known.items()}
     parser.set_defaults(**defaults)
-    args = parser.parse_args()
+    resume, args = args.resume, parser.parse_args()
     for name, value in known.items():
         if getattr(args, name) != value:
             flag = "-sr" if name == "sr" else "--" + name.replace("_", "-")

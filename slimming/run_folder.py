@@ -6,6 +6,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from slimming import distributed
+
 
 class RunFolder:
     """Where a run writes: ``last`` and ``best`` checkpoint, ``curves``, TensorBoard ``events``.
@@ -59,7 +61,7 @@ class RunFolder:
         if not self.last.exists():
             return "interrupted before the first checkpoint was written: start again"
         words, skip = ["python"], False
-        if "WORLD_SIZE" in os.environ:
+        if distributed.launched():
             here, everywhere = (os.environ[n] for n in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
             how = f"--nproc-per-node={here}" if here == everywhere else "(its flags as before)"
             words = [f"torchrun {how} --"]
