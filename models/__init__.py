@@ -1,12 +1,53 @@
-"""The networks of the paper, by the names that ``--arch`` takes."""
+"""The networks of the paper and others, by the names that ``--arch`` takes."""
 
+import functools
+from collections.abc import Callable
+
+from . import zoo
 from .channel_selection import channel_selection
+from .cifar_resnet import cifar_resnet
 from .densenet import densenet
+from .mobilenet import mobilenet
 from .preresnet import resnet
+from .resize import resize, widths
 from .vgg import vgg
 from .wiring import Wire
 
-NETWORKS = {"vgg": vgg, "resnet": resnet, "densenet": densenet}
-PAPER_DEPTH = {"vgg": 19, "resnet": 164, "densenet": 40}
+NETWORKS = {
+    "vgg": vgg,
+    "resnet": resnet,
+    "densenet": densenet,
+    "mobilenet": mobilenet,
+    "resnet-56": functools.partial(cifar_resnet, 56),
+    "resnet-18": functools.partial(zoo.classifier, "resnet18"),
+    "resnet-34": functools.partial(zoo.classifier, "resnet34"),
+}
+PAPER_DEPTH = {"vgg": 19, "resnet": 164, "densenet": 40}  # the networks that take a depth
 
-__all__ = ["NETWORKS", "PAPER_DEPTH", "Wire", "channel_selection", "densenet", "resnet", "vgg"]
+__all__ = [
+    "NETWORKS",
+    "PAPER_DEPTH",
+    "Wire",
+    "channel_selection",
+    "cifar_resnet",
+    "constructor",
+    "densenet",
+    "mobilenet",
+    "resize",
+    "resnet",
+    "vgg",
+    "widths",
+    "zoo",
+]
+
+
+def constructor(arch: str) -> Callable | None:
+    """What builds the network called ``arch``, one of NETWORKS or of torchvision's classification
+    models (`zoo.classifier`); None if there is none.
+
+    >>> constructor("resnet50")(num_classes=7).num_classes
+    7
+    """
+    if arch in NETWORKS:
+        return NETWORKS[arch]
+    return functools.partial(zoo.classifier, arch) if arch in zoo.names() else None
