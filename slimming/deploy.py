@@ -5,6 +5,7 @@ import copy
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.fx.experimental import optimization
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.channel_selection import gather_channels
@@ -93,8 +94,11 @@ def deploy(model: nn.Module) -> nn.Module:
     A BN right behind the convolution that writes it is folded into that convolution. A BN in front
     of channel selection works on the kept channels alone, and becomes a clamp where the layer that
     reads them can take its scale and shift. The copy is channels_last, in eval mode, and has no
-    BatchNorm left: it cannot be trained or pruned. ValueError if ``model`` has none.
+    BatchNorm left: it cannot be trained or pruned. ValueError if ``model`` has none. Of a network
+    without ``wiring()`` each BN behind a convolution is folded, where PyTorch can trace it.
     """
+    if not hasattr(model, "wiring"):
+        return _fused(model).requires_grad_(False).to(memory_format=torch.channels_last)
     if not batch_norms(model):
         raise ValueError("the model has no BatchNorm: it is a deployment form already")
     present, whole = present_channels(model), selections(model)
@@ -112,6 +116,15 @@ def deploy(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Sequential) and isinstance(next(iter(module), None), BasicBlock):
             small.set_submodule(name, DenseStage(small.get_submodule(name)))
     return small.requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def _fused(model: nn.Module) -> nn.Module:
+    """A copy in eval mode with convolution and BN in one, if torch.fx can trace the network."""
+    still = copy.deepcopy(model).eval()
+    try:
+        return optimization.fuse(still)
+    except Exception:  # data-dependent Python in forward, and whatever else cannot be traced
+        return still
 
 
 def _merge(small: nn.Module, name: str, selection: str, readers: list[str], keep: torch.Tensor):

@@ -29,6 +29,22 @@ def count_flops(model: nn.Module, size: int = 32) -> int:
     return counter.get_total_flops()
 
 
+def count_effective(model: nn.Module, size: int = 32) -> tuple[int, int]:
+    """Parameters and FLOPs without weights that are exactly zero: what a program that skips them
+    would need. `count_parameters` and `count_flops` are what a plain program needs."""
+    still = copy.deepcopy(model).cpu().float().eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        still(torch.zeros(1, 3, size, size))
+    zeros, flops = 0, counter.get_total_flops()
+    by_module = {n.partition(".")[2]: f for n, f in counter.get_flop_counts().items()}
+    for name, layer in still.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            missing = int((layer.weight == 0).sum())
+            zeros += missing
+            flops -= round(sum(by_module.get(name, {}).values()) * missing / layer.weight.numel())
+    return count_parameters(model) - zeros, flops
+
+
 def count_bytes(model: nn.Module) -> int:
     """Bytes of the model's weights on disk, without an optimizer."""
     return len(checkpoint.serialize(model.state_dict()))

@@ -40,8 +40,11 @@ class Choice:
 def selections(model: nn.Module) -> dict[str, str]:
     """For each BN that stays whole, because no layer writes it, the name of the selection after it.
 
-    The network declares with ``wiring()`` which layer reads and writes which BN.
+    The network declares with ``wiring()`` which layer reads and writes which BN; one that declares
+    nothing has no selections.
     """
+    if not hasattr(model, "wiring"):
+        return {}
     written = {wire.writes for wire in model.wiring()}
     return {
         name: f"{name.rpartition('.')[0]}.select".lstrip(".")
@@ -99,11 +102,11 @@ def choose_channels(
     keep = {name: alive[name] & (factors[name] > threshold) for name in factors}
     rescued = [name for name, mask in keep.items() if at_least_one and not mask.any()]
     keep = keep_one(model, keep) if at_least_one else keep
-    keep = {n: _round_up(mask, factors[n], alive[n], round_to) for n, mask in keep.items()}
+    keep = {n: round_up(mask, factors[n], alive[n], round_to) for n, mask in keep.items()}
     return Choice(percent, float(threshold), alive, keep, rescued)
 
 
-def _round_up(
+def round_up(
     keep: torch.Tensor, factors: torch.Tensor, alive: torch.Tensor, multiple: int
 ) -> torch.Tensor:
     """``keep`` and the largest other ``factors`` that are alive, up to a multiple of channels."""

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from slimming.errors import UserError
+
 
 def batch_norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
     """Every BatchNorm2d of the model by its name, in the order of the forward pass."""
@@ -26,6 +28,8 @@ class L1Penalty:
     def __init__(self, model: nn.Module, s: float):
         self.s = s
         self.gammas = [bn.weight for bn in batch_norms(model).values()]
+        if not self.gammas:
+            raise UserError("the network has no BatchNorm, so no scaling factors for -sr to shrink")
 
     @torch.no_grad()
     def __call__(self) -> None:
@@ -34,19 +38,22 @@ class L1Penalty:
 
 
 class GradientMask:
-    """Zero the gradients of γ and β of the channels that are pruned by γ = β = 0.
+    """Zero the gradients of what is pruned: of γ and β of the channels with γ = β = 0, or of the
+    parameters in ``keep`` where their mask is 0.
 
-    The channels are found once, here. With zero gradient, weight decay of a zero and no momentum
-    they stay at exactly zero; so the momentum that ``optimizer`` may already hold is cleared too.
+    What is pruned is found once, here. With zero gradient, weight decay of a zero and no momentum
+    it stays at exactly zero; so the momentum that ``optimizer`` may already hold is cleared too.
     """
 
     @torch.no_grad()
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None):
-        self.parameters, self.keep = [], []
-        for bn in batch_norms(model).values():
-            keep = ((bn.weight != 0) | (bn.bias != 0)).to(bn.weight.dtype)
-            self.parameters += [bn.weight, bn.bias]
-            self.keep += [keep, keep]
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        keep: dict[nn.Parameter, torch.Tensor] | None = None,
+    ):
+        keep = _live_channels(model) if keep is None else keep
+        self.parameters, self.keep = list(keep), list(keep.values())
         for parameter, keep in zip(self.parameters, self.keep, strict=True):
             momentum = optimizer and optimizer.state[parameter].get("momentum_buffer")
             if momentum is not None:
@@ -54,7 +61,15 @@ class GradientMask:
 
     @torch.no_grad()
     def __call__(self) -> None:
-        torch._foreach_mul_([p.grad for p in self.parameters], self.keep)
+        if self.keep:
+            torch._foreach_mul_([p.grad for p in self.parameters], self.keep)
+
+
+def _live_channels(model: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
+    keep = {}
+    for bn in batch_norms(model).values():
+        keep[bn.weight] = keep[bn.bias] = ((bn.weight != 0) | (bn.bias != 0)).to(bn.weight.dtype)
+    return keep
 
 
 def updateBN(model: nn.Module, s: float = 1e-4) -> None:
