@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measure
 from models import NETWORKS
-from slimming import checkpoint, cli, profiling, pruning, training
+from slimming import checkpoint, cli, files, profiling, pruning, training
 from slimming.deploy import deploy
 from slimming.sparsity import batch_norms
 
@@ -46,7 +46,7 @@ def main() -> None:
     rows = []
     networks = [(arch, "random", random_network(arch)) for arch in CASES]
     for path in args.model:
-        model, network, _ = checkpoint.load(checkpoint.find(path, "model_best.pth.tar"))
+        model, network, _ = checkpoint.load(files.find(path, "model_best.pth.tar"))
         networks.append((network.arch, "trained", model))
     for (arch, factors, dense), multiple in itertools.product(networks, (1, 16)):
         percent = CASES[arch][1]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models import NETWORKS
-from slimming import checkpoint, data, profiling, pruning, reporting, training
+from slimming import checkpoint, data, files, profiling, pruning, reporting, training
 from slimming.checkpoint import Network
 from slimming.errors import UserError
 
@@ -80,8 +80,8 @@ def report(
     title = f"{network}, {choice.percent:.0%} pruned"
     drawn = reporting.draw_pruning(choice, reporting.alive_factors(dense.model), title)
     checkpoint.write(args.target, contents)
-    checkpoint.write_bytes(summary, text.encode())
-    checkpoint.write_bytes(picture, drawn)
+    files.write_bytes(summary, text.encode())
+    files.write_bytes(picture, drawn)
     print(f"\nwrote {args.target}, {summary}, {picture}")
     print_next_step(
         dense, before["top-1"], after["top-1"], "mask-impl/main_mask.py" if masked else "main.py"

@@ -4,9 +4,7 @@ A checkpoint is a dict of tensors, numbers, strings, lists and dicts. It always 
 it holds (`Network`), so that nobody needs flags to load it.
 """
 
-import contextlib
 import io
-import os
 import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,37 +12,47 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models import NETWORKS
+from models import NETWORKS, PAPER_DEPTH, constructor
+from slimming import files
 from slimming.errors import UserError
 
 MASKS = ".indexes"
 STORED = {
-    "arch": str,
-    "depth": int,
-    "dataset": str,
-    "num_classes": int,
-    "cfg": list,
-    "image_size": int,
+    "arch": (str,),
+    "depth": (int,),
+    "dataset": (str,),
+    "num_classes": (int,),
+    "cfg": (list, dict),
+    "image_size": (int,),
 }
 
 
 @dataclass(frozen=True)
 class Network:
     """Which network: what ``--arch``, ``--depth`` and ``--dataset`` say, the widths of a slim one
-    (``cfg``; None for a full network), and the height and width of its images in pixels."""
+    (``cfg``; None for a full network), and the height and width of its images in pixels.
+
+    ``depth`` is None where the name says it all; ``cfg`` is a list for the networks of the paper,
+    for all others a dict of each layer's widths (`models.resize`).
+    """
 
     arch: str
-    depth: int
+    depth: int | None
     dataset: str
     num_classes: int
-    cfg: list | None = None
+    cfg: list | dict | None = None
     image_size: int = 32
 
     def __str__(self) -> str:
         slim = "slim " if self.cfg else ""
         data = f"{self.dataset} ({self.num_classes} classes)"
         size = f" at {self.image_size} pixels" if self.image_size != 32 else ""
-        return f"{slim}{self.arch}-{self.depth} for {data}{size}"
+        return f"{slim}{self.name} for {data}{size}"
+
+    @property
+    def name(self) -> str:
+        """The architecture with its depth: vgg-19, mobilenet."""
+        return f"{self.arch}-{self.depth}" if self.depth else self.arch
 
     def check(self, networks: dict = NETWORKS) -> None:
         """UserError if there is no such network; costs next to nothing."""
@@ -53,14 +61,20 @@ class Network:
 
     def build(self, networks: dict = NETWORKS) -> nn.Module:
         """A new network with fresh weights. UserError if there is no such network."""
-        if self.arch not in networks:
+        make = constructor(self.arch) if networks is NETWORKS else networks.get(self.arch)
+        if make is None:
             raise UserError(f"no network is called {self.arch!r}: use {', '.join(networks)}")
+        shape = {"dataset": self.dataset, "cfg": self.cfg, "num_classes": self.num_classes}
+        if self.arch in PAPER_DEPTH:
+            shape["depth"] = self.depth
+        elif self.depth:
+            raise UserError(f"{self.arch} has one depth alone: leave --depth {self.depth} out")
+        elif self.arch not in NETWORKS:
+            shape["image_size"] = self.image_size
         try:
-            return networks[self.arch](
-                depth=self.depth, dataset=self.dataset, cfg=self.cfg, num_classes=self.num_classes
-            )
-        except (ValueError, RuntimeError) as error:
-            raise UserError(f"cannot build {self.arch}-{self.depth}: {error}") from error
+            return make(**shape)
+        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise UserError(f"cannot build {self.name}: {error}") from error
 
 
 def serialize(contents: dict) -> bytes:
@@ -71,34 +85,8 @@ def serialize(contents: dict) -> bytes:
 
 
 def write(path: str | Path, contents: dict) -> None:
-    """Write a checkpoint; see `write_bytes`."""
-    write_bytes(path, serialize(contents))
-
-
-def write_bytes(path: str | Path, data: bytes, suffix: str = ".tmp") -> None:
-    """Replace the file at ``path`` so that a reader sees the old file or the new one, never half.
-
-    The bytes go to a file beside it (its name ends in ``suffix``; where several processes may
-    write the same file, each needs its own), are flushed to disk, and take the name in one step.
-    UserError if that fails (a full disk, no permission); an older file is then still there.
-    """
-    path = Path(path)
-    beside = path.with_name(path.name + suffix)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-        _flush_folder(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        reason = error.strerror or error
-        raise UserError(f"cannot write {path}: {reason}; what was there before is kept") from error
+    """Write a checkpoint; see `slimming.files.write_bytes`."""
+    files.write_bytes(path, serialize(contents))
 
 
 def read(path: str | Path) -> dict:
@@ -142,7 +130,7 @@ def describe(path: str | Path, contents: dict, given: dict) -> dict:
     known = {}
     for field in fields(Network):
         flag, stored = given.get(field.name), contents.get(field.name)
-        if stored is not None and type(stored) is not STORED[field.name]:
+        if stored is not None and type(stored) not in STORED[field.name]:
             raise UserError(f"{path} is damaged: its {field.name} is {stored!r}")
         if flag is not None and stored is not None and flag != stored:
             name = field.name.replace("_", " ")
@@ -177,9 +165,11 @@ def load_network(
                 f"{tuple(state[name].shape)} and should be {tuple(own[name].shape)}"
             )
     try:
-        model.load_state_dict(state)
+        own.update(state)  # which carries the versions of the layers
+        model.load_state_dict(own)
         with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, 32, 32))  # selected channels must fit the layer behind
+            images = torch.zeros(1, 3, network.image_size, network.image_size)
+            model.eval()(images)  # selected channels must fit the layer behind
     except RuntimeError as error:
         raise UserError(
             f"{path} does not hold a working {network}: its masks and widths contradict each other"
@@ -206,7 +196,10 @@ def rebuild(
     """The network that the ``contents`` of the file at ``path`` and the flags ``given`` describe,
     with its weights. UserError if they contradict each other."""
     known = describe(path, contents, given)
-    missing = [name for name in ("arch", "depth", "dataset") if known[name] is None]
+    needed = ("arch", "depth", "dataset")
+    if known["arch"] and known["arch"] not in PAPER_DEPTH:
+        needed = ("arch", "dataset")
+    missing = [name for name in needed if known[name] is None]
     if missing:
         raise UserError(
             f"{path} does not say its {' and '.join(missing)}: give "
@@ -238,32 +231,6 @@ def contents_of(
         **asdict(network),
         **more,
     }
-
-
-def find(path: Path, *patterns: str) -> Path:
-    """A path to a file as it is; in a folder, the one file that matches the first pattern which
-    matches any. UserError if none does, or several."""
-    if path.name == "best_acc" and not path.exists():
-        path = path.parent  # where another implementation keeps its best model
-    if not path.is_dir():
-        return path
-    for pattern in patterns:
-        found = sorted(path.glob(pattern))
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise UserError(f"{path} holds {', '.join(f.name for f in found)}: name the file")
-    raise UserError(f"{path} is a folder without {' or '.join(patterns)}: name the file")
-
-
-def _flush_folder(folder: Path) -> None:
-    """The new name survives a power cut too, where the system can promise that."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _match_masks(state: dict, model: nn.Module) -> dict:

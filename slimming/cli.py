@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from models import NETWORKS
+from models import NETWORKS, constructor
 from slimming import distributed
 from slimming.errors import Interrupted, UserError
 from slimming.memory import keep_freed_memory
@@ -85,10 +85,12 @@ def number(kind: type, low: float, high: float = math.inf, below: bool = False) 
 
 
 def architecture(text: str) -> str:
-    """An argparse type: the name of a network, or preact_res<depth>."""
-    if text not in NETWORKS and not re.fullmatch(r"preact_res\d{1,4}", text):
+    """An argparse type: the name of a network of this suite or of torchvision, or
+    preact_res<depth>."""
+    if not re.fullmatch(r"preact_res\d{1,4}", text) and constructor(text) is None:
         raise argparse.ArgumentTypeError(
-            f"no network is called {text!r}: use {', '.join(NETWORKS)} or preact_res<depth>"
+            f"no network is called {text!r}: use {', '.join(NETWORKS)}, preact_res<depth>, or the "
+            "name of a classification model of torchvision"
         )
     return text
 

@@ -1,6 +1,7 @@
 """Batches on the training device: shuffle, crop, flip and normalise whole batches of uint8."""
 
 import argparse
+import copy
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from slimming.errors import UserError
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2023, 0.1994, 0.2010)
 PAD = 4
+SAMPLING = 2**31  # added to the number of an epoch: other draws than those of training
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
@@ -161,6 +163,34 @@ def batches(
         images, labels, classes = datasets.load(name, folder, part, args.workers)
     on_device = datasets.Split(images.to(device), labels.to(device), classes)
     return Batches(on_device, mirror=name in datasets.FLIPPED, **settings)
+
+
+def samples(
+    loader, count: int, number: int, balanced: bool = False
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of ``count`` shuffled images of a training ``loader``, chosen by its seed and
+    ``number``; ``balanced`` takes equally many of each class.
+
+    The same in every process where the images live in memory.
+    """
+    view = copy.copy(loader)
+    view.epoch, view.rank, view.ranks = number + SAMPLING, 0, 1
+    if hasattr(loader, "loader"):  # a stream's workers read the settings of the stream itself
+        loader.epoch = view.epoch
+    limit = max(1, count // len(loader.classes)) if balanced else count
+    taken, chosen, missing = [0] * len(loader.classes), [], count
+    for images, labels in view:
+        keep = []
+        for i, label in enumerate(labels.tolist()):
+            if len(keep) < missing and (not balanced or taken[label] < limit):
+                taken[label] += 1
+                keep.append(i)
+        missing -= len(keep)
+        if keep:
+            chosen.append((images[keep], labels[keep]))
+        if missing <= 0 or (balanced and min(taken) >= limit):
+            break
+    return chosen
 
 
 def check_classes(loader, expected: int, contents: dict, path: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from slimming import checkpoint
+from slimming import checkpoint, files
 from slimming.errors import UserError
 
 SIZE = 32
@@ -247,6 +247,6 @@ def _read_cache(cache: Path, state: str) -> torch.Tensor | None:
 def _write_cache(cache: Path, state: str, images: torch.Tensor) -> None:
     try:
         contents = checkpoint.serialize({"state": state, "images": images})
-        checkpoint.write_bytes(cache, contents, suffix=f".{os.getpid()}.tmp")
+        files.write_bytes(cache, contents, suffix=f".{os.getpid()}.tmp")
     except UserError as error:
         print(f"note: the decoded images are not kept for the next run: {error}")

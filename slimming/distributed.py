@@ -106,6 +106,15 @@ def total(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def of_the_first(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The first process's ``tensor`` in every process, sent over ``device``."""
+    if world_size() == 1:
+        return tensor
+    sent = tensor.to(device)
+    dist.broadcast(sent, 0)
+    return sent.to(tensor.device)
+
+
 def check_same(number: int, device: torch.device, message: str) -> None:
     """UserError with ``message`` in every process unless all have the same ``number``."""
     if world_size() > 1:

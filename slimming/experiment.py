@@ -1,8 +1,11 @@
 """A training run: its network, data and optimizer, and the record that lets it go on."""
 
 import argparse
+import functools
 import time
 from collections.abc import Callable, Iterable
+
+from torch import nn
 
 from models import NETWORKS, PAPER_DEPTH
 from slimming import (
@@ -10,6 +13,7 @@ from slimming import (
     checkpoint,
     data,
     distributed,
+    files,
     profiling,
     reporting,
     training,
@@ -25,13 +29,19 @@ RECORD = ("epoch", "lr", "train_loss", "train_prec1", "test_loss", "test_prec1",
 class Experiment:
     """What the flags of a training script describe, ready to `fit`.
 
-    ``args`` come from `slimming.flags.parse_training`, ``networks`` are constructors by name. The
+    ``args`` come from `slimming.flags.parse_training`, ``networks`` are constructors by name,
+    ``settings`` names what of ``args`` a checkpoint keeps for ``--resume``. The
     network starts with fresh weights, with those of ``--refine``, or where ``--resume`` stopped.
     UserError where flags, files or data do not allow it.
     """
 
-    def __init__(self, args: argparse.Namespace, networks: dict = NETWORKS):
-        self.args = args
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        networks: dict = NETWORKS,
+        settings: tuple[str, ...] = SETTINGS,
+    ):
+        self.args, self.settings = args, settings
         self.device = training.choose_device(args.device, args.no_cuda)
         distributed.start(self.device)
         if args.batch_size < distributed.world_size():
@@ -57,15 +67,13 @@ class Experiment:
             model = self.network.build(networks)
         if args.sync_bn:
             model = distributed.synchronize_bn(model, self.device)
-        self.model = model.to(self.device, memory_format=training.LAYOUT)
-        self.trained = distributed.wrap(self.model)
-        if args.compile:
-            self.trained = training.compiled(self.trained, self.device)
-            print("note: --compile: the first step of each batch size takes minutes", flush=True)
-        self.optimizer = training.make_optimizer(
-            self.model, args.lr, args.momentum, args.weight_decay
-        )
         self.epoch, self.best_prec1, self.history = args.start_epoch or 0, 0.0, []
+        self.schedule = functools.partial(training.learning_rate, epochs=args.epochs, lr=args.lr)
+        self.temperature = 1.0  # of the training loss
+        self.extras: Callable[[], dict] = dict  # what else a script wants in its checkpoints
+        self.train_this(model, self.network)
+        if args.compile:
+            print("note: --compile: the first step of each batch size takes minutes", flush=True)
         self.full_score = self._score_before_pruning()
         if args.resume:
             self._resume()
@@ -79,11 +87,29 @@ class Experiment:
         )
         self.folder = RunFolder(args, self.network.arch)
 
-    def fit(self, on_gradients: Iterable[Callable[[], None]] = ()) -> None:
+    def train_this(self, model: nn.Module, network: checkpoint.Network) -> None:
+        """Train ``model`` from now on, with a new optimizer and a new best accuracy."""
+        args = self.args
+        self.network, self.best_prec1, self.best_is_older = network, 0.0, True
+        self.model = model.to(self.device, memory_format=training.LAYOUT)
+        self.trained = distributed.wrap(self.model)
+        if args.compile:
+            self.trained = training.compiled(self.trained, self.device)
+        self.optimizer = training.make_optimizer(
+            self.model, args.lr, args.momentum, args.weight_decay
+        )
+
+    def fit(
+        self,
+        on_gradients: Iterable[Callable[[], None]] = (),
+        before_epoch: Callable[[int], None] | None = None,
+    ) -> None:
         """Train to the last epoch; after each, evaluate and write the checkpoints.
 
-        ``on_gradients``: see `slimming.training.train`. Interrupted on Ctrl-C, Diverged if a loss
-        is not finite; the checkpoint of the last whole epoch is there in both cases.
+        ``on_gradients``: see `slimming.training.train`. ``before_epoch`` may change the network
+        (`train_this`). Ends early where top-1 has not risen for ``--patience`` epochs. Interrupted
+        on Ctrl-C, Diverged if a loss is not finite; the checkpoint of the last whole epoch is there
+        in both cases.
         """
         first = distributed.rank() == 0  # it alone writes and speaks
         if first:
@@ -93,7 +119,11 @@ class Experiment:
         board = reporting.TensorBoard(self.folder.events, self.epoch, events)
         try:
             for epoch in range(self.epoch, self.args.epochs):
+                if self._has_stalled():
+                    break
                 started = time.perf_counter()
+                if before_epoch:
+                    before_epoch(epoch)
                 learned, score = self._one_epoch(epoch, on_gradients)
                 self._save(epoch, learned, score)
                 board.add(epoch, self.history[-1], self.model)
@@ -127,9 +157,8 @@ class Experiment:
         )
 
     def _one_epoch(self, epoch: int, on_gradients) -> tuple[Score, Score]:
-        lr = training.learning_rate(epoch, self.args.epochs, self.args.lr)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = self.schedule(epoch)
         learned = training.train(
             self.trained,
             self.train_loader,
@@ -138,6 +167,7 @@ class Experiment:
             on_gradients,
             self.precision,
             self.args.log_interval,
+            self.temperature,
         )
         distributed.share_buffers(self.model)
         score = training.test(self.model, self.test_loader, self.precision)
@@ -145,7 +175,8 @@ class Experiment:
 
     def _save(self, epoch: int, learned: Score, score: Score) -> None:
         lr = self.optimizer.param_groups[0]["lr"]
-        best = score.prec1 > self.best_prec1 or not self.folder.best.exists()
+        best = score.prec1 > self.best_prec1 or self.best_is_older or not self.folder.best.exists()
+        self.best_is_older = False
         self.best_prec1 = max(self.best_prec1, score.prec1)
         near_zero = reporting.near_zero(self.model)
         values = (epoch, lr, learned.loss, learned.prec1, score.loss, score.prec1, near_zero)
@@ -162,11 +193,23 @@ class Experiment:
             history=self.history,
             classes=self.test_loader.classes,
             before_pruning=self.full_score and self.full_score._asdict(),
-            settings={name: getattr(self.args, name) for name in SETTINGS},
+            settings={name: getattr(self.args, name) for name in self.settings},
+            **self.extras(),
         )
         if best:  # first: if the run dies between the two, the epoch is trained and saved again
             checkpoint.write(self.folder.best, {**contents, "optimizer": None})
         checkpoint.write(self.folder.last, contents)
+
+    def _has_stalled(self) -> bool:
+        """Whether top-1 has not risen for ``--patience`` epochs."""
+        scores = [record["test_prec1"] for record in self.history]
+        patience = getattr(self.args, "patience", None)
+        if not patience or len(scores) <= patience:
+            return False
+        stalled = max(scores[-patience:]) <= max(scores[:-patience])
+        if stalled:
+            print(f"no better top-1 for {patience} epochs: training ends after {len(scores)}")
+        return stalled
 
     def _resume(self) -> None:
         path, contents = self.args.resume, self.args.contents
@@ -174,6 +217,7 @@ class Experiment:
             raise UserError(f"{path} holds no run to continue, only weights: --refine trains them")
         try:
             self.epoch, self.best_prec1 = int(contents["epoch"]), float(contents["best_prec1"])
+            self.best_is_older = False
             if self.args.start_epoch is not None:
                 self.epoch = self.args.start_epoch
             for saved in contents.get("history", ()):
@@ -225,7 +269,7 @@ class Experiment:
         folder, wrote = self.folder, [self.folder.last, self.folder.best]
         if self.history:
             picture = reporting.draw_curves(self.history, str(self.network))
-            checkpoint.write_bytes(folder.curves, picture)
+            files.write_bytes(folder.curves, picture)
             wrote.append(folder.curves)
         print(reporting.sparsity_text(self.model))
         print(f"\nbest top-1 {self.best_prec1:.2%}; wrote {', '.join(map(str, wrote))}")

@@ -2,10 +2,11 @@
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from models import NETWORKS, PAPER_DEPTH
-from slimming import checkpoint, datasets
+from slimming import checkpoint, datasets, files
 from slimming.cli import Parser, architecture, number, plain_name
 from slimming.errors import UserError
 from slimming.run_folder import RunFolder
@@ -24,21 +25,30 @@ def parse_training(description: str) -> argparse.Namespace:
 
     ``args.start`` is the file that the run starts from, if any, ``args.contents`` what it holds.
     """
-    parser = training_parser(description)
-    args = parser.parse_args()
+    return parse_run(training_parser(description), SETTINGS, _split_arch)
+
+
+def parse_run(
+    parser: Parser,
+    settings: tuple[str, ...],
+    complete: Callable[[argparse.Namespace], argparse.Namespace],
+) -> argparse.Namespace:
+    """The same for a script with flags of its own: ``settings`` names those that a checkpoint
+    keeps, ``complete`` fills in what follows from others."""
+    args = complete(parser.parse_args())
     if args.resume == "auto":
         args.resume = _last_checkpoint(args)
     for name, pattern in (("resume", "checkpoint.pth.tar"), ("refine", "pruned.pth.tar")):
         if getattr(args, name):
-            setattr(args, name, str(checkpoint.find(Path(getattr(args, name)), pattern)))
+            setattr(args, name, str(files.find(Path(getattr(args, name)), pattern)))
     resume, refine = args.resume, args.refine
     start = resume or refine
     contents = checkpoint.read(start) if start else {}
     if resume:
-        args = _with_settings_of(parser, args, contents)
+        args = complete(_with_settings_of(parser, args, contents, settings))
         args.resume, args.refine = resume, refine
     args.start, args.contents = start, contents
-    return _split_arch(args)
+    return args
 
 
 def parse_pruning(parser: Parser) -> argparse.Namespace:
@@ -49,7 +59,7 @@ def parse_pruning(parser: Parser) -> argparse.Namespace:
         raise UserError("pruning is work for one process: start it without torchrun")
     if not args.model:
         parser.error("--model FILE is needed: the checkpoint of the network to prune")
-    args.model = checkpoint.find(
+    args.model = files.find(
         Path(args.model), "model_best.pth.tar", "*_best.pth.tar", "pruned.pth.tar"
     )
     args.save = Path(args.save or args.model.parent)
@@ -76,119 +86,127 @@ def training_parser(description: str) -> Parser:
     parser = Parser(description)
     depths = ", ".join(f"{arch} {depth}" for arch, depth in PAPER_DEPTH.items())
     _network_flags(parser, ", else vgg", f", else {depths}")
-    _flag(parser, "--refine", "FILE", text="fine-tune this pruned model")
+    flag(parser, "--refine", "FILE", text="fine-tune this pruned model")
     text = "continue from this checkpoint, with its settings; auto: the last one in --save, if any"
-    _flag(parser, "--resume", "FILE", text=text)
+    flag(parser, "--resume", "FILE", text=text)
 
     group = parser.add_argument_group("sparsity")
     names = ("-sr", "--sparsity-regularization")
     text = "train with the L1 penalty on the scaling factors"
-    _setting(group, *names, dest="sr", text=text)
-    _flag(group, "--s", "S", number(float, 0), 1e-4, "strength of the penalty")
+    setting(group, *names, dest="sr", text=text)
+    flag(group, "--s", "S", number(float, 0), 1e-4, "strength of the penalty")
 
     group = parser.add_argument_group("training")
-    _flag(group, "--batch-size", "N", COUNT, 64, "images a step")
-    _flag(group, "--epochs", "N", COUNT, 160, "epochs to train")
+    flag(group, "--batch-size", "N", COUNT, 64, "images a step")
+    flag(group, "--epochs", "N", COUNT, 160, "epochs to train")
     epochs = number(int, 0, 2**31 - 1)
-    _flag(group, "--start-epoch", "N", epochs, text="first epoch, counted from 0")
-    _flag(group, "--lr", "R", number(float, 0), 0.1, "learning rate, / 10 at 1/2 and at 3/4")
-    _flag(group, "--momentum", "M", number(float, 0, 1, below=True), 0.9, "momentum of SGD")
-    _flag(group, "--weight-decay", "W", number(float, 0), 1e-4, "weight decay", also="--wd")
+    flag(group, "--start-epoch", "N", epochs, text="first epoch, counted from 0")
+    flag(group, "--lr", "R", number(float, 0), 0.1, "learning rate, / 10 at 1/2 and at 3/4")
+    flag(group, "--momentum", "M", number(float, 0, 1, below=True), 0.9, "momentum of SGD")
+    flag(group, "--weight-decay", "W", number(float, 0), 1e-4, "weight decay", also="--wd")
     seeds = number(int, 0, 2**32, below=True)
-    _flag(group, "--seed", "N", seeds, 1, "seed of the weights, the order, the augmentation")
-    _flag(group, "--log-interval", "N", COUNT, 100, "batches between two printed lines")
-    _setting(group, "--amp", "-amp_loss", text="mixed precision: bf16, or fp16 on older GPUs")
-    _setting(group, "--deterministic", text="repeatable CUDA kernels (the CPU repeats anyway)")
+    flag(group, "--seed", "N", seeds, 1, "seed of the weights, the order, the augmentation")
+    flag(group, "--log-interval", "N", COUNT, 100, "batches between two printed lines")
+    setting(group, "--amp", "-amp_loss", text="mixed precision: bf16, or fp16 on older GPUs")
+    setting(group, "--deterministic", text="repeatable CUDA kernels (the CPU repeats anyway)")
     text = "compile the network with torch.compile, on CUDA into CUDA graphs"
-    _switch(group, "--compile", text=text)
-    _switch(group, "--sync-bn", text="batch statistics over all processes (CUDA, torchrun)")
+    switch(group, "--compile", text=text)
+    switch(group, "--sync-bn", text="batch statistics over all processes (CUDA, torchrun)")
 
-    _data_flags(parser, ", else cifar100")
+    data_flags(parser, ", else cifar100")
     saved = "./logs; ./ckpts/<arch>[_sr][_T] with --tag T or --arch preact_res<depth>"
-    group = _output_flags(parser, saved, "checkpoint and model_best")
-    _flag(group, "--tag", "T", plain_name, text="names the folder of the run")
-    _switch(group, "--no-tensorboard", text="write no event files")
+    group = output_flags(parser, saved, "checkpoint and model_best")
+    flag(group, "--tag", "T", plain_name, text="names the folder of the run")
+    switch(group, "--no-tensorboard", text="write no event files")
     return parser
 
 
 def pruning_parser(description: str) -> Parser:
     """The flags that all pruning scripts have."""
     parser = Parser(description)
-    _flag(parser, "--model", "FILE", text="checkpoint to prune; in a folder, the best model")
+    flag(parser, "--model", "FILE", text="checkpoint to prune; in a folder, the best model")
     shares = number(float, 0, 1, below=True)
-    _flag(parser, "--percent", "P", shares, 0.5, "share of the channels to prune, 0 <= P < 1")
+    flag(parser, "--percent", "P", shares, 0.5, "share of the channels to prune, 0 <= P < 1")
     text = "keep a multiple of N channels in each layer, never fewer than the threshold would"
-    _flag(parser, "--round-to", "N", COUNT, 1, text)
+    flag(parser, "--round-to", "N", COUNT, 1, text)
     _network_flags(parser)
-    _data_flags(parser)
-    _output_flags(parser, "the folder of the model", "pruned")
+    data_flags(parser)
+    output_flags(parser, "the folder of the model", "pruned")
     return parser
 
 
 def _network_flags(parser: Parser, arch: str = "", depth: str = "") -> None:
     """``arch``, ``depth``: the defaults where no checkpoint says."""
     names = f"{', '.join(NETWORKS)} or preact_res<depth> (default: that of the checkpoint{arch})"
-    _flag(parser, "--arch", "NAME", architecture, text=names)
+    flag(parser, "--arch", "NAME", architecture, text=names)
     text = f"depth of the network (default: that of the checkpoint{depth})"
-    _flag(parser, "--depth", "N", COUNT, text=text)
+    flag(parser, "--depth", "N", COUNT, text=text)
 
 
-def _data_flags(parser: Parser, dataset: str = "") -> None:
+def data_flags(parser: Parser, dataset: str = "") -> argparse._ArgumentGroup:
+    """Where the images come from and where the work is done. ``dataset``: the default where no
+    checkpoint says."""
     group = parser.add_argument_group("data and device")
     names = f"{', '.join(datasets.NAMES)} (default: that of the checkpoint{dataset})"
     group.add_argument("--dataset", choices=datasets.NAMES, metavar="NAME", help=names)
-    _flag(group, "--data", "DIR", text="folder of the dataset (default: ./data.<dataset>)")
+    flag(group, "--data", "DIR", text="folder of the dataset (default: ./data.<dataset>)")
     text = "pixels of an image's side; not 32: streamed from --dataset folder (default: 32)"
-    _flag(group, "--image-size", "N", COUNT, text=text)
-    _flag(group, "--test-batch-size", "N", COUNT, 256, "images a step of the evaluation")
+    flag(group, "--image-size", "N", COUNT, text=text)
+    flag(group, "--test-batch-size", "N", COUNT, 256, "images a step of the evaluation")
     cores = os.cpu_count() or 1
-    _flag(group, "--workers", "N", COUNT, cores, "threads or processes that decode image files")
-    _flag(group, "--device", "NAME", text="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
-    _switch(group, "--no-cuda", text="stay on the CPU")
-
-
-def _output_flags(parser: Parser, save: str, filename: str) -> argparse._ArgumentGroup:
-    group = parser.add_argument_group("output")
-    _flag(group, "--save", "DIR", text=f"folder of the results (default: {save})")
-    _flag(group, "--filename", "NAME", plain_name, text=f"names the files instead of {filename}")
+    flag(group, "--workers", "N", COUNT, cores, "threads or processes that decode image files")
+    flag(group, "--device", "NAME", text="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    switch(group, "--no-cuda", text="stay on the CPU")
     return group
 
 
-def _flag(group, name: str, metavar: str, kind=str, default=None, text="", also=None) -> None:
+def output_flags(parser: Parser, save: str, filename: str) -> argparse._ArgumentGroup:
+    """Where results go: the default folder, the names that --filename replaces."""
+    group = parser.add_argument_group("output")
+    flag(group, "--save", "DIR", text=f"folder of the results (default: {save})")
+    flag(group, "--filename", "NAME", plain_name, text=f"names the files instead of {filename}")
+    return group
+
+
+def flag(group, name: str, metavar: str, kind=str, default=None, text="", also=None) -> None:
+    """A flag with a value, its default told in the help."""
     text += "" if default is None else f" (default: {default})"
     names = [name, also] if also else [name]
     group.add_argument(*names, metavar=metavar, type=kind, default=default, help=text)
 
 
-def _switch(group, name: str, text: str) -> None:
+def switch(group, name: str, text: str) -> None:
+    """A flag that is off unless given."""
     group.add_argument(name, action="store_true", help=text)
 
 
-def _setting(group, *names: str, text: str, **more) -> None:
+def setting(group, *names: str, text: str, **more) -> None:
     """A switch that a checkpoint may have turned on, and ``--no-...`` turns off."""
     off = argparse.BooleanOptionalAction
     group.add_argument(*names, action=off, default=False, help=text, **more)
 
 
-def _with_settings_of(parser: Parser, args: argparse.Namespace, contents: dict):
+def _with_settings_of(
+    parser: Parser, args: argparse.Namespace, contents: dict, settings: tuple[str, ...]
+) -> argparse.Namespace:
     """Parse again with the checkpoint's settings as defaults; say which ones flags changed."""
     recorded = contents.get("settings")
     recorded = recorded if isinstance(recorded, dict) else {}
-    known = {n: recorded[n] for n in SETTINGS if type(recorded.get(n)) is type(getattr(args, n))}
+    known = {n: recorded[n] for n in settings if type(recorded.get(n)) is type(getattr(args, n))}
     # argparse checks a default that is a string as if it had been typed
     defaults = {n: v if isinstance(v, bool) else str(v) for n, v in known.items()}
     parser.set_defaults(**defaults)
     resume, args = args.resume, parser.parse_args()
     for name, value in known.items():
         if getattr(args, name) != value:
-            flag = "-sr" if name == "sr" else "--" + name.replace("_", "-")
-            print(f"note: {flag} is {getattr(args, name)} now, it was {value} in {resume}")
+            words = next(a.option_strings for a in parser._actions if a.dest == name)
+            print(f"note: {words[0]} is {getattr(args, name)} now, it was {value} in {resume}")
     return args
 
 
 def _last_checkpoint(args: argparse.Namespace) -> str | None:
     """The checkpoint from which a run with these flags goes on; None if it has not begun."""
-    fresh = argparse.Namespace(**{**vars(args), "resume": None, "spelled": args.arch})
+    fresh = argparse.Namespace(**{**vars(args), "resume": None})
     last = RunFolder(fresh, args.arch or "vgg").last
     return str(last) if last.exists() else None
 

@@ -27,7 +27,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 def alive_factors(model: nn.Module) -> torch.Tensor:
     """|γ| of all channels that are alive, as one vector on the CPU."""
     factors, alive = scaling_factors(model), alive_channels(model)
-    return torch.cat([factors[name][alive[name]] for name in factors])
+    return torch.cat([torch.zeros(0), *(factors[name][alive[name]] for name in factors)])
 
 
 def near_zero(model: nn.Module) -> float:
@@ -40,7 +40,7 @@ def sparsity_text(model: nn.Module) -> str:
     """How sparse γ is: what can be pruned without harm."""
     factors = alive_factors(model)
     if not len(factors):
-        return "scaling factors: no channel is left"
+        return "scaling factors: there are none"
     values = factors.quantile(torch.tensor(QUANTILES)).tolist()
     return (
         f"scaling factors: {near_zero(model):.1%} of {len(factors)} channels have |γ| < "
@@ -94,7 +94,7 @@ class TensorBoard:
 
 def draw_curves(history: list[dict], title: str) -> bytes:
     """A PNG picture of loss and top-1 over the epochs, from the records of each epoch."""
-    figure, (losses, accuracies) = _figure(1, 2, (10, 3.8))
+    figure, (losses, accuracies) = blank_figure(1, 2, (10, 3.8))
     epochs = [record["epoch"] + 1 for record in history]
     for part, style in (("train", ".--"), ("test", ".-")):
         loss, prec1 = (
@@ -108,12 +108,38 @@ def draw_curves(history: list[dict], title: str) -> bytes:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
-    return _png(figure, title)
+    return to_png(figure, title)
+
+
+def draw_rounds(
+    history: list[dict], rounds: list[dict], phases: tuple[int, int], title: str
+) -> bytes:
+    """A PNG picture: top-1 over the epochs, with the rounds of pruning (the epochs from
+    ``phases[0]`` to ``phases[1]``) shaded, and the FLOPs and filters that each round left."""
+    figure, (accuracies, sizes) = blank_figure(1, 2, (10, 3.8))
+    epochs = [record["epoch"] + 1 for record in history]
+    for part, style in (("train", ".--"), ("test", ".-")):
+        accuracies.plot(epochs, [100 * r[f"{part}_prec1"] for r in history], style, label=part)
+    accuracies.axvspan(phases[0] + 0.5, phases[1] + 0.5, color="#c9d3de", label="rounds")
+    accuracies.set(xlabel="epoch", ylabel="top-1 (%)")
+    accuracies.legend()
+    numbers = range(1, len(rounds) + 1)
+    sizes.plot(numbers, [r["flops"] / 1e6 for r in rounds], "o-", color="#c23b22", label="MFLOPs")
+    sizes.set(xlabel="round", ylabel="MFLOPs an image")
+    filters = sizes.twinx()
+    filters.plot(numbers, [r["filters"] for r in rounds], "s-", color="#1f5a96", label="filters")
+    filters.set(ylabel="filters")
+    lines = [line for axes in (sizes, filters) for line in axes.get_lines()]
+    sizes.legend(lines, [line.get_label() for line in lines])
+    for axes in (accuracies, sizes):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    return to_png(figure, title)
 
 
 def draw_pruning(choice: Choice, factors: torch.Tensor, title: str) -> bytes:
     """A PNG picture: the kept channels of each layer, the distribution of |γ|, the threshold."""
-    figure, (layers, spread) = _figure(1, 2, (12, 4.2))
+    figure, (layers, spread) = blank_figure(1, 2, (12, 4.2))
     before = [int(mask.sum()) for mask in choice.alive.values()]
     after = [int(mask.sum()) for mask in choice.keep.values()]
     places = range(1, len(before) + 1)
@@ -133,17 +159,19 @@ def draw_pruning(choice: Choice, factors: torch.Tensor, title: str) -> bytes:
     )
     spread.set(xlabel="|γ|", ylabel="channels", yscale="log")
     spread.legend()
-    return _png(figure, title)
+    return to_png(figure, title)
 
 
-def _figure(rows: int, columns: int, inches: tuple[float, float]):
+def blank_figure(rows: int, columns: int, inches: tuple[float, float]):
+    """An empty matplotlib figure and its axes."""
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
     figure = Figure(figsize=inches, layout="constrained")
     return figure, figure.subplots(rows, columns)
 
 
-def _png(figure, title: str) -> bytes:
+def to_png(figure, title: str) -> bytes:
+    """The figure under its title as a PNG picture."""
     figure.suptitle(title)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)

@@ -136,12 +136,14 @@ def train(
     on_gradients: Iterable[Callable[[], None]] = (),
     precision: Precision | None = None,
     log_interval: int = 100,
+    temperature: float = 1.0,
 ) -> Score:
     """Train one epoch. Each of ``on_gradients`` edits the gradients between backward and step.
 
     They find gradients that are whole: unscaled under mixed precision, and averaged over the
     processes if ``model`` is what `slimming.distributed.wrap` made. Diverged if the loss is not
-    finite, found when a line is printed and at the end of the epoch.
+    finite, found when a line is printed and at the end of the epoch. The loss is the cross entropy
+    of logits / ``temperature``.
     """
     device = next(model.parameters()).device
     precision = precision or Precision(device)
@@ -154,7 +156,8 @@ def train(
             optimizer.zero_grad()
             with precision.autocast():
                 logits = model(images)
-                loss = F.cross_entropy(logits, labels)
+                softened = logits if temperature == 1 else logits / temperature
+                loss = F.cross_entropy(softened, labels)
             weight = data.weight(loader, step - 1, len(labels))
             precision.scaler.scale(loss if weight == 1 else loss * weight).backward()
             precision.scaler.unscale_(optimizer)

@@ -9,7 +9,7 @@ import torch
 from conftest import SMALLEST, randomize, save_network
 
 from models import resnet
-from slimming import checkpoint, pruning
+from slimming import checkpoint, files, pruning
 from slimming.checkpoint import Network
 from slimming.errors import UserError
 
@@ -135,17 +135,17 @@ def test_a_write_that_fails_keeps_the_old_file_and_leaves_nothing(saved):
 
 def test_a_folder_means_the_best_model_in_it(tmp_path):
     patterns = ("model_best.pth.tar", "*_best.pth.tar")
-    assert checkpoint.find(tmp_path / "x.pth.tar", *patterns) == tmp_path / "x.pth.tar"
+    assert files.find(tmp_path / "x.pth.tar", *patterns) == tmp_path / "x.pth.tar"
     with pytest.raises(UserError, match="a folder without"):
-        checkpoint.find(tmp_path, *patterns)
+        files.find(tmp_path, *patterns)
     (tmp_path / "a_best.pth.tar").touch()
-    assert checkpoint.find(tmp_path, *patterns).name == "a_best.pth.tar"
+    assert files.find(tmp_path, *patterns).name == "a_best.pth.tar"
     (tmp_path / "b_best.pth.tar").touch()
     with pytest.raises(UserError, match="name the file"):
-        checkpoint.find(tmp_path, *patterns)
+        files.find(tmp_path, *patterns)
     (tmp_path / "model_best.pth.tar").touch()
-    assert checkpoint.find(tmp_path, *patterns).name == "model_best.pth.tar"
-    assert checkpoint.find(tmp_path / "best_acc", *patterns).name == "model_best.pth.tar"
+    assert files.find(tmp_path, *patterns).name == "model_best.pth.tar"
+    assert files.find(tmp_path / "best_acc", *patterns).name == "model_best.pth.tar"
 
 
 def test_weights_with_and_without_selection_load_into_each_other():

@@ -204,6 +204,6 @@ def test_a_read_only_folder_is_decoded_without_a_cache(images, monkeypatch, caps
     def refuse(path, data, suffix):
         raise UserError("cannot write")
 
-    monkeypatch.setattr(datasets.checkpoint, "write_bytes", refuse)
+    monkeypatch.setattr(datasets.files, "write_bytes", refuse)
     assert len(datasets.load("folder", images, "train").images) == 96
     assert "not kept" in capsys.readouterr().out

@@ -61,7 +61,7 @@ def test_a_step_is_plain_sgd_with_the_penalty(scale):
         torch.testing.assert_close(after, expected, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("arch", NETWORKS)
+@pytest.mark.parametrize("arch", SMALLEST)
 @pytest.mark.parametrize("amp", [False, True])
 def test_every_network_learns(arch, amp):
     torch.manual_seed(0)

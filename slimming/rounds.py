@@ -1,0 +1,220 @@
+"""Pruning spread over epochs: which of them prune, how much, by which scores (Lubana and Dick,
+ICLR 2021)."""
+
+import argparse
+import json
+from dataclasses import replace
+
+import torch
+
+from slimming import (
+    data,
+    dependencies,
+    distributed,
+    files,
+    importance,
+    profiling,
+    reporting,
+    structured,
+    training,
+)
+from slimming.errors import UserError
+from slimming.experiment import Experiment
+from slimming.importance import MEASURES, Evidence, Scores, Tracker
+from slimming.structured import Slimmed
+
+LR = 0.1
+
+
+class Rounds:
+    """Which epochs prune, how much, by which scores; and the record of what each round did."""
+
+    def __init__(self, args: argparse.Namespace, experiment: Experiment):
+        self.args, self.experiment = args, experiment
+        self.first, self.last = args.warmup_epochs, args.warmup_epochs + args.n_rounds
+        self.trackers: list[Tracker] = []
+        told = args.contents.get("flow") if args.resume else None
+        try:
+            self.done, self.filters = (
+                (list(told["rounds"]), int(told["filters"])) if told else ([], 0)
+            )
+            self.initial = told["initial"] if told else self._initial()
+            if told and told["tracked"]:
+                self._track(experiment.epoch - 1)
+                self.trackers[0].load_state_dict(told["tracked"])
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{args.resume} holds no record of rounds to go on with") from error
+        experiment.schedule = self.learning_rate
+        experiment.temperature = args.T
+        experiment.extras = self.extras
+
+    def learning_rate(self, epoch: int) -> float:
+        """--lr_prune in the rounds; else 0.1, 0.01 and 0.001 in the first half, the third and the
+        last quarter of --epochs."""
+        if self.first <= epoch < self.last:
+            return self.args.lr_prune
+        return training.learning_rate(epoch, self.args.epochs, LR)
+
+    def before_epoch(self, epoch: int) -> None:
+        """Prune if the epoch is a round; track importance if the next one is."""
+        if self.first <= epoch < self.last:
+            self._prune(epoch)
+        self._track(epoch)
+
+    def extras(self) -> dict:
+        """What a checkpoint needs for --resume."""
+        tracked = self.trackers[0].state_dict() if self.trackers else None
+        told = {"rounds": self.done, "filters": self.filters, "initial": self.initial}
+        return {"flow": {**told, "tracked": tracked}}
+
+    def removed(self, rounds: int) -> float:
+        """The share of the original filters that is gone after so many rounds."""
+        if self.args.thresholds:
+            return json.loads(self.args.thresholds)[rounds - 1] / 100
+        return self.args.prune_percent / 100 * rounds / self.args.n_rounds
+
+    def _prune(self, epoch: int) -> None:
+        """One round: of what is left, the share p / (r p + n (1 - p)) with r rounds to go, so that
+        each round removes equally many of the original filters."""
+        experiment, number = self.experiment, epoch - self.first + 1
+        model, images = experiment.model, experiment.test_loader.first(64)
+        found = dependencies.groups(model, images)
+        left = dependencies.count_filters(found)
+        if not self.done:
+            self.filters = left
+            experiment.full_score = training.test(model, experiment.test_loader)
+        stay = self.filters * (1 - self.removed(number))
+        choice = structured.choose(found, self._scores(epoch), max(0.0, 1 - stay / left))
+        slimmed = structured.apply(model, found, choice, images)
+        self._replace(slimmed)
+        self._record(epoch, slimmed, left)
+
+    def _scores(self, epoch: int) -> Scores:
+        """The importance of each filter, the same in every process."""
+        args, experiment = self.args, self.experiment
+        if self.trackers:
+            scores = self.trackers[0].scores()
+        else:
+            batches = []
+            if args.pruning_type not in importance.GRADIENT_FREE:
+                balanced = args.pruning_type == "grasp"
+                batches = data.samples(
+                    experiment.train_loader, args.imp_samples, epoch, balanced=balanced
+                )
+            evidence = Evidence(
+                experiment.model,
+                batches,
+                temperature=self._temperature(),
+                initial=self.initial,
+                use_l2=args.use_l2,
+                use_init=args.use_init,
+                seed=args.seed + epoch,
+            )
+            scores = MEASURES[args.pruning_type](evidence)
+        return {
+            name: distributed.of_the_first(score, experiment.device)
+            for name, score in scores.items()
+        }
+
+    def _temperature(self) -> float:
+        """--grasp_T for GraSP; 1 for grad_preserve, as its paper has it, unless --bypass."""
+        args = self.args
+        if args.pruning_type == "grasp":
+            return args.grasp_T
+        return 1.0 if args.pruning_type == "grad_preserve" and not args.bypass else args.T
+
+    def _replace(self, slimmed: Slimmed) -> None:
+        """Go on with the slim network; initial values and momentum follow their channels."""
+        experiment, dense = self.experiment, self.experiment.model
+        names = [name for name, p in dense.named_parameters() if p.requires_grad]
+        old = experiment.optimizer.state
+        momentum = {
+            name: old[p]["momentum_buffer"]
+            for name, p in dense.named_parameters()
+            if "momentum_buffer" in old[p]
+        }
+        experiment.train_this(
+            slimmed.model, replace(experiment.network, cfg=structured.cfg_of(slimmed.model))
+        )
+        if self.initial:
+            self.initial = structured.slice_tensors(dense, self.initial, slimmed.kept)
+        if self.args.preserve_moment and momentum:
+            sliced = structured.slice_tensors(dense, momentum, slimmed.kept)
+            saved = {"state": {i: {"momentum_buffer": sliced[n]} for i, n in enumerate(names)}}
+            training.load_momentum(experiment.optimizer, saved)
+
+    def _record(self, epoch: int, slimmed: Slimmed, before: int) -> None:
+        network, model = self.experiment.network, self.experiment.model
+        left = dependencies.count_filters(
+            dependencies.groups(model, self.experiment.test_loader.first(1))
+        )
+        flops = profiling.count_flops(model, network.image_size)
+        parameters = profiling.count_parameters(model)
+        done = {"epoch": epoch, "filters": left, "parameters": parameters, "flops": flops}
+        self.done.append({**done, "difference": slimmed.difference})
+        print(
+            f"round {len(self.done)} of {self.args.n_rounds}: {before} -> {left} of {self.filters} "
+            f"filters ({left / self.filters:.1%}), {parameters:,} parameters, "
+            f"{flops / 1e6:.1f} MFLOPs; slim equals masked: {slimmed.difference:.1e}",
+            flush=True,
+        )
+        if slimmed.choice.rescued:
+            names = ", ".join(slimmed.choice.rescued)
+            print(f"warning: these would have lost every channel and keep the best one: {names}")
+
+    def _track(self, epoch: int) -> None:
+        """Track importance through this epoch if --track_importance asks for it and the next one
+        prunes."""
+        args = self.args
+        wanted = args.track_importance or args.pruning_type == "biased_loss_tracked"
+        self.trackers.clear()
+        if not wanted or not self.first <= epoch + 1 < self.last:
+            return
+        tracker = Tracker(
+            self.experiment.model,
+            args.pruning_type,
+            steps=len(self.experiment.train_loader),
+            batches=args.track_batches,
+            alpha=args.alpha,
+            initial=self.initial,
+            use_l2=args.use_l2,
+            use_init=args.use_init,
+        )
+        self.trackers.append(tracker)
+
+    def _initial(self) -> dict[str, torch.Tensor] | None:
+        """θ₀, where --use_init measures the distance from it."""
+        if not self.args.use_init:
+            return None
+        return {n: p.detach().clone() for n, p in self.experiment.model.named_parameters()}
+
+    def report(self) -> None:
+        """The picture of the rounds and, with --track_stats, their figures as JSON."""
+        history, folder = self.experiment.history, self.experiment.folder.path
+        if distributed.rank() or not history:
+            return
+        title = (
+            f"{self.args.model}, {self.args.pruning_type}, {self.removed(self.args.n_rounds):.0%}"
+        )
+        picture = reporting.draw_rounds(history, self.done, (self.first, self.last), title)
+        files.write_bytes(folder / "flow.png", picture)
+        print(f"wrote {folder / 'flow.png'}")
+        if self.args.track_stats:
+            text = json.dumps(self.statistics(), indent=1)
+            files.write_bytes(folder / "stats.json", text.encode())
+            print(f"wrote {folder / 'stats.json'}")
+
+    def statistics(self) -> dict:
+        """Loss and top-1 in train and test, each by warm-up, pruning and final training; what each
+        round left."""
+        stats = {
+            part: {phase: [] for phase in ("warmup", "pruning", "final")}
+            for part in ("train", "test")
+        }
+        for record in self.experiment.history:
+            epoch = record["epoch"]
+            phase = "warmup" if epoch < self.first else "pruning" if epoch < self.last else "final"
+            for part in stats:
+                figures = {"loss": record[f"{part}_loss"], "top-1": record[f"{part}_prec1"]}
+                stats[part][phase].append({"epoch": epoch, "lr": record["lr"], **figures})
+        return {**stats, "rounds": self.done, "filters": self.filters}
