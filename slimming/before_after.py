@@ -117,7 +117,7 @@ def against_full(
     A masked network is measured as the slim one that it stands for.
     """
     full = replace(network, cfg=None).build().to(loader.device)
-    if not network.cfg:
+    if not network.cfg and hasattr(model, "wiring"):
         keep = pruning.keep_one(model, pruning.alive_channels(model))
         model = pruning.slim(model, keep).to(loader.device)
     return before_after_text(*measure([full, model], [before, score], loader.first(64)))

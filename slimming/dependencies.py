@@ -5,6 +5,7 @@ Torch-Pruning's dependency graph works it out (Fang et al., CVPR 2023).
 """
 
 import contextlib
+import copy
 import io
 import math
 import warnings
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from models.resize import widths
 from slimming.errors import UserError
 
 CHANNELWISE = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.PReLU)
@@ -49,7 +51,8 @@ def groups(model: nn.Module, images: torch.Tensor, ignore: Iterable[str] = ()) -
     Left out are the classifier, and every group with a layer called in ``ignore`` (its name or that
     of a module around it) among those that write it. UserError if a layer cannot be sliced exactly.
     """
-    names = {module: name for name, module in model.named_modules()}
+    traced = copy.deepcopy(model).cpu().float().requires_grad_()  # the library follows gradients
+    names = {module: name for name, module in traced.named_modules()}
     for module, name in names.items():
         if hasattr(module, "indexes"):
             raise UserError(f"{name} selects channels: resprune.py and denseprune.py slim those")
@@ -58,21 +61,14 @@ def groups(model: nn.Module, images: torch.Tensor, ignore: Iterable[str] = ()) -
                 f"{name} ({type(module).__name__}) normalises over channels, so what is removed "
                 "would change what stays: such a network cannot be slimmed exactly"
             )
-    missing = [word for word in ignore if not any(_inside(name, word) for name in names.values())]
+    missing = [word for word in ignore if not any(inside(name, word) for name in names.values())]
     if missing:
         raise UserError(f"the network has no layer called {', '.join(missing)}")
-    graph = _dependencies(model, images)
-    found = [_group(graph, raw, names) for raw in graph.get_all_groups()]
-    return [
-        group
-        for group in found
-        if any(member.side == "in" for member in group.members)  # else it writes the logits
-        and not any(
-            member.side == "out" and _inside(member.layer, word)
-            for member in group.members
-            for word in ignore
-        )
-    ]
+    graph = _dependencies(traced, images)
+    raw = [group for group in graph.get_all_groups() if _may_go(graph, group, names, ignore)]
+    order = {name: place for place, name in enumerate(names.values())}
+    found = [_group(graph, group, names) for group in raw]
+    return sorted(found, key=lambda group: min(order[member.layer] for member in group.members))
 
 
 def count_filters(found: list[Group]) -> int:
@@ -85,7 +81,14 @@ def is_depthwise(layer: nn.Conv2d) -> bool:
     return layer.groups == layer.in_channels == layer.out_channels and layer.groups > 1
 
 
-def _inside(name: str, word: str) -> bool:
+def width(layer: nn.Module, side: str) -> int:
+    """How many channels a layer writes ('out') or reads ('in')."""
+    shape = widths(layer)[""]
+    return shape[-1] if side == "out" else shape[0]
+
+
+def inside(name: str, word: str) -> bool:
+    """Whether a layer is called ``word`` or stands in a module of that name."""
     return name == word or name.startswith(f"{word}.")
 
 
@@ -93,9 +96,7 @@ def _dependencies(model: nn.Module, images: torch.Tensor):
     """Torch-Pruning's graph of ``model``, traced with one image."""
     import torch_pruning
 
-    device = next(model.parameters()).device
-    image = images[:1].to(device, torch.float32)
-    training = model.training
+    image = images[:1].cpu().float()
     try:
         with (
             torch.enable_grad(),
@@ -110,8 +111,17 @@ def _dependencies(model: nn.Module, images: torch.Tensor):
             f"Torch-Pruning cannot trace the channels of {type(model).__name__} ({reason}): it may "
             "cut or shuffle channels, which cannot be slimmed exactly"
         ) from error
-    finally:
-        model.train(training)
+
+
+def _may_go(graph, raw, names: dict[nn.Module, str], ignore: Iterable[str]) -> bool:
+    """Whether a group of the library neither is the logits nor is written by what to ``ignore``."""
+    if any(item.dep.target.type.name == "OUTPUT" for item in raw):
+        return False
+    layers = [item.dep for item in raw if item.dep.target.module in names]
+    writers = [names[dep.target.module] for dep in layers if _writes(graph, dep)]
+    return len(writers) < len(layers) and not any(
+        inside(writer, word) for writer in writers for word in ignore
+    )
 
 
 def _group(graph, raw, names: dict[nn.Module, str]) -> Group:
@@ -126,7 +136,14 @@ def _group(graph, raw, names: dict[nn.Module, str]) -> Group:
             continue  # the library's own nodes: sums, concatenations, views
         if not isinstance(layer, (nn.Conv2d, nn.Linear, *CHANNELWISE)):
             raise UserError(f"{names[layer]} ({type(layer).__name__}) cannot be sliced")
+        if isinstance(layer, nn.PReLU) and layer.num_parameters == 1:
+            continue  # one slope for all channels
         side = "out" if _writes(graph, item.dep) else "in"
+        if max(item.idxs) >= width(layer, side):
+            raise UserError(
+                f"{names[layer]} has fewer channels than {names[raw[0].dep.target.module]} gives "
+                "it: something between them cuts or shuffles channels"
+            )
         if isinstance(layer, nn.Conv2d) and not is_depthwise(layer):
             repeats = math.lcm(repeats, layer.groups)
         parts.append((names[layer], side, item.idxs, item.root_idxs, layer))

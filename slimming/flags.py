@@ -25,7 +25,7 @@ def parse_training(description: str) -> argparse.Namespace:
 
     ``args.start`` is the file that the run starts from, if any, ``args.contents`` what it holds.
     """
-    return parse_run(training_parser(description), SETTINGS, _split_arch)
+    return parse_run(training_parser(description), SETTINGS, split_arch)
 
 
 def parse_run(
@@ -54,7 +54,7 @@ def parse_run(
 def parse_pruning(parser: Parser) -> argparse.Namespace:
     """The flags of a pruning script. ``args.model`` and ``args.save`` become paths, and
     ``args.target`` is the file to write."""
-    args = _split_arch(parser.parse_args())
+    args = split_arch(parser.parse_args())
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("pruning is work for one process: start it without torchrun")
     if not args.model:
@@ -143,12 +143,15 @@ def _network_flags(parser: Parser, arch: str = "", depth: str = "") -> None:
     flag(parser, "--depth", "N", COUNT, text=text)
 
 
-def data_flags(parser: Parser, dataset: str = "") -> argparse._ArgumentGroup:
+def data_flags(
+    parser: Parser, dataset: str = "", names: tuple[str, ...] = ()
+) -> argparse._ArgumentGroup:
     """Where the images come from and where the work is done. ``dataset``: the default where no
-    checkpoint says."""
+    checkpoint says. ``names``: what a script takes besides the datasets of `slimming.datasets`."""
+    names = (*datasets.NAMES, *names)
     group = parser.add_argument_group("data and device")
-    names = f"{', '.join(datasets.NAMES)} (default: that of the checkpoint{dataset})"
-    group.add_argument("--dataset", choices=datasets.NAMES, metavar="NAME", help=names)
+    text = f"{', '.join(names)} (default: that of the checkpoint{dataset})"
+    group.add_argument("--dataset", choices=names, metavar="NAME", help=text)
     flag(group, "--data", "DIR", text="folder of the dataset (default: ./data.<dataset>)")
     text = "pixels of an image's side; not 32: streamed from --dataset folder (default: 32)"
     flag(group, "--image-size", "N", COUNT, text=text)
@@ -178,6 +181,19 @@ def flag(group, name: str, metavar: str, kind=str, default=None, text="", also=N
 def switch(group, name: str, text: str) -> None:
     """A flag that is off unless given."""
     group.add_argument(name, action="store_true", help=text)
+
+
+def true_or_false(group, name: str, text: str, default: bool | None = False) -> None:
+    """A switch that also takes True or False as its value, as Lubana and Dick have it."""
+    kind = {"type": truth, "nargs": "?", "const": True, "metavar": "True/False"}
+    group.add_argument(name, help=text, default=default, **kind)
+
+
+def truth(text: str) -> bool:
+    """An argparse type: True or False, in any case."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"must be True or False, not {text!r}")
+    return text.lower() == "true"
 
 
 def setting(group, *names: str, text: str, **more) -> None:
@@ -211,7 +227,7 @@ def _last_checkpoint(args: argparse.Namespace) -> str | None:
     return str(last) if last.exists() else None
 
 
-def _split_arch(args: argparse.Namespace) -> argparse.Namespace:
+def split_arch(args: argparse.Namespace) -> argparse.Namespace:
     """Read ``--arch preact_resN`` as ``--arch resnet --depth N``; args.spelled keeps the word."""
     args.spelled = args.arch
     if args.arch and args.arch.startswith("preact_res"):

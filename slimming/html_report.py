@@ -1,14 +1,10 @@
-"""The page that an experiment leaves behind: one HTML file without scripts, links or other files."""
+"""The page an experiment leaves behind: one HTML file without scripts, links or other files."""
 
 import base64
 from html import escape
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from slimming import files
-from slimming.reporting import blank_figure, to_png
 
 NONE = "–"
 FEWER, SMALLER, FASTER = ("fewer", "more"), ("smaller", "larger"), ("faster", "slower")
@@ -23,50 +19,41 @@ MEASURES = {  # of a stage: title, format, scale, words for a better and a worse
 }
 NOTE = (
     "FLOPs are 2 × multiply-accumulates of convolutions and linear layers. Latency is the median "
-    "of a forward pass, with batch normalisation folded into the convolutions where possible."
+    "of a forward pass of the deployment form."
 )
 EFFECTIVE = (
     "Effective counts leave out weights that are exactly zero: what a program that skips them "
     "would need. The other counts are what a plain program needs."
 )
+PROOF = (
+    "The slim network computes what the dense one computes with the pruned weights set to zero: "
+    "the logits differ by {:.1e} at most (relative)."
+)
 STYLE = """
 :root { color-scheme: light dark; --page: #f5f7fa; --card: #fff; --text: #1c2733; --soft: #5b6875;
-  --line: #dde3ea; --accent: #1f5a96; --warn: #fff4dc; --warn-line: #d99a1c; }
-@media screen and (prefers-color-scheme: dark) { :root { --page: #12171d; --card: #1b222b;
-  --text: #e3e9ef; --soft: #98a6b5; --line: #303b47; --accent: #79b4f0; --warn: #362c16; }
-  img { filter: invert(.88) hue-rotate(180deg); } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1rem 4rem; max-width: 62rem; background: var(--page);
-  color: var(--text); font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-h1 { margin: 0; font-size: 1.7rem; line-height: 1.25; overflow-wrap: anywhere; }
-h2 { margin: 2.5rem 0 .75rem; font-size: 1.2rem; }
-p { max-width: 46rem; margin: .5rem 0; }
-.soft, figcaption { color: var(--soft); font-size: .9rem; overflow-wrap: anywhere; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .75rem;
-  margin: 1.5rem 0; }
-.tile, .scroll, pre { background: var(--card); border: 1px solid var(--line);
-  border-radius: .6rem; }
-.tile { padding: .9rem 1rem; break-inside: avoid; }
-.tile strong { display: block; color: var(--accent); font-size: 1.6rem; line-height: 1.35; }
-.tile span { display: block; color: var(--soft); font-size: .85rem; }
-.warning { padding: .5rem .9rem; background: var(--warn);
-  border-left: .25rem solid var(--warn-line); border-radius: .3rem; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; margin: .75rem 0; }
-table { width: 100%; border-collapse: collapse; font-size: .92rem;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .8rem; text-align: right; white-space: nowrap; }
-tr + tr > *, thead + tbody tr > * { border-top: 1px solid var(--line); }
-th { font-weight: 600; }
-tbody th { font-weight: 400; }
-th:first-child { text-align: left; }
-.words th { vertical-align: top; color: var(--soft); }
-.words td { width: 99%; text-align: left; white-space: normal; overflow-wrap: anywhere; }
-figure { margin: 1rem 0 1.5rem; overflow-x: auto; break-inside: avoid; }
-img { display: block; width: 100%; min-width: 34rem; border-radius: .6rem; }
-pre { padding: .8rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere;
-  font: .88rem/1.5 ui-monospace, Menlo, Consolas, monospace; }
-@media print { body { padding: 0; font-size: 11pt; background: none; } img { min-width: 0; }
-  .scroll { overflow: visible; } tr, h2 { break-inside: avoid; } h2 { break-after: avoid; } }
+--line: #dde3ea; --accent: #1f5a96; --warn: #fff4dc; } @media screen and (prefers-color-scheme:
+dark) { :root { --page: #12171d; --card: #1b222b; --text: #e3e9ef; --soft: #98a6b5; --line:
+#303b47; --accent: #79b4f0; --warn: #362c16; } img { filter: invert(.88) hue-rotate(180deg); } } *
+{ box-sizing: border-box; overflow-wrap: anywhere; } body { margin: 0 auto; padding: 2rem 1rem;
+max-width: 62rem; background: var(--page); color: var(--text); font: 16px/1.5 system-ui,
+-apple-system, "Segoe UI", Roboto, sans-serif; } h1 { margin: 0; font-size: 1.7rem; line-height:
+1.25; } h2 { margin: 2.5rem 0 .75rem; font-size: 1.2rem; break-after: avoid; } p, .scroll { margin:
+.6rem 0; } .soft, figcaption, .tile span { color: var(--soft); font-size: .88rem; } .tiles {
+display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin:
+1.5rem 0; } .tile, .scroll, pre { background: var(--card); border: 1px solid var(--line);
+border-radius: 9px; } .tile, pre { padding: .8rem 1rem; break-inside: avoid; font-size: .92rem; }
+.tile * { display: block; } .tile strong { color: var(--accent); font-size: 1.5rem; line-height:
+1.4; } .warning { padding: .5rem .9rem; background: var(--warn); border-left: 4px solid #d99a1c; }
+.scroll, figure { overflow-x: auto; } table { width: 100%; border-collapse: collapse; font-size:
+.92rem; } th, td { padding: .4rem .8rem; text-align: right; white-space: nowrap;
+font-variant-numeric: tabular-nums; } tbody > tr > * { border-top: 1px solid var(--line);
+font-weight: 400; } th:first-child { position: sticky; left: 0; text-align: left; background:
+var(--card); } .words td { width: 99%; text-align: left; white-space: normal; } figure { margin:
+1rem 0 1.5rem; break-inside: avoid; } img { display: block; width: 100%; min-width: 34rem;
+border-radius: 9px; } pre { white-space: pre-wrap; } @media (max-width: 40rem) { th, td { padding:
+.35rem .5rem; font-size: .82rem; } .tile strong { font-size: 1.2rem; } tbody th { white-space:
+normal; min-width: 6rem; } } @media print { body { padding: 0; background: none; } img { min-width:
+0; } }
 """
 
 
@@ -88,21 +75,22 @@ def page(config: dict, metrics: dict, pictures: dict[str, bytes]) -> str:
     where = [metrics.get("method"), metrics.get("device")]
     where += [f"{name} {version}" for name, version in (metrics.get("versions") or {}).items()]
     stages = [flat(stage) for stage in metrics.get("stages") or []]
-    command = config.get("command")
+    command, difference = config.get("command"), metrics.get("difference")
+    settings = [item for item in config.items() if item[0] != "command"]
     parts = [
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>",
         f"<h1>{text(title)}</h1>",
         f'<p class="soft">{text(" · ".join(str(part) for part in where if part))}</p>',
-        tiles(stages),
+        tiles(stages) if stages else "",
         *(f'<p class="warning">{text(warning)}</p>' for warning in metrics.get("warnings") or []),
-        stages_table(stages),
-        proof(metrics.get("difference")),
+        stages_table(stages) if stages else "",
+        f'<p class="soft">{PROOF.format(difference)}</p>' if difference is not None else "",
         *(picture(caption, png) for caption, png in pictures.items()),
-        layers_table(metrics.get("layers") or []),
+        layers_table(metrics["layers"]) if metrics.get("layers") else "",
         f"<h2>Repeat this run</h2>\n<pre>{text(command)}</pre>" if command else "",
-        settings({name: value for name, value in config.items() if name != "command"}),
+        "<h2>Settings</h2>\n" + table([], settings, "words") if settings else "",
         "</body>\n</html>\n",
     ]
     return "\n".join(part for part in parts if part)
@@ -120,36 +108,86 @@ def flat(stage: dict) -> dict:
 
 
 def measures(stages: list[dict]) -> dict[str, tuple]:
-    """The `MEASURES` that tell something about these stages, and each batch size's latency."""
-    shown = {
-        key: measure
-        for key, measure in MEASURES.items()
-        if not key.startswith("effective ") or any(is_masked(s, key) for s in stages)
-    }
+    """The `MEASURES` that these stages call for: effective counts only where weights are zero."""
+    found = dict(MEASURES)
+    for key in ("parameters", "FLOPs"):
+        if all(s.get(f"effective {key}") in (None, s.get(key)) for s in stages):
+            del found[f"effective {key}"]
     for key in dict.fromkeys(key for s in stages for key in s if key.startswith("latency ")):
-        shown[key] = (f"latency, batch {key.split()[-1]} (ms)", "{:,.2f}", 1e3, FASTER)
-    return shown
+        found[key] = (f"latency, batch {key.split()[-1]} (ms)", "{:,.2f}", 1e3, FASTER)
+    return found | {"seconds": ("time taken (s)", "{:,.0f}", 1, None)}
 
 
-def is_masked(stage: dict, effective: str) -> bool:
-    """Whether an effective count is known and differs from the one of all weights."""
-    return stage.get(effective) not in (None, stage.get(effective.removeprefix("effective ")))
-
-
-def shown(stage: dict, key: str, form: str, scale: float) -> str:
+def cell(stage: dict, key: str, measure: tuple) -> str:
     """One figure of a stage as text."""
     value = stage.get(key)
-    return NONE if value is None else form.format(value if scale == 1 else value * scale)
+    return NONE if value is None else measure[1].format(value * measure[2])
 
 
-def change(stages: list[dict], key: str, words: tuple[str, str] | None) -> str:
+def change(stages: list[dict], key: str, measure: tuple) -> str:
     """From the first stage to the last: "3.20× fewer", a difference, or NONE where unknown."""
     old, new = stages[0].get(key), stages[-1].get(key)
-    if old is None or new is None:
+    if None in (old, new) or key == "seconds" or len(stages) == 1:
         return NONE
-    if words is None:
-        return f"{100 * (new - old):+.2f} points" if key == "top-1" else f"{new - old:+.4f}"
-    if not old or not new:
-        return NONE
-    ratio, word = (old / new, words[0]) if old >= new else (new / old, words[1])
+    if key == "top-1":
+        return f"{100 * (new - old):+.2f} points"
+    if key == "loss" or not old or not new:
+        return f"{new - old:+,.4g}"
+    better, worse = measure[3]
+    ratio, word = (old / new, better) if old >= new else (new / old, worse)
     return f"{ratio:,.2f}× {word}" if ratio >= 1.005 else "the same"
+
+
+def tiles(stages: list[dict]) -> str:
+    """The key figures: what came of top-1, and how much smaller and faster the last stage is."""
+    known, made = measures(stages), []
+    latency = [key for key in known if key.startswith("latency ")][-1:]
+    for key in ("top-1", "parameters", "FLOPs", *latency):
+        values = [cell(stage, key, known[key]) for stage in stages]
+        big, lines = change(stages, key, known[key]), [f"{values[0]} → {values[-1]}"]
+        if key == "top-1" or len(stages) == 1:
+            big = values[-1]
+            lines = [f"{s['name']} {value}" for s, value in zip(stages, values, strict=True)]
+        if (effective := f"effective {key}") in known:
+            lines.append(f"effective: {change(stages, effective, known[effective])}")
+        below = "".join(f"<span>{text(line)}</span>" for line in lines)
+        made.append(f'<div class="tile">{text(known[key][0])}<strong>{big}</strong>{below}</div>')
+    return '<div class="tiles">' + "\n".join(made) + "</div>"
+
+
+def stages_table(stages: list[dict]) -> str:
+    """All figures of all stages, and what changed from the first to the last."""
+    known, rows = measures(stages), []
+    for key, measure in known.items():
+        values = [cell(stage, key, measure) for stage in stages]
+        rows.append([measure[0], *values, change(stages, key, measure)])
+    header = ["", *(stage["name"] for stage in stages), "change"]
+    note = f"{NOTE} {EFFECTIVE}" if any("effective" in key for key in known) else NOTE
+    return f'<h2>Stages</h2>\n{table(header, rows)}\n<p class="soft">{note}</p>'
+
+
+def layers_table(layers: list) -> str:
+    """What each layer, and all of them together, had before and have after."""
+    total = ["all", *(sum(layer[i] for layer in layers) for i in (1, 2))]
+    rows = [
+        [name, f"{before:,}", f"{after:,}", f"{1 - after / before:.1%}" if before else NONE]
+        for name, before, after in [*layers, total]
+    ]
+    return "<h2>Layers</h2>\n" + table(["layer", "before", "after", "removed"], rows)
+
+
+def table(header: list[str], rows: list[list], kind: str = "") -> str:
+    """Rows of text; the first cell of each names it."""
+    head = "".join(f'<th scope="col">{text(cell)}</th>' for cell in header)
+    lines = [f"<thead><tr>{head}</tr></thead>\n" if header else "", "<tbody>"]
+    for name, *cells in rows:
+        rest = "".join(f"<td>{text(cell)}</td>" for cell in cells)
+        lines.append(f'<tr><th scope="row">{text(name)}</th>{rest}</tr>\n')
+    return f'<div class="scroll"><table class="{kind}">{"".join(lines)}</tbody></table></div>'
+
+
+def picture(caption: str, png: bytes) -> str:
+    """A picture inside the page, its caption also its alt text."""
+    data, words = base64.b64encode(png).decode(), text(caption)
+    source = f'<img alt="{words}" src="data:image/png;base64,{data}">'
+    return f"<figure>{source}<figcaption>{words}</figcaption></figure>"

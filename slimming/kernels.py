@@ -77,7 +77,7 @@ def _largest(values: Masks, ratio: float, local: bool) -> Masks:
 
 def _above(values: torch.Tensor, ratio: float) -> torch.Tensor:
     keep = torch.ones(values.numel(), dtype=torch.bool, device=values.device)
-    keep[values.flatten().argsort(stable=True)[: int(values.numel() * ratio)]] = False
+    keep[values.flatten().argsort(stable=True)[: int(values.numel() * ratio + 1e-9)]] = False
     return keep.view_as(values)
 
 

@@ -142,15 +142,8 @@ def draw_pruning(choice: Choice, factors: torch.Tensor, title: str) -> bytes:
     figure, (layers, spread) = blank_figure(1, 2, (12, 4.2))
     before = [int(mask.sum()) for mask in choice.alive.values()]
     after = [int(mask.sum()) for mask in choice.keep.values()]
-    places = range(1, len(before) + 1)
-    layers.bar(places, before, width=0.9, color="#c9d3de", label="before")
-    layers.bar(places, after, width=0.9, color="#1f5a96", label="kept")
+    draw_bars(layers, list(choice.keep), before, after)
     layers.set(xlabel="BN layer, in the order of the forward pass", ylabel="channels")
-    if len(places) <= 40:
-        layers.set_xticks(places, list(choice.keep), rotation=90, fontsize=6)
-    else:
-        layers.xaxis.get_major_locator().set_params(integer=True)
-    layers.legend()
     spread.hist(factors.double().numpy(), bins=100, color="#1f5a96")
     spread.axvline(
         choice.threshold,
@@ -160,6 +153,56 @@ def draw_pruning(choice: Choice, factors: torch.Tensor, title: str) -> bytes:
     spread.set(xlabel="|γ|", ylabel="channels", yscale="log")
     spread.legend()
     return to_png(figure, title)
+
+
+def draw_weights(before: nn.Module, after: nn.Module) -> bytes:
+    """A PNG picture: the distribution of the convolutions' weights, those that are zero said
+    apart."""
+    figure, axes = blank_figure(1, 1, (10, 3.8))
+    axes.set_yscale("log")
+    tallest = 5.0
+    both = [(conv_weights(model), name) for model, name in ((before, "before"), (after, "after"))]
+    widest = max(float(weights.abs().max()) if len(weights) else 0.0 for weights, _ in both) or 1.0
+    for (weights, name), color in zip(both, ("#a9b8c8", "#1f5a96"), strict=True):
+        rest = weights[weights != 0]
+        zeros = len(weights) - len(rest)
+        share = f"{zeros:,} of {len(weights):,} are zero ({zeros / max(1, len(weights)):.1%})"
+        counts, edges = torch.histogram(rest, 121, range=(-widest, widest))
+        tallest = max(tallest, float(counts.max()))
+        axes.stairs(counts, edges, color=color, fill=name == "before", label=f"{name}: {share}")
+    axes.set(xlabel="weight of a convolution, without zeros", ylabel="weights")
+    axes.set_ylim(0.8, 2 * tallest)
+    axes.legend()
+    return to_png(figure, "Weights before and after")
+
+
+def conv_weights(model: nn.Module) -> torch.Tensor:
+    """All finite weights of the convolutions as one float vector on the CPU."""
+    layers = (layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
+    parts = [layer.weight.detach().flatten().float().cpu() for layer in layers]
+    weights = torch.cat([torch.zeros(0), *parts])
+    return weights[weights.isfinite()]
+
+
+def draw_layers(rows: list[tuple[str, int, int]]) -> bytes:
+    """A PNG picture: what each layer (name, before, after) had and kept."""
+    figure, axes = blank_figure(1, 1, (10, 4.2))
+    names, before, after = zip(*rows, strict=True) if rows else ((), (), ())
+    draw_bars(axes, names, before, after)
+    axes.set(xlabel="layer, in the order of the forward pass", ylabel="before and after")
+    return to_png(figure, "Layers before and after")
+
+
+def draw_bars(axes, names, before, after) -> None:
+    """Two bars at each layer, one inside the other; the names below where there is room."""
+    places = range(1, len(names) + 1)
+    axes.bar(places, before, width=0.9, color="#c9d3de", label="before")
+    axes.bar(places, after, width=0.9, color="#1f5a96", label="kept")
+    if len(places) <= 40:
+        axes.set_xticks(places, list(names), rotation=90, fontsize=6)
+    else:
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend()
 
 
 def blank_figure(rows: int, columns: int, inches: tuple[float, float]):

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from models.resize import resize, widths
+from models.resize import LAYERS, resize, widths
 from slimming import pruning
-from slimming.dependencies import Group, groups, is_depthwise
+from slimming.dependencies import Group, groups, is_depthwise, width
 from slimming.errors import UserError
 from slimming.importance import Scores
 from slimming.pruning import Choice, Masks
@@ -62,13 +62,16 @@ def apply(model: nn.Module, found: list[Group], choice: Choice, images: torch.Te
     slim = _sliced(model, kept)
     reference = masked(model, kept)
     try:
-        difference = pruning.prove_equal(slim, reference, images)
+        difference, failure = pruning.prove_equal(slim, reference, images), None
     except (UserError, RuntimeError) as error:
-        where = _first_difference(slim, reference, kept, images)
+        difference, failure = math.nan, error
+    where = _first_difference(slim, reference, kept, images)  # logits alone may hang on nothing
+    if where or failure:
         raise UserError(
-            f"the network cannot be slimmed exactly: {where} mixes channels that were removed into "
-            f"those that stay, or cuts them apart. Leave the layers before it alone ({error})"
-        ) from error
+            f"the network cannot be slimmed exactly: {where or 'an operation outside its layers'} "
+            "mixes channels that were removed into those that stay, or cuts them apart. Leave the "
+            f"layers before it alone ({failure or 'the logits do not show it'})"
+        ) from failure
     return Slimmed(slim, choice, kept, difference)
 
 
@@ -93,7 +96,7 @@ def choose(
         raise UserError("some importance scores are not finite: did the training diverge?")
     alive = {group.name: torch.ones(group.size, dtype=torch.bool) for group in scored}
     if local:
-        cuts = {g.name: _lowest(by_group[g.name], int(g.size * ratio)) for g in scored}
+        cuts = {g.name: _lowest(by_group[g.name], int(g.size * ratio + 1e-9)) for g in scored}
         threshold = math.nan
     else:
         cuts, threshold = _lowest_of_all(scored, by_group, ratio)
@@ -150,16 +153,18 @@ def cfg_of(model: nn.Module) -> dict | list:
 
 
 def _unit_scores(group: Group, scores: Scores) -> torch.Tensor | None:
-    """The mean of what the layers of a group score for each unit: (size,); None without scores."""
-    found = []
+    """The mean of what the layers of a group score for each unit: (size,); None where a unit has
+    no score."""
+    total = torch.zeros(group.size, dtype=torch.double)
+    layers = torch.zeros(group.size)  # with a score: not every layer has a channel of every unit
     for member in group.members:
         key = member.layer if member.side == "out" else f"{member.layer}:in"
         if key in scores:
             own = scores[key].detach().double().cpu()[member.channels]
-            total = torch.zeros(group.size, dtype=own.dtype).index_add_(0, member.units, own)
-            count = torch.bincount(member.units, minlength=group.size).clamp(min=1)
-            found.append(total / count)
-    return torch.stack(found).mean(0) if found else None
+            count = torch.bincount(member.units, minlength=group.size)
+            total += torch.zeros_like(total).index_add_(0, member.units, own) / count.clamp(min=1)
+            layers += count > 0
+    return total / layers if layers.all() else None
 
 
 def _lowest(units: torch.Tensor, count: int) -> torch.Tensor:
@@ -197,15 +202,19 @@ def _kept_channels(model: nn.Module, found: list[Group], keep: Masks) -> dict[st
             layer = model.get_submodule(member.layer)
             sides = kept.setdefault(member.layer, {})
             mask = sides.setdefault(
-                member.side, torch.ones(_channels(layer, member.side), dtype=torch.bool)
+                member.side, torch.ones(width(layer, member.side), dtype=torch.bool)
             )
             mask[member.channels] &= keep[group.name][member.units]
+    for name, sides in kept.items():
+        layer = model.get_submodule(name)
+        if isinstance(layer, nn.Conv2d) and not is_depthwise(layer):
+            rows = [mask.view(layer.groups, -1) for mask in sides.values()]
+            if any((row != row[0]).any() for row in rows):
+                raise UserError(
+                    f"the groups of {name} would lose different channels, because several layers "
+                    "write them: leave the layers before it alone"
+                )
     return kept
-
-
-def _channels(layer: nn.Module, side: str) -> int:
-    shape = widths(layer)[""]
-    return shape[-1] if side == "out" else shape[0]
 
 
 def _of_one_group(layer: nn.Module, mask: torch.Tensor) -> torch.Tensor:
@@ -241,20 +250,31 @@ def _sliced(model: nn.Module, kept: dict[str, Masks]) -> nn.Module:
 @torch.no_grad()
 def _first_difference(
     small: nn.Module, reference: nn.Module, kept: dict[str, Masks], images: torch.Tensor
-) -> str:
-    """The name of the first layer, in the order of the forward pass, whose kept channels differ."""
-    seen = {small: [], reference: []}
-    for model, outputs in seen.items():
-        for name, layer in model.named_modules():
-            if not list(layer.children()):
-                layer.register_forward_hook(
-                    lambda _, __, out, name=name, to=outputs: to.append((name, out.clone()))
-                )
-        with contextlib.suppress(RuntimeError):
-            model(images[:2].float().cpu())
-    for (name, ours), (_, theirs) in zip(seen[small], seen[reference], strict=False):
-        if name in kept and "out" in kept[name]:
-            theirs = theirs[:, kept[name]["out"]]
-        if ours.shape == theirs.shape and not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4):
+) -> str | None:
+    """The name of the first layer, in the order of the forward pass, whose kept channels differ.
+
+    In fp64, relative to the largest output of the layer.
+    """
+    seen = [_outputs(model, images[:2]) for model in (small, reference)]
+    for (name, ours), (_, theirs) in zip(*seen, strict=False):
+        if "out" in kept.get(name, {}):
+            dim = -1 if isinstance(small.get_submodule(name), nn.Linear) else 1
+            theirs = theirs.index_select(dim, kept[name]["out"].nonzero().flatten())
+        if ours.shape != theirs.shape:
+            continue  # a layer without channels of its own, or behind one that differs
+        if not (ours - theirs).abs().max() <= pruning.TOLERANCE * theirs.abs().max():
             return name
-    return "an operation outside its layers"
+    return None
+
+
+def _outputs(model: nn.Module, images: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+    """What each layer of a copy of ``model`` puts out, by its name, as far as the model comes."""
+    copied, outputs = copy.deepcopy(model).double(), []
+    for name, layer in copied.named_modules():
+        if isinstance(layer, LAYERS):
+            layer.register_forward_hook(
+                lambda _, __, out, name=name: outputs.append((name, out.clone()))
+            )
+    with contextlib.suppress(RuntimeError):
+        copied(images.double().cpu())
+    return outputs

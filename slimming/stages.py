@@ -1,0 +1,283 @@
+"""The stages of one experiment (run.py): base training, pruning, fine-tuning, report.
+
+Each leaves its result in the experiment's folder and is skipped where that is there already.
+"""
+
+import argparse
+import functools
+import json
+import platform
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from models import constructor
+from slimming import (
+    checkpoint,
+    data,
+    files,
+    flags,
+    html_report,
+    importance,
+    kernels,
+    profiling,
+    reporting,
+    structured,
+    training,
+)
+from slimming.checkpoint import Network
+from slimming.errors import UserError
+from slimming.experiment import Experiment
+from slimming.methods import METHODS, loader_of
+from slimming.sparsity import GradientMask, L1Penalty
+
+
+class Record:
+    """What the stages found, kept in metrics.json."""
+
+    def __init__(self, path: Path, args: argparse.Namespace):
+        self.path = path
+        self.facts = {"method": args.pruning_method, "ratio": args.pruning_ratio, "stages": []}
+        if path.exists():
+            self.facts = json.loads(path.read_text())
+
+    def done(self, name: str) -> bool:
+        return any(stage["name"] == name for stage in self.facts["stages"])
+
+    def add(
+        self, name: str, path: Path, score: training.Score | None, began: float, **more
+    ) -> None:
+        """A stage that ended with the network in ``path``."""
+        model, network, _ = checkpoint.load(path)
+        effective = profiling.count_effective(model, network.image_size)
+        stage = {
+            "name": name,
+            "top-1": score.prec1,
+            "loss": score.loss,
+            "parameters": profiling.count_parameters(model),
+            "effective parameters": effective[0],
+            "FLOPs": profiling.count_flops(model, network.image_size),
+            "effective FLOPs": effective[1],
+            "bytes": profiling.count_bytes(model),
+            "file": path.name,
+            "seconds": time.perf_counter() - began,
+        }
+        self.facts["stages"].append(stage)
+        self.update(**more)
+        print(stage_text(stage), flush=True)
+
+    def update(self, **facts) -> None:
+        self.facts.update(facts)
+        files.write_bytes(self.path, json.dumps(self.facts, indent=1).encode())
+
+
+def stage_text(stage: dict) -> str:
+    """One line: accuracy, size and work of a stage's network."""
+    text = f"{stage['name']}: top-1 {stage['top-1']:.2%}, loss {stage['loss']:.4f}, "
+    text += f"{stage['parameters']:,} parameters, {stage['FLOPs'] / 1e6:.1f} MFLOPs an image"
+    if stage["effective parameters"] != stage["parameters"]:
+        text += f" (not counting zeros: {stage['effective parameters']:,}, "
+        text += f"{stage['effective FLOPs'] / 1e6:.1f})"
+    return text
+
+
+def train_base(args: argparse.Namespace, folder: Path, record: Record) -> Path:
+    """The base network: trained here, or with --skip-base-training one that is there already."""
+    base, began = folder / f"{args.model}_base.pth", time.perf_counter()
+    if record.done("base"):
+        return base
+    if args.skip_base_training:
+        files.write_bytes(base, _given_base(args).read_bytes())
+        score = _test(args, base)
+    else:
+        settings = _settings(args, folder / "base", args.base_train_epochs)
+        settings.sr = args.pruning_method == "slimming" and not args.skip_pruning
+        experiment = Experiment(settings)
+        penalty = [L1Penalty(experiment.model, args.s)] if settings.sr else []
+        experiment.fit(on_gradients=penalty)
+        files.write_bytes(base, experiment.folder.best.read_bytes())
+        score = _best_score(experiment)
+    record.add("base", base, score, began, **_about(args, base))
+    return base
+
+
+def prune(args: argparse.Namespace, base: Path, folder: Path, record: Record) -> Path:
+    """Prune by --pruning-method, prove it, and write the network."""
+    pruned, began = folder / f"{args.model}_pruned.pth", time.perf_counter()
+    if record.done("pruned"):
+        return pruned
+    model, network, _ = checkpoint.load(base)
+    loader = loader_of(args, network, "test")
+    slim, choice, difference = METHODS[args.pruning_method](args, model, network, loader)
+    before = next(s for s in record.facts["stages"] if s["name"] == "base")
+    more = {"before_pruning": {"loss": before["loss"], "prec1": before["top-1"]}}
+    cfg = structured.cfg_of(slim) if choice else network.cfg
+    score = training.test(slim.to(loader.device), loader)
+    written = checkpoint.contents_of(
+        slim.cpu(), replace(network, cfg=cfg), 0, score.prec1, classes=loader.classes, **more
+    )
+    checkpoint.write(pruned, written)
+    layers = _layers(args, model, slim)
+    warnings = [f"{name} keeps one channel alone" for name in choice.rescued] if choice else []
+    for line in warnings:
+        print(f"warning: {line}")
+    found = {"difference": difference, "layers": layers, "warnings": warnings}
+    record.add("pruned", pruned, score, began, **found)
+    if difference is not None:
+        print(f"slim equals masked: largest difference of the logits {difference:.1e} (relative)")
+    print(
+        reporting.table(["layer", "before", "after"], [[n, str(a), str(b)] for n, a, b in layers])
+    )
+    return pruned
+
+
+def fine_tune(args: argparse.Namespace, pruned: Path, folder: Path, record: Record) -> Path:
+    """Train what is left; weights that were pruned by mask stay zero."""
+    rebuilt, began = folder / f"{args.model}_rebuilt.pth", time.perf_counter()
+    if record.done("fine-tuned"):
+        return rebuilt
+    settings = _settings(args, folder / "finetune", args.finetune_epochs, start=pruned)
+    settings.lr = args.finetune_lr
+    experiment = Experiment(settings)
+    held = kernels.zero_masks(experiment.model)
+    experiment.fit(on_gradients=[GradientMask(experiment.model, experiment.optimizer, held)])
+    files.write_bytes(rebuilt, experiment.folder.best.read_bytes())
+    record.add("fine-tuned", rebuilt, _best_score(experiment), began)
+    return rebuilt
+
+
+def report(args: argparse.Namespace, folder: Path, record: Record, config: dict) -> None:
+    """Latency of all stages side by side, pictures, report.html; drop what --save-model keeps."""
+    models, pictures = {}, {}
+    for stage in record.facts["stages"]:
+        models[stage["name"]], network, contents = checkpoint.load(folder / stage["file"])
+        if contents.get("history"):
+            title = f"{stage['name']}: {network}"
+            pictures[f"curves-{stage['name']}"] = reporting.draw_curves(contents["history"], title)
+    _time(args, list(models.values()), network, record)
+    if len(models) > 1:
+        pictures["weights"] = reporting.draw_weights(models["base"], list(models.values())[-1])
+        pictures["layers"] = reporting.draw_layers(record.facts["layers"])
+    for name, picture in pictures.items():
+        files.write_bytes(folder / f"{name}.png", picture)
+    html_report.write_report(folder / "report.html", config, record.facts, pictures)
+    if not args.save_model:
+        last = folder / record.facts["stages"][-1]["file"]
+        for path in (*folder.glob("*/*.pth.tar"), *folder.glob("*.pth")):
+            if path != last:
+                path.unlink()
+    print(f"wrote {folder / 'report.html'}")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Print accuracy, size and work of the network in --model-path."""
+    score = _test(args, args.model_path)
+    model, network, _ = checkpoint.load(args.model_path, {"arch": args.arch})
+    effective = profiling.count_effective(model, network.image_size)
+    stage = {"name": str(network), "top-1": score.prec1, "loss": score.loss}
+    stage |= {"parameters": profiling.count_parameters(model), "effective parameters": effective[0]}
+    stage |= {"FLOPs": profiling.count_flops(model, network.image_size)}
+    print(stage_text({**stage, "effective FLOPs": effective[1]}))
+
+
+def _settings(args, save: Path, epochs: int, start: Path | None = None) -> argparse.Namespace:
+    """The flags of main.py that a training stage stands for; it goes on where it stopped."""
+    told = vars(flags.training_parser("").parse_args([]))
+    settings = argparse.Namespace(**{**told, **vars(args)})
+    settings.save, settings.epochs, settings.lr = save, epochs, args.learning_rate
+    settings.amp, settings.sr, settings.tag, settings.filename = not args.no_fp16, False, None, None
+    last = save / "checkpoint.pth.tar"
+    settings.resume = str(last) if last.exists() else None
+    if not last.exists() and not start and args.weights:
+        start = _pretrained(args, save.parent)
+    settings.refine = str(start) if start and not settings.resume else None
+    settings.start = settings.resume or settings.refine
+    settings.contents = checkpoint.read(settings.start) if settings.start else {}
+    settings.dataset = args.dataset or "cifar10"
+    if settings.start:
+        settings.depth = None
+    return settings
+
+
+def _given_base(args: argparse.Namespace) -> Path:
+    """Where --skip-base-training takes the base network from."""
+    if args.model_path:
+        return args.model_path
+    if args.weights:
+        return _pretrained(args, args.output_dir)
+    pattern = f"{args.model}_*_{args.label}_*/{args.model}_base.pth"
+    found = sorted((args.output_dir / args.label).glob(pattern), key=lambda p: p.stat().st_mtime)
+    if found:
+        print(f"note: the base network is {found[-1]}")
+        return found[-1]
+    return _pretrained(args, args.output_dir)
+
+
+def _pretrained(args: argparse.Namespace, folder: Path) -> Path:
+    """torchvision's weights as a checkpoint for this data."""
+    loader = data.batches(
+        args.dataset or "cifar10", "test", 1, torch.device("cpu"), args.image_size or 32, args
+    )
+    network = Network(
+        args.arch, None, args.dataset or "cifar10", len(loader.classes), None, args.image_size or 32
+    )
+    try:
+        model = constructor(args.arch)(
+            num_classes=network.num_classes,
+            image_size=network.image_size,
+            weights=args.weights or "DEFAULT",
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"no pretrained {args.model} can be had ({error}): train one with --save-model and "
+            "without --skip-base-training, or name one with --model-path"
+        ) from error
+    path = folder / f"{args.model}_pretrained.pth"
+    more = {"classes": loader.classes}
+    checkpoint.write(path, checkpoint.contents_of(model, network, 0, 0.0, **more))
+    return path
+
+
+def _test(args: argparse.Namespace, path: Path) -> training.Score:
+    given = {"arch": args.arch, "dataset": args.dataset, "image_size": args.image_size}
+    model, network, contents = checkpoint.load(path, given)
+    loader = loader_of(args, network, "test")
+    data.check_classes(loader, network.num_classes, contents, str(path))
+    return training.test(model.to(loader.device), loader)
+
+
+def _best_score(experiment: Experiment) -> training.Score:
+    best = max(experiment.history, key=lambda record: record["test_prec1"])
+    return training.Score(best["test_loss"], best["test_prec1"])
+
+
+def _layers(args: argparse.Namespace, before: nn.Module, after: nn.Module) -> list[list]:
+    """Layer by layer [name, before, after]: filters, or weights that are not zero."""
+    count = functools.partial(_nonzero if "kernel" in args.pruning_method else len)
+    old, new = importance.layers(before), importance.layers(after)
+    return [[name, int(count(old[name].weight)), int(count(new[name].weight))] for name in old]
+
+
+def _nonzero(weight: torch.Tensor) -> int:
+    return int(weight.count_nonzero())
+
+
+def _about(args: argparse.Namespace, path: Path) -> dict:
+    _, network, _ = checkpoint.load(path)
+    device = training.choose_device(args.device, args.no_cuda)
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    return {"network": str(network), "device": str(device), "versions": versions}
+
+
+def _time(args: argparse.Namespace, models: list[nn.Module], network: Network, record: Record):
+    """Latency at batch 1 and 64 of all stages, in turns."""
+    images = loader_of(args, network, "test").first(64)
+    models = [model.to(images.device) for model in models]
+    for batch in (1, 64):
+        times = profiling.latencies(models, images[:batch])
+        for stage, seconds in zip(record.facts["stages"], times, strict=True):
+            stage.setdefault("latency", {})[str(batch)] = seconds
+    record.update()

@@ -1,0 +1,121 @@
+"""Kernels and patterns: the smallest go and stay zero; channels that nothing reads are removed."""
+
+import pytest
+import torch
+from conftest import randomize
+from torch import nn
+
+from models import mobilenet, vgg
+from slimming import kernels, profiling, structured
+from slimming.dependencies import groups
+from slimming.sparsity import GradientMask
+
+IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def network():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 3, groups=2)]
+    layers += [nn.ReLU(), nn.Conv2d(24, 24, 3, groups=24), nn.Conv2d(24, 12, 1)]
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 10))
+    return randomize(net)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 0.5, 0.8])
+def test_each_layer_loses_its_smallest_kernels(ratio):
+    net = network()
+    masks = kernels.kernel_masks(net, ratio)
+    assert list(masks) == ["0", "3", "6"]  # not the depthwise one
+    for name, mask in masks.items():
+        weight = net.get_submodule(name).weight.detach()
+        out, inputs = weight.shape[:2]
+        sizes = {(o, i): float(weight[o, i].abs().sum()) for o in range(out) for i in range(inputs)}
+        gone = set(sorted(sizes, key=sizes.get)[: int(len(sizes) * ratio)])
+        gone -= {max(((o, i) for i in range(inputs)), key=sizes.get) for o in range(out)}
+        for place in sizes:
+            assert mask[place].all() if place not in gone else not mask[place].any()
+
+
+def test_globally_the_layers_of_small_weights_lose_more_and_each_filter_keeps_its_largest():
+    net = network()
+    net[3].weight.data /= 100
+    local, together = (kernels.kernel_masks(net, 0.5, local) for local in (True, False))
+    assert abs(float(local["3"].float().mean()) - 0.5) < 0.01
+    assert together["3"].flatten(2).any(2).sum(1).eq(1).all()
+    assert together["0"].float().mean() > local["0"].float().mean()
+
+
+@pytest.mark.parametrize("ratio, kept", [(0.2, 7), (0.5, 4), (0.8, 2), (0.99, 1)])
+def test_each_kernel_takes_the_best_of_few_patterns(ratio, kept):
+    net = vgg(depth=11)
+    masks = kernels.pattern_masks(net, ratio)
+    for name, mask in masks.items():
+        size = net.get_submodule(name).weight.detach().abs().flatten(2).flatten(0, 1)
+        own = mask.flatten(2).flatten(0, 1)
+        patterns = own.unique(dim=0)
+        assert len(patterns) <= kernels.PATTERNS and own.sum(1).eq(kept).all()
+        best = (size[:, None] * patterns).sum(2).amax(1)
+        torch.testing.assert_close((size * own).sum(1), best)
+    assert all(mask.all() for mask in kernels.pattern_masks(net, 0.0).values())
+    assert list(kernels.pattern_masks(network(), ratio)) == ["0", "3"]  # 1x1 have no patterns
+
+
+@pytest.mark.parametrize("choose", [kernels.kernel_masks, kernels.pattern_masks])
+def test_zeros_stay_zero_through_training_with_momentum_and_weight_decay(choose):
+    net = network().train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
+
+    def step(mask=None):
+        optimizer.zero_grad()
+        net(IMAGES).logsumexp(1).sum().backward()
+        if mask:
+            mask()
+        optimizer.step()
+
+    step()  # so that there is momentum
+    masks = choose(net, 0.5)
+    kernels.zero_weights(net, masks)
+    before = {name: net.get_submodule(name).weight.detach().clone() for name in masks}
+    mask = GradientMask(net, optimizer, kernels.zero_masks(net))
+    step(mask)
+    step(mask)
+    for name, keep in masks.items():
+        weight = net.get_submodule(name).weight
+        assert not weight[~keep].any() and not torch.equal(weight[keep], before[name][keep])
+
+
+@pytest.mark.parametrize("build", [network, lambda: randomize(vgg(11)), lambda: mobilenet().eval()])
+def test_channels_that_nothing_reads_are_removed_and_nothing_changes(build):
+    net = build()
+    convs = list(kernels.convolutions(net).values())
+    with torch.no_grad():
+        for conv in convs[1:]:
+            conv.weight[:, ::2] = 0
+        dense = net(IMAGES)
+        found = groups(net, IMAGES)
+        slim = structured.apply(net, found, kernels.unread_channels(net, found), IMAGES).model
+        difference = (slim(IMAGES) - dense).abs().max() / dense.abs().max()
+    assert difference <= 1e-5
+    assert profiling.count_parameters(slim) < 0.8 * profiling.count_parameters(net)
+
+
+def test_a_group_that_nothing_reads_keeps_one_channel():
+    net = network()
+    net[3].weight.data.zero_()
+    found = groups(net, IMAGES)
+    keep = kernels.unread_channels(net, found).keep
+    assert keep[found[0].name].sum() == 1
+
+
+def test_what_counts_is_what_is_not_zero():
+    net = network()
+    assert profiling.count_effective(net) == (
+        profiling.count_parameters(net),
+        profiling.count_flops(net),
+    )
+    kernels.zero_weights(net, kernels.kernel_masks(net, 0.6))
+    pixels = {"0": 30 * 30, "3": 28 * 28, "5": 26 * 26, "6": 26 * 26, "9": 1}
+    flops = sum(2 * p * int(net.get_submodule(n).weight.count_nonzero()) for n, p in pixels.items())
+    others = [p for n, p in net.named_parameters() if n[0] == "1" or n.endswith("bias")]
+    weights = sum(int(net.get_submodule(n).weight.count_nonzero()) for n in pixels)
+    assert profiling.count_effective(net) == (weights + sum(p.numel() for p in others), flops)

@@ -1,0 +1,107 @@
+"""run.py: one experiment from base training to its report."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, make_images, succeed
+from test_errors import fails
+from test_resume import same
+
+from slimming import checkpoint
+
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+METHODS = ("channel", "kernel", "intra-kernel", "slimming")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp("run") / "images", train=32, test=8)
+
+
+def flags(photos, out, *more, model="mobilenet"):
+    words = ["--dataset", "folder", "--data", photos, "--model", model, "--output-dir", out]
+    words += ["--base-train-epochs", 1, "--finetune-epochs", 1, "--batch-size", 32]
+    return [*words, "--learning-rate", 0.01, "--no-cuda", *more]
+
+
+def experiment(out):
+    (folder,) = (out / "folder").iterdir()
+    return folder, json.loads((folder / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("scope", [[], ["--global-pruning"]])
+def test_each_method(photos, tmp_path, method, scope):
+    words = ["--pruning-method", method, "--pruning-ratio", 0.5, *scope, "--no-fp16"]
+    succeed("run.py", *flags(photos, tmp_path, *words))
+    folder, metrics = experiment(tmp_path)
+    base, pruned, tuned = metrics["stages"]
+    kept = {path.name for path in folder.iterdir()}
+    assert {"config.json", "metrics.json", "log.txt", "report.html", "weights.png"} <= kept
+    assert not list(folder.glob("*/*.pth.tar")) and "mobilenet_base.pth" not in kept
+    assert pruned["effective parameters"] == tuned["effective parameters"]
+    assert pruned["parameters"] == tuned["parameters"] <= base["parameters"]
+    if method in ("channel", "slimming"):
+        assert metrics["difference"] < 1e-4 and tuned["parameters"] < 0.7 * base["parameters"]
+    else:
+        assert tuned["effective parameters"] < base["parameters"]
+    model, _, _ = checkpoint.load(folder / "mobilenet_rebuilt.pth")
+    assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
+
+
+def test_the_three_workflows(photos, tmp_path):
+    words = flags(photos, tmp_path / "out", "--save-model")
+    succeed("run.py", *words, "--pruning-method", "channel", "--pruning-ratio", 0.5)
+    (first,) = (tmp_path / "out" / "folder").iterdir()
+    printed = succeed(
+        *("run.py", *flags(photos, tmp_path / "out"), "--skip-base-training"),
+        *("--pruning-method", "kernel", "--pruning-ratio", 0.5),
+    )
+    assert f"the base network is {first / 'mobilenet_base.pth'}" in printed
+    told = json.loads((first / "metrics.json").read_text())["stages"][-1]
+    path = first / "mobilenet_rebuilt.pth"
+    printed = succeed(
+        "run.py", *flags(photos, tmp_path / "out"), "--eval-only", "--model-path", path
+    )
+    assert f"top-1 {told['top-1']:.2%}" in printed and f"{told['parameters']:,}" in printed
+
+
+def test_a_killed_experiment_ends_as_if_it_had_not_been(photos, tmp_path):
+    words = ["--pruning-method", "kernel", "--save-model", "--finetune-epochs", 3]
+    whole, killed = (flags(photos, tmp_path / name, *words) for name in ("whole", "killed"))
+    succeed("run.py", *whole)
+    command = [sys.executable, "run.py", *map(str, killed)]
+    process = subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL)
+    pattern = "folder/*/finetune/checkpoint.pth.tar"
+    while process.poll() is None and not list((tmp_path / "killed").glob(pattern)):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+    succeed("run.py", *killed, "--resume")
+    files = [experiment(tmp_path / name)[0] / "finetune" for name in ("whole", "killed")]
+    last = [checkpoint.read(folder / "checkpoint.pth.tar") for folder in files]
+    assert same(*last)
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--model", "nonsense"], "no network is called"),
+        (["--eval-only"], "--model-path"),
+        (["--model-path", "x.pth"], "--skip-base-training"),
+        (["--model", "vgg16", "--pruning-method", "slimming"], "BatchNorm"),
+        (["--model", "resnet"], "resprune.py"),
+        (["--model", "convnext_tiny"], "LayerNorm2d"),
+        (["--ignore", "nothing"], "no layer called nothing"),
+        (["--pruning-ratio", "1"], "less than 1"),
+        (["--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_work_is_said_at_once(photos, tmp_path, words, says):
+    fails(tmp_path, "run.py", *flags(photos, "out"), *words, says=says)

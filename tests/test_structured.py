@@ -1,0 +1,210 @@
+"""A slim network of any architecture computes what the dense one does without those channels."""
+
+import pytest
+import torch
+from conftest import randomize
+from torch import nn
+
+from models import PAPER_DEPTH, constructor, resnet
+from slimming import checkpoint, profiling, structured
+from slimming.dependencies import count_filters, groups
+from slimming.errors import UserError
+from slimming.importance import MEASURES, Evidence
+
+IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+OURS = "vgg mobilenet resnet-56 resnet-18"
+ZOO = "resnet18 resnet50 vgg16 vgg16_bn mobilenet_v2 mobilenet_v3_large densenet121 efficientnet_b0"
+MORE = "regnet_y_400mf googlenet"
+BY_FACTORS = ("densenet121", "mobilenet_v2")
+RATIOS = {0.3: "mag_based", 0.5: "l1", 0.8: "l1"}
+
+
+def build(arch, **kwargs):
+    torch.manual_seed(0)
+    depth = {"depth": 11} if arch in PAPER_DEPTH else {}
+    return constructor(arch)(num_classes=10, **depth, **kwargs)
+
+
+def scores(model, measure="l1"):
+    return MEASURES[measure](Evidence(model, []))
+
+
+def prune(model, ratio=0.5, measure="l1", images=IMAGES, **kwargs):
+    return structured.prune(model, scores(model, measure), ratio, images, **kwargs)
+
+
+@torch.no_grad()
+def logits(model, images=IMAGES):
+    return model.eval()(images)
+
+
+@torch.no_grad()
+def logits_without(model, kept, images=IMAGES):
+    """Of the dense network, whose layers are given zeros for the channels that were removed."""
+    hooks = []
+    for name, sides in kept.items():
+        if "in" in sides:
+            layer = model.get_submodule(name)
+            shape = (-1, 1, 1) if isinstance(layer, nn.Conv2d) else (-1,)
+            mask = sides["in"].float().view(shape)
+            hooks.append(layer.register_forward_pre_hook(lambda _, x, mask=mask: x[0] * mask))
+    result = logits(model, images)
+    for hook in hooks:
+        hook.remove()
+    return result
+
+
+def relative(ours, theirs):
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+@pytest.mark.parametrize("arch", f"{OURS} {ZOO} {MORE}".split())
+def test_slim_is_the_dense_network_without_the_channels_and_its_cfg_rebuilds_it(arch, tmp_path):
+    dense = randomize(build(arch))
+    found = groups(dense, IMAGES)
+    for ratio, measure in RATIOS.items():
+        measure = "bn" if ratio == 0.5 and arch in BY_FACTORS else measure
+        slim = prune(dense, ratio, measure, local=ratio == 0.5)
+        assert slim.difference <= 1e-4
+        assert relative(logits(slim.model), logits_without(dense, slim.kept)) <= 1e-4
+        gone = sum(int((~slim.choice.keep[g.name]).sum()) * g.filters for g in found)
+        assert ratio - 0.06 <= gone / count_filters(found) <= ratio + 1e-9
+        size = profiling.count_parameters
+        assert size(slim.model) < (1 - ratio / 3) * size(dense)
+
+    again = build(arch, cfg=structured.cfg_of(slim.model))
+    again.load_state_dict(slim.model.state_dict())
+    assert torch.equal(logits(again), logits(slim.model))
+    depth = 11 if arch in PAPER_DEPTH else None
+    network = checkpoint.Network(arch, depth, "cifar10", 10, structured.cfg_of(slim.model))
+    checkpoint.write(tmp_path / "slim", checkpoint.contents_of(slim.model, network, 1, 0.5))
+    loaded, read, _ = checkpoint.load(tmp_path / "slim")
+    assert read == network and torch.equal(logits(loaded), logits(slim.model))
+
+
+class Mixed(nn.Module):
+    """All at once: grouped, depthwise with a multiplier, sum, concatenation, SE, PReLU, flatten."""
+
+    def __init__(self, mix=lambda x: x):
+        super().__init__()
+        self.stem, self.slope = nn.Conv2d(3, 16, 3, padding=1), nn.PReLU(16)
+        self.grouped, self.shortcut = nn.Conv2d(16, 32, 3, 1, 1, groups=4), nn.Conv2d(16, 32, 1)
+        self.one_slope, self.multiplied = nn.PReLU(), nn.Conv2d(32, 64, 3, groups=32)
+        self.norm, self.squeeze = nn.BatchNorm2d(64, affine=False), nn.Conv2d(64, 8, 1)
+        self.excite, self.left = nn.Conv2d(8, 64, 1), nn.Conv2d(64, 12, 3, 2)
+        self.right, self.last = nn.Conv2d(64, 6, 3, 2), nn.Conv2d(18, 9, 3, 5)
+        self.hidden, self.fc, self.mix = nn.Linear(81, 20), nn.Linear(20, 10), mix
+
+    def forward(self, x):
+        x = self.slope(self.stem(x))
+        x = self.one_slope(self.grouped(x) + self.shortcut(x))
+        x = self.norm(self.multiplied(x))
+        x = x * self.excite(self.squeeze(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        x = self.mix(x)
+        x = self.last(torch.cat([self.left(x), self.right(x)], 1))
+        return self.fc(self.hidden(x.flatten(1)).relu())
+
+
+@pytest.mark.parametrize("local", [True, False])
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.8])
+def test_a_network_of_the_user_s_own(ratio, local):
+    torch.manual_seed(0)
+    dense = Mixed().eval()
+    slim = prune(dense, ratio, local=local)
+    assert logits(dense).std(0).min() > 1e-4  # else equal logits would say nothing
+    assert relative(logits(slim.model), logits_without(dense, slim.kept)) <= 1e-4
+    assert slim.model.stem.out_channels % 4 == 0
+    sliced = structured.slice_tensors(dense, dense.state_dict(), slim.kept)
+    for name, value in slim.model.state_dict().items():
+        assert torch.equal(sliced[name], value)
+
+
+def test_nothing_goes_at_zero_and_each_layer_keeps_a_channel_at_99_percent():
+    dense = Mixed().eval()
+    same = prune(dense, 0.0)
+    assert not same.kept and torch.equal(logits(same.model), logits(dense))
+    for local in (True, False):
+        assert all(mask.any() for mask in prune(dense, 0.99, local=local).choice.keep.values())
+
+
+def test_widths_are_multiples_if_asked_for():
+    slim = prune(build("resnet-56"), 0.5, round_to=4)
+    convs = [m for m in slim.model.modules() if isinstance(m, nn.Conv2d)]
+    assert all(conv.out_channels % 4 == 0 for conv in convs)
+
+
+@pytest.mark.parametrize("word", ["layer2.0.conv1", "layer2"])
+def test_ignored_layers_and_the_classifier_stay_whole(word):
+    dense = build("resnet18")
+    slim, dense = prune(dense, 0.7, local=True, ignore=[word]).model, dict(dense.named_modules())
+    for name, layer in slim.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            ignored = name == word or name.startswith(f"{word}.")
+            assert (layer.out_channels == dense[name].out_channels) == ignored
+    assert slim.fc.out_features == 10
+    with pytest.raises(UserError, match="no layer called conv9"):
+        prune(slim, ignore=["conv9"])
+
+
+def test_a_slim_network_is_pruned_again():
+    dense = randomize(build("resnet-56"))
+    second = prune(prune(dense, 0.4, local=True).model, 0.5, local=True)
+    again = build("resnet-56", cfg=structured.cfg_of(second.model))
+    again.load_state_dict(second.model.state_dict())
+    assert torch.equal(logits(again), logits(second.model)) and second.difference <= 1e-4
+
+
+class Sum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.whole, self.low, self.high = (nn.Conv2d(3, width, 3) for width in (16, 8, 8))
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.fc((self.whole(x) + torch.cat([self.low(x), self.high(x)], 1)).mean((2, 3)))
+
+
+def test_the_score_of_a_unit_is_the_mean_of_the_layers_that_have_it():
+    dense, pairs = Sum(), torch.tensor([3.0, 2.0])
+    keep = structured.prune(dense, {"whole": pairs.repeat(8), "low": pairs.repeat(4)}, 0.5, IMAGES)
+    assert keep.kept["fc"]["in"].tolist() == [True, False] * 8
+
+
+MIXING = {
+    "softmax": lambda x: x.softmax(1),
+    "relative": lambda x: x / (1 + x.abs().mean(1, keepdim=True)),
+}
+
+
+@pytest.mark.parametrize("mix", MIXING)
+def test_the_proof_names_the_layer_behind_an_operation_that_mixes_channels(mix):
+    torch.manual_seed(0)
+    with pytest.raises(UserError, match="exactly: left mixes"):
+        prune(Mixed(MIXING[mix]).eval(), 0.5, local=True)
+
+
+def test_the_proof_does_not_rely_on_logits_that_are_constant():
+    dense = Mixed(MIXING["relative"]).eval()
+    nn.init.zeros_(dense.fc.weight)
+    with pytest.raises(UserError, match="the logits do not show it"):
+        prune(dense, 0.5, local=True)
+
+
+def refused():
+    conv, head = nn.Conv2d(3, 8, 3), [nn.AdaptiveAvgPool2d(4), nn.Flatten()]
+    yield "GroupNorm", nn.Sequential(conv, nn.GroupNorm(2, 8), *head, nn.Linear(128, 10))
+    yield (
+        "LocalResponseNorm",
+        nn.Sequential(conv, nn.LocalResponseNorm(2), *head, nn.Linear(128, 10)),
+    )
+    yield "fewer channels", nn.Sequential(conv, nn.PixelShuffle(2), nn.Conv2d(2, 8, 1))
+    yield "LayerNorm2d", build("convnext_tiny")
+    yield "select.* selects channels", resnet(depth=11)
+    yield "slimmed exactly", build("shufflenet_v2_x1_0")
+
+
+@pytest.mark.parametrize("reason, net", [pytest.param(*case, id=case[0]) for case in refused()])
+def test_what_cannot_be_slimmed_is_refused_with_its_reason_in_one_line(reason, net):
+    with pytest.raises(UserError, match=reason) as error:
+        prune(net.eval())
+    assert "\n" not in str(error.value)
