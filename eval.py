@@ -62,8 +62,7 @@ def main() -> None:
     print(as_json(found) if args.json else as_text(found))
 
 
-def parse(words: list[str]) -> argparse.Namespace:
-    """The flags; ``args.path`` is the checkpoint. ``--flops FILE`` is ``--flops True FILE``."""
+def make_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="file or its folder")
     flags.flag(parser, "--model_path", "FILE", text="the same as CHECKPOINT")
@@ -80,6 +79,12 @@ def parse(words: list[str]) -> argparse.Namespace:
     group = flags.data_flags(parser)
     flags.flag(group, "--data_path", "DIR", text="CIFAR10, CIFAR100, or the folder of the dataset")
     flags.true_or_false(group, "--download", "download CIFAR if it is not there")
+    return parser
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """The flags; ``args.path`` is the checkpoint. ``--flops FILE`` is ``--flops True FILE``."""
+    parser = make_parser()
     valued = [after.lower() in ("true", "false") for after in [*words[1:], ""]]
     pairs = zip(words, valued, strict=False)
     words = [f"{w}=True" if w in SWITCHES and not has else w for w, has in pairs]

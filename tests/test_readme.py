@@ -7,8 +7,11 @@ import pytest
 import torch
 from conftest import ROOT, save_network
 
+import eval as evaluation
+import flowprune
 import resprune
-from benchmarks import inference, reproduce, speed
+import run
+from benchmarks import inference, measures, reproduce, speed
 from slimming import flags
 
 README = (ROOT / "README.md").read_text()
@@ -26,8 +29,11 @@ PARSERS = {
     **dict.fromkeys(("main.py", "main_mask.py"), flags.training_parser("")),
     **dict.fromkeys(("vggprune.py", "denseprune.py", "prune_mask.py"), flags.pruning_parser("")),
     "resprune.py": resprune.make_parser(),
+    "flowprune.py": flowprune.make_parser(),
+    "run.py": run.make_parser(),
+    "eval.py": evaluation.make_parser(),
 }
-BENCHMARKS = {f"{b.__name__.rpartition('.')[2]}.py": b for b in (inference, reproduce, speed)}
+BENCHMARKS = {f"{b.__name__.rpartition('.')[2]}.py": b for b in (inference, measures, reproduce, speed)}
 
 
 @pytest.mark.parametrize("script", PARSERS)
@@ -47,9 +53,9 @@ def test_every_command_line_parses(command):
     parser.parse_args(words)
 
 
-def test_the_five_lines_run(tmp_path, monkeypatch):
-    (program,) = [block for kind, block in BLOCKS if kind == "python"]
-    path = re.search(r'load\("(.*?)"\)', program).group(1)
+@pytest.mark.parametrize("program", [block for kind, block in BLOCKS if kind == "python"])
+def test_every_program_runs(program, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    save_network(tmp_path / path, "vgg", 11)
+    for path in re.findall(r'load\("(.*?)"\)', program):
+        save_network(tmp_path / path, "vgg", 11)
     exec(program, {"torch": torch})
