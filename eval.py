@@ -15,9 +15,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from flowprune import ON_DISK
 from models import widths
-from slimming import checkpoint, cli, data, files, flags, profiling, pruning, reporting, training
+from slimming import (
+    checkpoint,
+    cli,
+    data,
+    datasets,
+    files,
+    flags,
+    profiling,
+    pruning,
+    reporting,
+    training,
+)
 from slimming.errors import UserError
 from slimming.streaming import Stream
 
@@ -98,7 +108,7 @@ def parse(words: list[str]) -> argparse.Namespace:
 def load(args: argparse.Namespace) -> Subject:
     """The network in ``args.path``. UserError where flags contradict the file or each other."""
     contents, name = checkpoint.read(args.path), (args.data_path or "").lower()
-    flag, said = ("dataset", name) if name in ON_DISK else ("data", args.data_path)
+    flag, said = ("dataset", name) if name in datasets.ON_DISK else ("data", args.data_path)
     if said and getattr(args, flag) not in (None, said):
         raise UserError(f"--{flag} {getattr(args, flag)} and --data_path {said} contradict")
     if said:
@@ -187,7 +197,7 @@ def score(subject: Subject, part: str) -> dict:
     """Top-1 and loss on a part of the data set, not augmented. UserError if it cannot be had."""
     args, network, batch = subject.args, subject.network, subject.args.test_batch_size
     folder, pixels = Path(args.data or f"./data.{network.dataset}"), network.image_size
-    kept = ON_DISK.get(network.dataset)
+    kept = datasets.ON_DISK.get(network.dataset)
     if kept and not args.download and not (folder / kept).is_dir():
         raise UserError(
             f"{network.dataset} is not in {folder}: add --download, say with --data where it is, "

@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from slimming import cli, files, flags
+from slimming import cli, datasets, files, flags
 from slimming.errors import UserError
 from slimming.experiment import Experiment
 from slimming.importance import MEASURES, SECOND_ORDER
@@ -24,13 +24,13 @@ MODELS = {
     "resnet-18": ("resnet-18", None),
 }
 FULL_RATE = 80  # epochs at LR, of 160: rounds and warm-up fit into them
-ON_DISK = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 
 
 def main() -> None:
     args = flags.parse_run(make_parser(), SETTINGS, complete)
     args.refine = None  # the pretrained network is args.start; it is pruned, not fine-tuned
     experiment = Experiment(args, settings=SETTINGS)
+    _check_classes(args.num_classes, experiment.network.num_classes)
     rounds = Rounds(args, experiment)
     experiment.fit(on_gradients=rounds.trackers, before_epoch=rounds.before_epoch)
     rounds.report()
@@ -61,7 +61,7 @@ def make_parser() -> cli.Parser:
         group, "--warmup_epochs", "N", epochs, 0, "epochs of training before the first round"
     )
     text = "lift the limits (95 %%, 80 epochs at full rate); --T counts for grad_preserve too"
-    switch(group, "--bypass", text)
+    flags.true_or_false(group, "--bypass", text)
 
     group = parser.add_argument_group("importance")
     temperatures = number(float, 1e-6)
@@ -70,19 +70,23 @@ def make_parser() -> cli.Parser:
     )
     flags.flag(group, "--grasp_T", "T", temperatures, 200.0, "temperature for GraSP")
     flags.flag(group, "--imp_samples", "N", count, 2560, "training images that importance is from")
-    switch(group, "--track_importance", "average it over minibatches of training instead")
+    flags.true_or_false(
+        group, "--track_importance", "average it over minibatches of training instead"
+    )
     flags.flag(group, "--track_batches", "N", count, 20, "how many of the last minibatches")
     flags.flag(
         group, "--alpha", "A", number(float, 0, 1, below=True), 0.8, "factor of that average"
     )
-    switch(group, "--use_l2", "bias importance towards removing small weights")
-    switch(group, "--use_init", "bias it towards removing what is still near its initial value")
+    flags.true_or_false(group, "--use_l2", "bias importance towards removing small weights")
+    flags.true_or_false(
+        group, "--use_init", "bias it towards removing what is still near its initial value"
+    )
 
     group = parser.add_argument_group("training")
     flags.flag(group, "--epochs", "N", count, 160, "all epochs: 80 at 0.1, 40 at 0.01, 40 at 0.001")
     flags.flag(group, "--lr_prune", "R", number(float, 0), 0.1, "learning rate in the rounds")
     flags.flag(group, "--moment", "M", number(float, 0, 1, below=True), 0.9, "momentum of SGD")
-    switch(group, "--preserve_moment", "momentum follows its channels through a round")
+    flags.true_or_false(group, "--preserve_moment", "momentum follows its channels through a round")
     flags.flag(group, "--batch-size", "N", count, 128, "images a step")
     flags.flag(group, "--weight-decay", "W", number(float, 0), 1e-4, "weight decay")
     flags.flag(group, "--seed", "N", number(int, 0, 2**32, below=True), 0, "seed of everything")
@@ -95,10 +99,10 @@ def make_parser() -> cli.Parser:
     group = flags.data_flags(parser, ", else that of --data_path")
     text = "CIFAR10, CIFAR100, or a folder with train/ and test/"
     flags.flag(group, "--data_path", "DIR", str, "CIFAR100", text)
-    switch(group, "--download", "download CIFAR if it is not there")
+    flags.true_or_false(group, "--download", "download CIFAR if it is not there")
     flags.flag(group, "--num_classes", "N", count, text="classes of the data, checked if given")
     group = flags.output_flags(parser, "./pruned_nets/<model>_<measure>_<percent>", "checkpoint")
-    switch(group, "--track_stats", "write stats.json")
+    flags.true_or_false(group, "--track_stats", "write stats.json")
     flags.switch(group, "--no-tensorboard", "write no event files")
     return parser
 
@@ -120,23 +124,12 @@ SETTINGS = (
 )
 
 
-def switch(group, name: str, text: str) -> None:
-    """A flag that is a switch, or takes True or False as in the original."""
-    kind = {"type": truth, "nargs": "?", "const": True, "default": False, "metavar": "True/False"}
-    group.add_argument(name, help=text, **kind)
-
-
-def truth(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"must be True or False, not {text!r}")
-    return text.lower() == "true"
-
-
 def thresholds(text: str) -> str:
     """A list of rising percentages, kept as text."""
     try:
         steps = json.loads(text) if text else []
         good = all(0 <= a < b < 100 for a, b in zip([0, *steps], [*steps], strict=False))
+        good = good and (not text or (isinstance(steps, list) and len(steps) > 0))
     except (ValueError, TypeError):
         good = False
     if not good:
@@ -180,19 +173,25 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
 
 def _choose_data(args: argparse.Namespace) -> None:
     """--data_path as --dataset and --data. UserError if CIFAR is not there nor to be downloaded."""
-    if args.dataset or args.resume:
-        return
     name = args.data_path.lower()
-    args.dataset = name if name in ON_DISK else "folder"
-    if args.dataset == "folder":
+    if name not in datasets.ON_DISK and args.dataset in (None, "folder"):
         args.data = args.data or args.data_path
+    if args.dataset or args.resume not in (None, "auto"):  # the checkpoint says which data
+        return
+    args.dataset = name if name in datasets.ON_DISK else "folder"
+    if args.dataset == "folder":
         return
     folder = Path(args.data or f"./data.{name}")
-    if not args.download and not (folder / ON_DISK[name]).is_dir():
+    if not args.download and not (folder / datasets.ON_DISK[name]).is_dir():
         raise UserError(
             f"{args.data_path} is not in {folder}: add --download True, say where with --data, "
             "or try --dataset digits"
         )
+
+
+def _check_classes(asked: int | None, found: int) -> None:
+    if asked not in (None, found):
+        raise UserError(f"--num_classes {asked} was asked for, but the data has {found} classes")
 
 
 if __name__ == "__main__":

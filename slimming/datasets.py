@@ -19,6 +19,8 @@ SIZE = 32
 NAMES = ("cifar10", "cifar100", "svhn", "mnist", "fashionmnist", "folder", "digits")
 # Mirrored digits are other signs, mirrored objects are the same objects.
 FLIPPED = ("cifar10", "cifar100", "fashionmnist", "folder")
+# where torchvision unpacks what it downloads
+ON_DISK = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 CACHE = ".network-slimming-{split}.pt"
 OFFLINE = "--dataset digits needs no download"
 

@@ -33,8 +33,11 @@ class Rounds:
         self.args, self.experiment = args, experiment
         self.first, self.last = args.warmup_epochs, args.warmup_epochs + args.n_rounds
         self.trackers: list[Tracker] = []
+        self.writes = distributed.rank() == 0  # asked now: after `fit` the processes are strangers
         told = args.contents.get("flow") if args.resume else None
         try:
+            if args.resume and not told:
+                raise KeyError("flow")
             self.done, self.filters = (
                 (list(told["rounds"]), int(told["filters"])) if told else ([], 0)
             )
@@ -82,7 +85,9 @@ class Rounds:
         left = dependencies.count_filters(found)
         if not self.done:
             self.filters = left
-            experiment.full_score = training.test(model, experiment.test_loader)
+            experiment.full_score = training.test(
+                model, experiment.test_loader, experiment.precision
+            )
         stay = self.filters * (1 - self.removed(number))
         choice = structured.choose(found, self._scores(epoch), max(0.0, 1 - stay / left))
         slimmed = structured.apply(model, found, choice, images)
@@ -191,7 +196,7 @@ class Rounds:
     def report(self) -> None:
         """The picture of the rounds and, with --track_stats, their figures as JSON."""
         history, folder = self.experiment.history, self.experiment.folder.path
-        if distributed.rank() or not history:
+        if not self.writes or not history:
             return
         title = (
             f"{self.args.model}, {self.args.pruning_type}, {self.removed(self.args.n_rounds):.0%}"
