@@ -63,7 +63,8 @@ def _stage(inplanes: int, planes: int, blocks: int) -> nn.Sequential:
 
 
 def initialize(network: nn.Module) -> None:
-    """Convolutions as torchvision's ResNet starts them; BNs keep PyTorch's γ = 1 and β = 0."""
+    """Convolutions start as in He et al., ICCV 2015: every filter with the same expected norm, so
+    that magnitudes of different layers compare. BNs start as PyTorch's: γ = 1, β = 0."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
