@@ -137,7 +137,8 @@ def pruning_parser(description: str) -> Parser:
 
 def _network_flags(parser: Parser, arch: str = "", depth: str = "") -> None:
     """``arch``, ``depth``: the defaults where no checkpoint says."""
-    names = f"{', '.join(NETWORKS)} or preact_res<depth> (default: that of the checkpoint{arch})"
+    names = f"{', '.join(NETWORKS)}, preact_res<depth>, or torchvision's name of a classification "
+    names += f"model (default: that of the checkpoint{arch})"
     flag(parser, "--arch", "NAME", architecture, text=names)
     text = f"depth of the network (default: that of the checkpoint{depth})"
     flag(parser, "--depth", "N", COUNT, text=text)

@@ -33,7 +33,9 @@ PARSERS = {
     "run.py": run.make_parser(),
     "eval.py": evaluation.make_parser(),
 }
-BENCHMARKS = {f"{b.__name__.rpartition('.')[2]}.py": b for b in (inference, measures, reproduce, speed)}
+BENCHMARKS = {
+    f"{b.__name__.rpartition('.')[2]}.py": b for b in (inference, measures, reproduce, speed)
+}
 
 
 @pytest.mark.parametrize("script", PARSERS)

@@ -12,7 +12,7 @@ from slimming.errors import UserError
 from slimming.importance import MEASURES, Evidence
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-OURS = "vgg mobilenet resnet-56 resnet-18"
+OURS = "vgg mobilenet resnet-56"  # resnet-18 is torchvision's resnet18
 ZOO = "resnet18 resnet50 vgg16 vgg16_bn mobilenet_v2 mobilenet_v3_large densenet121 efficientnet_b0"
 MORE = "regnet_y_400mf googlenet"
 BY_FACTORS = ("densenet121", "mobilenet_v2")

@@ -1,0 +1,217 @@
+"""Rounds remove equally many filters; a stopped run ends as if it had not been stopped."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, make_images, succeed
+from test_distributed import ENV
+from test_errors import fails
+from test_resume import same
+
+import flowprune
+from slimming import checkpoint, dependencies, flags, structured
+from slimming.experiment import Experiment
+from slimming.importance import MEASURES
+from slimming.rounds import Rounds
+
+FLAGS = "--batch-size 8 --imp_samples 8 --no-tensorboard --device cpu".split()
+TWO = "--epochs 4 --bypass --warmup_epochs 1 --n_rounds 2".split()
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp("few") / "images", train=8, test=4)
+
+
+@pytest.fixture
+def flow(images, monkeypatch, tmp_path):
+    """Run flowprune.py in this process; the checkpoint that it leaves."""
+
+    def start(*words, folder="out"):
+        words = ["flowprune.py", "--data_path", images, *FLAGS, "--save", tmp_path / folder, *words]
+        monkeypatch.setattr(sys, "argv", list(map(str, words)))
+        flowprune.main()
+        return checkpoint.read(tmp_path / folder / "checkpoint.pth.tar")
+
+    return start
+
+
+@pytest.fixture
+def built(flow, images, monkeypatch, tmp_path):
+    """The experiment and the rounds of flags, not yet started."""
+
+    def build(*words):
+        words = ["flowprune.py", "--data_path", images, *FLAGS, "--save", tmp_path, *words]
+        monkeypatch.setattr(sys, "argv", list(map(str, words)))
+        args = flags.parse_run(flowprune.make_parser(), flowprune.SETTINGS, flowprune.complete)
+        args.refine = None
+        experiment = Experiment(args, settings=flowprune.SETTINGS)
+        return experiment, Rounds(args, experiment)
+
+    return build
+
+
+def test_each_round_removes_equally_many_of_the_original_filters(built):
+    """And of what is left it is the share p / (r p + n (1 - p)), with r rounds to go."""
+    _, rounds = built("--n_rounds", 25, "--prune_percent", 75)
+    p, n = 0.75, 25
+    for done in range(n):
+        before, after = (1 - (rounds.removed(k) if k else 0) for k in (done, done + 1))
+        assert before - after == pytest.approx(p / n)
+        assert 1 - after / before == pytest.approx(p / ((n - done) * p + n * (1 - p)))
+    _, rounds = built("--thresholds", "[10, 50, 80]")
+    assert [rounds.removed(k) for k in (1, 2, 3)] == [0.1, 0.5, 0.8] and rounds.last == 3
+
+
+def test_the_learning_rate_of_rounds_is_lr_prune(built):
+    _, rounds = built(*"--epochs 20 --warmup_epochs 2 --n_rounds 3 --lr_prune 0.05".split())
+    rates = [0.1] * 2 + [0.05] * 3 + [0.1] * 5 + [0.01] * 5 + [0.001] * 5
+    assert [rounds.learning_rate(e) for e in range(20)] == pytest.approx(rates)
+
+
+def test_filters_left_and_the_record_of_a_run(flow, tmp_path):
+    """As spelled in the original: `--track_stats True`, `--use_l2=False`."""
+    words = ["--bypass", "True", "--track_stats", "True", "--use_l2=False", "--epochs", 4]
+    saved = flow(*words, "--warmup_epochs", 1, "--thresholds", "[20,60]", "--amp")
+    told = saved["flow"]
+    largest = max(g.filters for g in dependencies.groups(*_full("resnet-56")))
+    for done, gone in zip(told["rounds"], (0.2, 0.6), strict=True):
+        assert 0 <= done["filters"] - told["filters"] * (1 - gone) < largest
+    stats = json.loads((tmp_path / "out" / "stats.json").read_text())
+    for part in ("train", "test"):
+        epochs = {phase: [e["epoch"] for e in told] for phase, told in stats[part].items()}
+        assert epochs == {"warmup": [0], "pruning": [1, 2], "final": [3]}
+    assert stats["rounds"] == told["rounds"] and (tmp_path / "out" / "flow.png").stat().st_size
+    model, network, _ = checkpoint.load(tmp_path / "out" / "checkpoint.pth.tar")
+    images = torch.rand(1, 3, 32, 32)
+    left = dependencies.count_filters(dependencies.groups(model, images))
+    assert network.num_classes == 2 and left == told["rounds"][-1]["filters"]
+
+
+def _full(arch):
+    model = checkpoint.Network(arch, None, "folder", 2).build()
+    return model, torch.rand(1, 3, 32, 32)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_every_measure_prunes(flow, measure):
+    saved = flow("--epochs", 1, "--pruning_type", measure, "--prune_percent", 50)
+    told = saved["flow"]
+    assert told["rounds"][0]["filters"] / told["filters"] == pytest.approx(0.5, abs=0.04)
+
+
+MORE = {
+    "moment": ["--preserve_moment", "--track_stats"],
+    "tracked": ["--pruning_type", "biased_loss_tracked"],
+    "average": ["--track_importance", "True", "--pruning_type", "fisher", "--track_batches", 3],
+    "init": ["--use_init", "--pruning_type", "biased_loss", "--track_stats"],
+}
+
+
+@pytest.mark.parametrize("more", MORE)
+def test_a_stopped_run_ends_as_one_that_was_not(flow, monkeypatch, tmp_path, more):
+    """Stopped before the first round and before the second; with `--resume auto`."""
+    words = [*TWO, *MORE[more], "--prune_percent", 50]
+    whole = flow(*words, folder="whole")
+    one_epoch = Experiment._one_epoch
+    for stop in (1, 2):
+
+        def stopped(self, epoch, on_gradients, stop=stop):
+            if epoch == stop:
+                raise KeyError("killed")
+            return one_epoch(self, epoch, on_gradients)
+
+        monkeypatch.setattr(Experiment, "_one_epoch", stopped)
+        with pytest.raises(KeyError, match="killed"):
+            flow(*words, "--resume", "auto")
+    monkeypatch.setattr(Experiment, "_one_epoch", one_epoch)
+    assert same(flow(*words, "--resume", "auto"), whole)
+    if "--track_stats" in words:
+        texts = [(tmp_path / f / "stats.json").read_text() for f in ("whole", "out")]
+        assert texts[0] == texts[1]
+
+
+def test_a_killed_process_goes_on(images, tmp_path):
+    words = ["--data_path", images, *FLAGS, *TWO, "--prune_percent", "50", "--preserve_moment"]
+    succeed("flowprune.py", *words, "--save", tmp_path / "whole")
+    last = tmp_path / "out" / "checkpoint.pth.tar"
+    command = [sys.executable, "flowprune.py", *words, "--save", tmp_path / "out"]
+    process = subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL
+    )
+    while not last.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    succeed("flowprune.py", "--resume", last, "--data_path", images, "--no-tensorboard")
+    assert same(checkpoint.read(last), checkpoint.read(tmp_path / "whole" / last.name))
+    printed = succeed("main.py", "--refine", last, "--data", images, "--epochs", "1",
+                      "--no-tensorboard", "--save", tmp_path / "tuned")  # fmt: skip
+    assert "slim resnet-56" in printed and "before: the full network" in printed
+    tuned = checkpoint.read(tmp_path / "tuned" / "checkpoint.pth.tar")
+    assert tuned["cfg"] == checkpoint.read(last)["cfg"]
+    fails(tmp_path, "flowprune.py", "--resume", tmp_path / "tuned" / "checkpoint.pth.tar",
+          "--data_path", images, says="holds no record of rounds")  # fmt: skip
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_momentum_follows_its_channels(built, monkeypatch, keep):
+    experiment, rounds = built("--preserve_moment", keep, "--prune_percent", 50)
+    slims, apply = [], structured.apply
+    monkeypatch.setattr(structured, "apply", lambda *a: slims.append(apply(*a)) or slims[0])
+    dense, state = experiment.model, experiment.optimizer.state
+    before = {}
+    for name, p in dense.named_parameters():
+        before[name] = state[p]["momentum_buffer"] = torch.randn_like(p)
+    rounds.before_epoch(0)
+    for name, p in experiment.model.named_parameters():
+        layer, _, part = name.rpartition(".")
+        kept, expected = slims[0].kept.get(layer, {}), before[name]
+        if "out" in kept:
+            expected = expected[kept["out"]]
+        if "in" in kept and part == "weight":
+            expected = expected[:, kept["in"]]
+        expected = expected if keep else torch.zeros_like(p)
+        assert torch.equal(experiment.optimizer.state[p]["momentum_buffer"], expected), name
+
+
+def test_two_processes_end_with_one_network(images, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    words = ["--data_path", images, *FLAGS, "--epochs", 2, "--pruning_type", "biased_loss"]
+    words += ["--prune_percent", 50, "--track_stats", "--save", tmp_path / "out"]
+    command = list(map(str, [*launch, "--", "flowprune.py", *words]))
+    done = subprocess.run(command, cwd=ROOT, env=ENV, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("round 1 of 1") == done.stdout.count("stats.json") == 1, "one voice"
+    last = tmp_path / "out" / "checkpoint.pth.tar"
+    checkpoint.load(last)
+    # DDP compares the shapes of all processes at its start: training on proves them equal
+    assert checkpoint.read(last)["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        ("--prune_percent 96", "past 95"),
+        ("--warmup_epochs 80", "--warmup_epochs"),
+        ("--thresholds [50,10]", "rising percentages"),
+        ("--thresholds []", "rising percentages"),
+        ("--pruning_type grasp --track_importance", "grasp"),
+        ("--use_l2 --use_init", "contradict"),
+        ("--use_l2 maybe", "True or False"),
+        ("--data_path CIFAR10", "--download True"),
+        ("--data_path CIFAR10 --resume auto", "--download True"),
+        ("--data_path nowhere", "nowhere"),
+        ("--pretrained_path none.pth.tar", "none.pth.tar"),
+        ("--num_classes 7", "7"),
+    ],
+)
+def test_what_cannot_be_is_one_line(images, tmp_path, words, says):
+    words = words.split()
+    data = [] if "--data_path" in words else ["--data_path", images]
+    fails(tmp_path, "flowprune.py", *data, *FLAGS, *words, says=says)
