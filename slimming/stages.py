@@ -34,6 +34,13 @@ from slimming.experiment import Experiment
 from slimming.methods import METHODS, loader_of
 from slimming.sparsity import GradientMask, L1Penalty
 
+CAPTIONS = {
+    "curves-base": "Base training, epoch by epoch",
+    "curves-fine-tuned": "Fine-tuning, epoch by epoch",
+    "weights": "The weights of all convolutions, before and after",
+    "layers": "Each layer before and after: filters, or weights that are not zero",
+}
+
 
 class Record:
     """What the stages found, kept in metrics.json."""
@@ -163,7 +170,8 @@ def report(args: argparse.Namespace, folder: Path, record: Record, config: dict)
         pictures["layers"] = reporting.draw_layers(record.facts["layers"])
     for name, picture in pictures.items():
         files.write_bytes(folder / f"{name}.png", picture)
-    html_report.write_report(folder / "report.html", config, record.facts, pictures)
+    told = {CAPTIONS[name]: picture for name, picture in pictures.items()}
+    html_report.write_report(folder / "report.html", config, record.facts, told)
     if not args.save_model:
         last = folder / record.facts["stages"][-1]["file"]
         for path in (*folder.glob("*/*.pth.tar"), *folder.glob("*.pth")):
