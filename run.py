@@ -24,11 +24,12 @@ def main() -> None:
         stages.evaluate(args)
         return
     methods.check(args)
+    given = stages.given_base(args)
     folder = experiment_folder(args)
     files.write_bytes(folder / "config.json", json.dumps(config_of(args), indent=1).encode())
     with logged(folder / "log.txt"), interruption(folder):
         record = stages.Record(folder / "metrics.json", args)
-        base = stages.train_base(args, folder, record)
+        base = stages.train_base(args, given, folder, record)
         if not args.skip_pruning:
             pruned = stages.prune(args, base, folder, record)
             stages.fine_tune(args, pruned, folder, record)
@@ -66,7 +67,7 @@ def make_parser() -> cli.Parser:
     text = "one ranking over the whole network; else each layer loses the same share"
     flags.switch(group, "--global-pruning", text)
     text = f"of --pruning-method channel: {', '.join(MEASURES)} (default: l1)"
-    group.add_argument("--importance", choices=MEASURES, default="l1", metavar="M", help=text)
+    group.add_argument("--importance", choices=MEASURES, metavar="M", help=text)
     flags.flag(group, "--round-to", "N", count, 1, "keep a multiple of N channels in each layer")
     text = "leave this layer, or the layers inside this module, alone; can be repeated"
     group.add_argument("--ignore", metavar="LAYER", action="append", default=[], help=text)
@@ -100,6 +101,9 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
         raise UserError("--eval-only needs --model-path FILE, the network to evaluate")
     if args.model_path and not (args.eval_only or args.skip_base_training):
         raise UserError("--model-path goes with --skip-base-training or with --eval-only")
+    if args.importance and args.pruning_method != "channel":
+        raise UserError("--importance is of --pruning-method channel: leave one of them out")
+    args.importance = args.importance or "l1"
     args.arch, args.depth = args.model, None
     return flags.split_arch(args)
 

@@ -194,11 +194,10 @@ class Experiment:
             classes=self.test_loader.classes,
             before_pruning=self.full_score and self.full_score._asdict(),
             settings={name: getattr(self.args, name) for name in self.settings},
-            **self.extras(),
         )
         if best:  # first: if the run dies between the two, the epoch is trained and saved again
             checkpoint.write(self.folder.best, {**contents, "optimizer": None})
-        checkpoint.write(self.folder.last, contents)
+        checkpoint.write(self.folder.last, {**contents, **self.extras()})
 
     def _has_stalled(self) -> bool:
         """Whether top-1 has not risen for ``--patience`` epochs."""

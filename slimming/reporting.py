@@ -129,6 +129,8 @@ def draw_rounds(
     filters = sizes.twinx()
     filters.plot(numbers, [r["filters"] for r in rounds], "s-", color="#1f5a96", label="filters")
     filters.set(ylabel="filters")
+    for axes in (sizes, filters):
+        axes.set_ylim(bottom=0)
     lines = [line for axes in (sizes, filters) for line in axes.get_lines()]
     sizes.legend(lines, [line.get_label() for line in lines])
     for axes in (accuracies, sizes):

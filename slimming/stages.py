@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models import constructor
+from models import NETWORKS, constructor
 from slimming import (
     checkpoint,
     data,
@@ -91,16 +91,16 @@ def stage_text(stage: dict) -> str:
     return text
 
 
-def train_base(args: argparse.Namespace, folder: Path, record: Record) -> Path:
-    """The base network: trained here, or with --skip-base-training one that is there already."""
+def train_base(args: argparse.Namespace, given: Path | None, folder: Path, record: Record) -> Path:
+    """The base network: trained here, or with --skip-base-training the ``given`` one."""
     base, began = folder / f"{args.model}_base.pth", time.perf_counter()
     if record.done("base"):
         return base
     if args.skip_base_training:
-        files.write_bytes(base, _given_base(args).read_bytes())
+        files.write_bytes(base, given.read_bytes())
         score = _test(args, base)
     else:
-        settings = _settings(args, folder / "base", args.base_train_epochs)
+        settings = _settings(args, folder / "base", args.base_train_epochs, start=given)
         settings.sr = args.pruning_method == "slimming" and not args.skip_pruning
         experiment = Experiment(settings)
         penalty = [L1Penalty(experiment.model, args.s)] if settings.sr else []
@@ -199,8 +199,6 @@ def _settings(args, save: Path, epochs: int, start: Path | None = None) -> argpa
     settings.amp, settings.sr, settings.tag, settings.filename = not args.no_fp16, False, None, None
     last = save / "checkpoint.pth.tar"
     settings.resume = str(last) if last.exists() else None
-    if not last.exists() and not start and args.weights:
-        start = _pretrained(args, save.parent)
     settings.refine = str(start) if start and not settings.resume else None
     settings.start = settings.resume or settings.refine
     settings.contents = checkpoint.read(settings.start) if settings.start else {}
@@ -210,12 +208,16 @@ def _settings(args, save: Path, epochs: int, start: Path | None = None) -> argpa
     return settings
 
 
-def _given_base(args: argparse.Namespace) -> Path:
-    """Where --skip-base-training takes the base network from."""
+def given_base(args: argparse.Namespace) -> Path | None:
+    """The network that base training starts from or, with --skip-base-training, is replaced by;
+    None for fresh weights. UserError if it cannot be had."""
     if args.model_path:
+        _test(args, args.model_path)
         return args.model_path
     if args.weights:
         return _pretrained(args, args.output_dir)
+    if not args.skip_base_training:
+        return None
     pattern = f"{args.model}_*_{args.label}_*/{args.model}_base.pth"
     found = sorted((args.output_dir / args.label).glob(pattern), key=lambda p: p.stat().st_mtime)
     if found:
@@ -232,6 +234,11 @@ def _pretrained(args: argparse.Namespace, folder: Path) -> Path:
     network = Network(
         args.arch, None, args.dataset or "cifar10", len(loader.classes), None, args.image_size or 32
     )
+    if args.arch in NETWORKS:
+        raise UserError(
+            f"{args.arch} is not torchvision's, so no weights for it can be had: leave --weights "
+            "and --skip-base-training out, or name a network with --model-path"
+        )
     try:
         model = constructor(args.arch)(
             num_classes=network.num_classes,

@@ -88,15 +88,23 @@ def choose(
     The score of a unit is the mean over the layers of its group that have one. Groups without a
     score stay whole. UserError if there is none with a score, or a score is not finite.
     """
+    if not 0 <= ratio < 1 or round_to < 1:
+        raise UserError(
+            f"the ratio must be from 0 to below 1, not {ratio}, and round_to at least 1"
+        )
     by_group = {group.name: _unit_scores(group, scores) for group in found}
     scored = [group for group in found if by_group[group.name] is not None]
     if not scored:
-        raise UserError("no layer of the network can be pruned by this measure: use another one")
+        raise UserError(
+            "no layer can be pruned: use another measure"
+            if found
+            else "no layer can be pruned: all are left alone, or write the logits"
+        )
     if not all(by_group[group.name].isfinite().all() for group in scored):
         raise UserError("some importance scores are not finite: did the training diverge?")
     alive = {group.name: torch.ones(group.size, dtype=torch.bool) for group in scored}
     if local:
-        cuts = {g.name: _lowest(by_group[g.name], int(g.size * ratio + 1e-9)) for g in scored}
+        cuts = {g.name: _lowest(g, by_group[g.name], int(g.size * ratio + 1e-9)) for g in scored}
         threshold = math.nan
     else:
         cuts, threshold = _lowest_of_all(scored, by_group, ratio)
@@ -167,10 +175,15 @@ def _unit_scores(group: Group, scores: Scores) -> torch.Tensor | None:
     return total / layers if layers.all() else None
 
 
-def _lowest(units: torch.Tensor, count: int) -> torch.Tensor:
-    """Where the ``count`` lowest scores are, but never all of them."""
+def _lowest(group: Group, units: torch.Tensor, count: int) -> torch.Tensor:
+    """Where the ``count`` lowest scores are. The best unit of each layer is never among them: of a
+    concatenation a layer writes a part of the units alone."""
+    stays = torch.zeros(len(units), dtype=torch.bool)
+    for member in group.members:
+        stays[member.units[units[member.units].argmax()]] = True
+    order = units.argsort(stable=True)
     cut = torch.zeros(len(units), dtype=torch.bool)
-    cut[units.argsort(stable=True)[: min(count, len(units) - 1)]] = True
+    cut[order[~stays[order]][:count]] = True
     return cut
 
 
@@ -178,10 +191,10 @@ def _lowest_of_all(
     scored: list[Group], by_group: dict[str, torch.Tensor], ratio: float
 ) -> tuple[Masks, float]:
     """Where the lowest scores of all groups are that make up the share ``ratio`` of the filters,
-    and the highest of those. The best unit of each group is never among them."""
+    and the highest of those."""
     ranking = torch.cat([by_group[group.name] for group in scored])
     cost = torch.cat([torch.full((group.size,), group.filters) for group in scored])
-    may_go = torch.cat([_lowest(by_group[group.name], group.size) for group in scored])
+    may_go = torch.cat([_lowest(g, by_group[g.name], g.size) for g in scored])
     order = ranking.argsort(stable=True)
     order = order[may_go[order]]
     gone = order[cost[order].cumsum(0) <= ratio * cost.sum() + 1e-9]

@@ -55,9 +55,9 @@ def test_every_command_line_parses(command):
     parser.parse_args(words)
 
 
-@pytest.mark.parametrize("program", [block for kind, block in BLOCKS if kind == "python"])
-def test_every_program_runs(program, tmp_path, monkeypatch):
+def test_the_programs_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for path in re.findall(r'load\("(.*?)"\)', program):
-        save_network(tmp_path / path, "vgg", 11)
-    exec(program, {"torch": torch})
+    for program in [block for kind, block in BLOCKS if kind == "python"]:
+        for path in re.findall(r'checkpoint.load\("(.*?)"\)', program):
+            save_network(tmp_path / path, "vgg", 11)
+        exec(program, {"torch": torch})

@@ -208,3 +208,31 @@ def test_what_cannot_be_slimmed_is_refused_with_its_reason_in_one_line(reason, n
     with pytest.raises(UserError, match=reason) as error:
         prune(net.eval())
     assert "\n" not in str(error.value)
+
+
+def test_no_branch_of_a_concatenation_is_emptied():
+    """Though one ranking over its sum with another layer would take all of it."""
+
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide, self.a, self.b = (nn.Conv2d(3, n, 3, padding=1) for n in (12, 8, 4))
+            self.fc = nn.Linear(12, 10)
+
+        def forward(self, x):
+            x = self.wide(x) + torch.cat([self.a(x), self.b(x)], 1)
+            return self.fc(x.mean((2, 3)))
+
+    dense = Branches().eval()
+    with torch.no_grad():
+        dense.b.weight.mul_(1e-3)
+        dense.wide.weight[8:].mul_(1e-3)
+    slim = prune(dense, 0.8).model
+    assert slim.b.out_channels >= 1 and slim.a.out_channels >= 1
+
+
+def test_shares_that_cannot_be_are_refused():
+    dense = build("resnet-56")
+    for wrong in ({"ratio": 1.0}, {"ratio": -0.1}, {"round_to": 0}):
+        with pytest.raises(UserError, match="from 0 to below 1"):
+            prune(dense, **wrong)
