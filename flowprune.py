@@ -16,13 +16,7 @@ from slimming.experiment import Experiment
 from slimming.importance import MEASURES, SECOND_ORDER
 from slimming.rounds import LR, Rounds
 
-MODELS = {
-    "vgg": ("vgg", 13),
-    "mobilenet": ("mobilenet", None),
-    "resnet-56": ("resnet-56", None),
-    "resnet-34": ("resnet-34", None),
-    "resnet-18": ("resnet-18", None),
-}
+MODELS = ("vgg", "mobilenet", "resnet-56", "resnet-34", "resnet-18")
 FULL_RATE = 80  # epochs at LR, of 160: rounds and warm-up fit into them
 
 
@@ -141,7 +135,7 @@ def thresholds(text: str) -> str:
 
 def complete(args: argparse.Namespace) -> argparse.Namespace:
     """Check what belongs together, and say it in the words of `Experiment`."""
-    args.arch, args.depth = MODELS[args.model]
+    args.arch, args.depth = args.model, 13 if args.model == "vgg" else None
     args.spelled, args.lr, args.momentum, args.sr, args.s = None, LR, args.moment, False, 0.0
     args.start_epoch, args.compile, args.sync_bn, args.tag = None, False, False, None
     args.refine = None

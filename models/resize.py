@@ -57,18 +57,19 @@ def _check(name: str, layer: nn.Module | None, shape: list[int]) -> None:
         raise ValueError(f"cfg has {shape!r} for {name}: integers from 1 to {dense} can be had")
     if not isinstance(layer, nn.Conv2d):
         return
-    if _is_depthwise(layer) and shape[0] != shape[1]:
+    if is_depthwise(layer) and shape[0] != shape[1]:
         raise ValueError(f"cfg has {shape} for {name}, which is depthwise: in and out are the same")
     if any(width % _groups(layer, shape) for width in shape):
         raise ValueError(f"cfg has {shape} for {name}, whose {layer.groups} groups do not divide")
 
 
-def _is_depthwise(conv: nn.Conv2d) -> bool:
-    return conv.groups == conv.in_channels == conv.out_channels
+def is_depthwise(conv: nn.Conv2d) -> bool:
+    """Whether each filter reads the one channel of its own."""
+    return conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
 
 
 def _groups(conv: nn.Conv2d, shape: list[int]) -> int:
-    return shape[0] if _is_depthwise(conv) else conv.groups
+    return shape[0] if is_depthwise(conv) else conv.groups
 
 
 def _set_widths(layer: nn.Module, shape: list[int]) -> None:

@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from models.resize import widths
+from models.resize import LAYERS, is_depthwise, widths
 from slimming.errors import UserError
 
-CHANNELWISE = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.PReLU)
 MIXING = (nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.MultiheadAttention)
 
 
@@ -76,11 +75,6 @@ def count_filters(found: list[Group]) -> int:
     return sum(group.size * group.filters for group in found)
 
 
-def is_depthwise(layer: nn.Conv2d) -> bool:
-    """Whether each filter reads the one channel of its own."""
-    return layer.groups == layer.in_channels == layer.out_channels and layer.groups > 1
-
-
 def width(layer: nn.Module, side: str) -> int:
     """How many channels a layer writes ('out') or reads ('in')."""
     shape = widths(layer)[""]
@@ -134,7 +128,7 @@ def _group(graph, raw, names: dict[nn.Module, str]) -> Group:
                 name = graph._param_to_name.get(layer, "a parameter")
                 raise UserError(f"{name} is a parameter without a layer: it cannot be sliced")
             continue  # the library's own nodes: sums, concatenations, views
-        if not isinstance(layer, (nn.Conv2d, nn.Linear, *CHANNELWISE)):
+        if not isinstance(layer, LAYERS):
             raise UserError(f"{names[layer]} ({type(layer).__name__}) cannot be sliced")
         if isinstance(layer, nn.PReLU) and layer.num_parameters == 1:
             continue  # one slope for all channels

@@ -11,7 +11,8 @@ import math
 import torch
 from torch import nn
 
-from slimming.dependencies import Group, is_depthwise
+from models.resize import is_depthwise
+from slimming.dependencies import Group
 from slimming.pruning import Choice, Masks
 
 PATTERNS = 16  # different patterns a layer may use: a kernel of a fast program is one of a few

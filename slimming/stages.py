@@ -4,7 +4,6 @@ Each leaves its result in the experiment's folder and is skipped where that is t
 """
 
 import argparse
-import functools
 import json
 import platform
 import time
@@ -54,24 +53,11 @@ class Record:
     def done(self, name: str) -> bool:
         return any(stage["name"] == name for stage in self.facts["stages"])
 
-    def add(
-        self, name: str, path: Path, score: training.Score | None, began: float, **more
-    ) -> None:
+    def add(self, name: str, path: Path, score: training.Score, began: float, **more) -> None:
         """A stage that ended with the network in ``path``."""
         model, network, _ = checkpoint.load(path)
-        effective = profiling.count_effective(model, network.image_size)
-        stage = {
-            "name": name,
-            "top-1": score.prec1,
-            "loss": score.loss,
-            "parameters": profiling.count_parameters(model),
-            "effective parameters": effective[0],
-            "FLOPs": profiling.count_flops(model, network.image_size),
-            "effective FLOPs": effective[1],
-            "bytes": profiling.count_bytes(model),
-            "file": path.name,
-            "seconds": time.perf_counter() - began,
-        }
+        stage = {"name": name, **figures(model, network, score), "file": path.name}
+        stage |= {"bytes": profiling.count_bytes(model), "seconds": time.perf_counter() - began}
         self.facts["stages"].append(stage)
         self.update(**more)
         print(stage_text(stage), flush=True)
@@ -79,6 +65,19 @@ class Record:
     def update(self, **facts) -> None:
         self.facts.update(facts)
         files.write_bytes(self.path, json.dumps(self.facts, indent=1).encode())
+
+
+def figures(model: nn.Module, network: Network, score: training.Score) -> dict:
+    """Accuracy, size and work of a network; "effective" is without weights that are zero."""
+    parameters, flops = profiling.count_effective(model, network.image_size)
+    return {
+        "top-1": score.prec1,
+        "loss": score.loss,
+        "parameters": profiling.count_parameters(model),
+        "effective parameters": parameters,
+        "FLOPs": profiling.count_flops(model, network.image_size),
+        "effective FLOPs": flops,
+    }
 
 
 def stage_text(stage: dict) -> str:
@@ -184,11 +183,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """Print accuracy, size and work of the network in --model-path."""
     score = _test(args, args.model_path)
     model, network, _ = checkpoint.load(args.model_path, {"arch": args.arch})
-    effective = profiling.count_effective(model, network.image_size)
-    stage = {"name": str(network), "top-1": score.prec1, "loss": score.loss}
-    stage |= {"parameters": profiling.count_parameters(model), "effective parameters": effective[0]}
-    stage |= {"FLOPs": profiling.count_flops(model, network.image_size)}
-    print(stage_text({**stage, "effective FLOPs": effective[1]}))
+    print(stage_text({"name": str(network), **figures(model, network, score)}))
 
 
 def _settings(args, save: Path, epochs: int, start: Path | None = None) -> argparse.Namespace:
@@ -228,17 +223,17 @@ def given_base(args: argparse.Namespace) -> Path | None:
 
 def _pretrained(args: argparse.Namespace, folder: Path) -> Path:
     """torchvision's weights as a checkpoint for this data."""
+    if args.arch in NETWORKS:
+        raise UserError(
+            f"{args.arch} is not torchvision's, so no weights for it can be had: leave --weights "
+            "and --skip-base-training out, or name a network with --model-path"
+        )
     loader = data.batches(
         args.dataset or "cifar10", "test", 1, torch.device("cpu"), args.image_size or 32, args
     )
     network = Network(
         args.arch, None, args.dataset or "cifar10", len(loader.classes), None, args.image_size or 32
     )
-    if args.arch in NETWORKS:
-        raise UserError(
-            f"{args.arch} is not torchvision's, so no weights for it can be had: leave --weights "
-            "and --skip-base-training out, or name a network with --model-path"
-        )
     try:
         model = constructor(args.arch)(
             num_classes=network.num_classes,
@@ -271,7 +266,7 @@ def _best_score(experiment: Experiment) -> training.Score:
 
 def _layers(args: argparse.Namespace, before: nn.Module, after: nn.Module) -> list[list]:
     """Layer by layer [name, before, after]: filters, or weights that are not zero."""
-    count = functools.partial(_nonzero if "kernel" in args.pruning_method else len)
+    count = _nonzero if "kernel" in args.pruning_method else len
     old, new = importance.layers(before), importance.layers(after)
     return [[name, int(count(old[name].weight)), int(count(new[name].weight))] for name in old]
 

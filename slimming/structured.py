@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from models.resize import LAYERS, resize, widths
+from models.resize import LAYERS, is_depthwise, resize, widths
 from slimming import pruning
-from slimming.dependencies import Group, groups, is_depthwise, width
+from slimming.dependencies import Group, groups, width
 from slimming.errors import UserError
 from slimming.importance import Scores
 from slimming.pruning import Choice, Masks
