@@ -1,42 +1,20 @@
 """Small networks, small image folders, and the scripts as processes."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch is there: the tests run side by side
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from warm import run
 
 from models import NETWORKS
 from slimming import checkpoint
 from slimming.sparsity import batch_norms
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALLEST = {"vgg": 11, "resnet": 11, "densenet": 7}  # the smallest depth of each network
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    torch.set_num_threads(1)  # the tests run side by side
-
-
-def run(script, *args, cwd=None, **kwargs):
-    """Run a script of the repository as a process and return what it printed and its status."""
-    command = [sys.executable, str(ROOT / script), *map(str, args)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **kwargs.pop("env", {})}
-    return subprocess.run(
-        command,
-        cwd=cwd or ROOT,
-        env=env,
-        text=True,
-        capture_output=True,
-        timeout=300,
-        check=False,
-        **kwargs,
-    )
 
 
 def succeed(script, *args, **kwargs):

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ROOT, make_images, run, succeed
+from conftest import make_images, succeed
+from warm import ROOT, run
 
 from slimming import checkpoint, data, datasets, distributed
 
@@ -18,7 +19,6 @@ FLAGS = (
     "-sr --s 0.001 --dataset folder --arch resnet --depth 11 --batch-size 16 --seed 3 "
     "--no-tensorboard"
 ).split()
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def torchrun(*words, processes=2, restarts=0):
@@ -31,7 +31,7 @@ def torchrun(*words, processes=2, restarts=0):
 
 def run_all(*words, **settings):
     done = subprocess.run(
-        torchrun(*words, **settings), cwd=ROOT, env=ENV, capture_output=True, text=True, check=False
+        torchrun(*words, **settings), cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -87,7 +87,7 @@ def test_all_processes_end_with_identical_weights_and_the_gradient_of_the_whole_
             str(ROOT / "tests" / "two_processes.py"),
         ],
         cwd=ROOT,
-        env={**ENV, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
@@ -120,7 +120,7 @@ def test_a_killed_worker_is_restarted_and_the_run_finishes(tmp_path):
     last = tmp_path / "killed" / "checkpoint.pth.tar"
     words = torchrun(*flags, "--save", tmp_path / "killed", "--resume", "auto", restarts=3)
     process = subprocess.Popen(
-        words, cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     while not last.exists() and process.poll() is None:
         time.sleep(0.01)
@@ -141,7 +141,7 @@ def test_what_cannot_be_shared_is_one_line(tmp_path):
     """Too small a batch; machines that do not see the same checkpoint; pruning by two processes."""
     images = make_images(tmp_path / "images")
     words = torchrun("--data", images, "--batch-size", "1", "--save", tmp_path / "out")
-    done = subprocess.run(words, cwd=ROOT, env=ENV, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert "--batch-size 1 leaves nothing for some of 2 processes" in done.stderr
     assert "Traceback" not in done.stderr.partition("torch/distributed")[0]
     done = run("resprune.py", "--model", tmp_path / "none", env={"WORLD_SIZE": "2"})

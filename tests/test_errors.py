@@ -7,7 +7,8 @@ import sys
 
 import pytest
 import torch
-from conftest import make_images, run, save_network
+from conftest import make_images, save_network
+from warm import run
 
 PRUNERS = {
     "vggprune.py": "vgg",
@@ -303,7 +304,7 @@ def test_a_run_that_diverges(tmp_path, files):
 def test_importing_a_script_runs_nothing(tmp_path):
     import subprocess
 
-    from conftest import ROOT
+    from warm import ROOT
 
     names = [
         "main",

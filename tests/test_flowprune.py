@@ -8,10 +8,10 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, make_images, succeed
-from test_distributed import ENV
+from conftest import make_images, succeed
 from test_errors import fails
 from test_resume import same
+from warm import ROOT
 
 import flowprune
 from slimming import checkpoint, dependencies, flags, structured
@@ -141,9 +141,7 @@ def test_a_killed_process_goes_on(images, tmp_path):
     succeed("flowprune.py", *words, "--save", tmp_path / "whole")
     last = tmp_path / "out" / "checkpoint.pth.tar"
     command = [sys.executable, "flowprune.py", *words, "--save", tmp_path / "out"]
-    process = subprocess.Popen(
-        list(map(str, command)), cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL)
     while not last.exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -185,7 +183,7 @@ def test_two_processes_end_with_one_network(images, tmp_path):
     words = ["--data_path", images, *FLAGS, "--epochs", 2, "--pruning_type", "biased_loss"]
     words += ["--prune_percent", 50, "--track_stats", "--save", tmp_path / "out"]
     command = list(map(str, [*launch, "--", "flowprune.py", *words]))
-    done = subprocess.run(command, cwd=ROOT, env=ENV, text=True, capture_output=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("round 1 of 1") == done.stdout.count("stats.json") == 1, "one voice"
     last = tmp_path / "out" / "checkpoint.pth.tar"

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from warm import ROOT
 
 FAULTS = """
 import resource, torch

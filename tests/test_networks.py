@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, randomize
+from conftest import randomize
 from torch import nn
 from torchvision import models as torchvision_models
+from warm import ROOT
 
 from models import NETWORKS, PAPER_DEPTH, cifar_resnet, constructor, mobilenet, resize, widths, zoo
 from models.mobilenet import BLOCKS

@@ -5,7 +5,8 @@ import shlex
 
 import pytest
 import torch
-from conftest import ROOT, save_network
+from conftest import save_network
+from warm import ROOT
 
 import eval as evaluation
 import flowprune

@@ -9,7 +9,8 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, make_images, run, succeed
+from conftest import make_images, succeed
+from warm import ROOT, run
 
 from slimming import checkpoint
 
@@ -18,7 +19,6 @@ FLAGS = (
     f"-sr --s 0.001 --dataset folder --arch resnet --depth 11 --epochs {EPOCHS} --batch-size 16 "
     "--seed 3 --no-tensorboard"
 ).split()
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def same(a, b):
@@ -55,9 +55,7 @@ def test_killed_three_times_and_resumed(tmp_path, extra):
         resume = ["--resume", last] if last.exists() else []
         command = [sys.executable, "main.py", *flags, "--save", tmp_path / "killed", *resume]
         before = last.stat().st_mtime_ns if last.exists() else 0
-        process = subprocess.Popen(
-            list(map(str, command)), cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL
-        )
+        process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL)
         while process.poll() is None and not (last.exists() and last.stat().st_mtime_ns != before):
             time.sleep(0.005)  # at least one epoch further each time, so that every kill counts
         time.sleep(rng.uniform(0, 0.3))
@@ -133,7 +131,6 @@ def test_ctrl_c_says_how_to_continue(images, tmp_path):
     process = subprocess.Popen(
         list(map(str, command)),
         cwd=ROOT,
-        env=ENV,
         text=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -1,7 +1,6 @@
 """run.py: one experiment from base training to its report."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -9,13 +8,13 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, make_images, succeed
+from conftest import make_images, succeed
 from test_errors import fails
 from test_resume import same
+from warm import ROOT
 
 from slimming import checkpoint
 
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 METHODS = {  # each by one of the two rankings
     "channel": ["--global-pruning"],
     "kernel": [],
@@ -81,7 +80,7 @@ def test_a_killed_experiment_ends_as_if_it_had_not_been(photos, tmp_path):
     whole, killed = (flags(photos, tmp_path / name, *words) for name in ("whole", "killed"))
     succeed("run.py", *whole)
     command = [sys.executable, "run.py", *map(str, killed)]
-    process = subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     pattern = "folder/*/finetune/checkpoint.pth.tar"
     while process.poll() is None and not list((tmp_path / "killed").glob(pattern)):
         time.sleep(0.01)
