@@ -15,8 +15,9 @@ def batch_norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
 class L1Penalty:
     """Add the subgradient of s · Σ|γ| to the gradients: grad(γ) += s · sign(γ).
 
-    γ are the weights of every BatchNorm2d of ``model`` (Network Slimming, eq. 1). Call it between
-    backward and step, when the gradients are whole: unscaled, reduced and accumulated.
+    γ are the weights of every BatchNorm2d of ``model`` that learns (Network Slimming, eq. 1); one
+    that had no part in the loss is left alone. Call it between backward and step, when the
+    gradients are whole: unscaled, reduced and accumulated.
 
     >>> bn = nn.BatchNorm2d(2)
     >>> bn.weight.grad = torch.zeros(2)
@@ -27,14 +28,16 @@ class L1Penalty:
 
     def __init__(self, model: nn.Module, s: float):
         self.s = s
-        self.gammas = [bn.weight for bn in batch_norms(model).values()]
+        weights = [bn.weight for bn in batch_norms(model).values() if bn.affine]
+        self.gammas = [weight for weight in weights if weight.requires_grad]
         if not self.gammas:
             raise UserError("the network has no BatchNorm, so no scaling factors for -sr to shrink")
 
     @torch.no_grad()
     def __call__(self) -> None:
-        grads = [gamma.grad for gamma in self.gammas]
-        torch._foreach_add_(grads, torch._foreach_sign(self.gammas), alpha=self.s)
+        gammas = [gamma for gamma in self.gammas if gamma.grad is not None]
+        signs = torch._foreach_sign(gammas)
+        torch._foreach_add_([gamma.grad for gamma in gammas], signs, alpha=self.s)
 
 
 class GradientMask:

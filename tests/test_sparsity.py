@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from models import resnet
 from slimming import training
@@ -98,3 +99,12 @@ def test_the_classic_names_are_where_people_look_for_them():
     main_mask.BN_grad_zero(model)
     assert model.bn.weight.grad[0] == 0 and model.bn.bias.grad[0] == 0
     assert main.train is main_mask.train and main.test is main_mask.test
+
+
+def test_the_penalty_is_on_scaling_factors_that_learn():
+    model = nn.Sequential(*(nn.BatchNorm2d(3, affine=i != 0) for i in range(4)))
+    model[1].requires_grad_(False)
+    (model[2](model[0](torch.randn(2, 3, 4, 4))) * 0).sum().backward()  # the last has no part in it
+    L1Penalty(model, 0.5)()
+    assert torch.equal(model[2].weight.grad, torch.full((3,), 0.5))
+    assert model[1].weight.grad is None and model[3].weight.grad is None
