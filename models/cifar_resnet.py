@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .resize import resize, widths
+from .resize import resize
 from .wiring import count_classes
 
 PLANES = (16, 32, 64)
@@ -42,7 +42,6 @@ class cifar_resnet(nn.Module):
         self.fc = nn.Linear(PLANES[2], self.num_classes)
         if cfg is not None:
             resize(self, cfg)
-        self.cfg = widths(self)
         initialize(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from .cifar_resnet import initialize
-from .resize import resize, widths
+from .resize import resize
 from .wiring import count_classes
 
 STEM = 32
@@ -46,7 +46,6 @@ class mobilenet(nn.Module):
         self.classifier = nn.Linear(channels, self.num_classes)
         if cfg is not None:
             resize(self, cfg)
-        self.cfg = widths(self)
         initialize(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

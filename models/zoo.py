@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .resize import resize, widths
+from .resize import resize
 from .wiring import count_classes
 
 SMALL = 64  # pixels; up to here a stem that shrinks the image fourfold leaves too little of it
@@ -48,7 +48,7 @@ def classifier(
         _load_pretrained(model, name, weights)
     if cfg is not None:
         resize(model, cfg)
-    model.arch, model.num_classes, model.cfg = name, classes, widths(model)
+    model.arch, model.num_classes = name, classes
     return model
 
 

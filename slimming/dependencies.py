@@ -35,13 +35,13 @@ class Member:
 class Group:
     """Channels of one or more layers that only go together: ``size`` units, each of which can go.
 
-    ``filters``: how many filters (rows of convolutions and linear layers) make up one unit.
+    ``filters`` (size,): how many filters, rows of convolutions and linear layers, each unit is.
     """
 
     name: str
     size: int
     members: list[Member] = field(repr=False)
-    filters: int = 1
+    filters: torch.Tensor = field(repr=False)
 
 
 def groups(model: nn.Module, images: torch.Tensor, ignore: Iterable[str] = ()) -> list[Group]:
@@ -60,19 +60,30 @@ def groups(model: nn.Module, images: torch.Tensor, ignore: Iterable[str] = ()) -
                 f"{name} ({type(module).__name__}) normalises over channels, so what is removed "
                 "would change what stays: such a network cannot be slimmed exactly"
             )
-    missing = [word for word in ignore if not any(inside(name, word) for name in names.values())]
-    if missing:
-        raise UserError(f"the network has no layer called {', '.join(missing)}")
+    check_names(traced, ignore)
     graph = _dependencies(traced, images)
+    if unseen := _only_in_training(traced, images):
+        raise UserError(
+            f"{', '.join(unseen)} run in training alone, so what they read cannot be followed: "
+            "turn them off (aux_logits=False, say) or prune without them"
+        )
     raw = [group for group in graph.get_all_groups() if _may_go(graph, group, names, ignore)]
     order = {name: place for place, name in enumerate(names.values())}
     found = [_group(graph, group, names) for group in raw]
     return sorted(found, key=lambda group: min(order[member.layer] for member in group.members))
 
 
+def check_names(model: nn.Module, ignore: Iterable[str]) -> None:
+    """UserError if no module of ``model`` is called as one of ``ignore``."""
+    names = [name for name, _ in model.named_modules()]
+    missing = [word for word in ignore if not any(inside(name, word) for name in names)]
+    if missing:
+        raise UserError(f"the network has no layer called {', '.join(missing)}")
+
+
 def count_filters(found: list[Group]) -> int:
     """Filters that can be removed."""
-    return sum(group.size * group.filters for group in found)
+    return sum(int(group.filters.sum()) for group in found)
 
 
 def width(layer: nn.Module, side: str) -> int:
@@ -107,6 +118,19 @@ def _dependencies(model: nn.Module, images: torch.Tensor):
         ) from error
 
 
+@torch.no_grad()
+def _only_in_training(model: nn.Module, images: torch.Tensor) -> list[str]:
+    """The layers of a copy of ``model`` that run in training mode and not in eval mode."""
+    copied, ran = copy.deepcopy(model), {True: set(), False: set()}
+    for name, layer in copied.named_modules():
+        if isinstance(layer, LAYERS):
+            layer.register_forward_hook(lambda *_, name=name: ran[copied.training].add(name))
+    with torch.random.fork_rng(devices=[]), contextlib.suppress(Exception):
+        for mode in (False, True):
+            copied.train(mode)(images[:1].repeat(2, 1, 1, 1).cpu().float())
+    return sorted(ran[True] - ran[False])
+
+
 def _may_go(graph, raw, names: dict[nn.Module, str], ignore: Iterable[str]) -> bool:
     """Whether a group of the library neither is the logits nor is written by what to ``ignore``."""
     if any(item.dep.target.type.name == "OUTPUT" for item in raw):
@@ -129,7 +153,10 @@ def _group(graph, raw, names: dict[nn.Module, str]) -> Group:
                 raise UserError(f"{name} is a parameter without a layer: it cannot be sliced")
             continue  # the library's own nodes: sums, concatenations, views
         if not isinstance(layer, LAYERS):
-            raise UserError(f"{names[layer]} ({type(layer).__name__}) cannot be sliced")
+            raise UserError(
+                f"{names[layer]} ({type(layer).__name__}) is none of the layers that can be sliced "
+                f"({', '.join(kind.__name__ for kind in LAYERS)}): leave alone what writes to it"
+            )
         if isinstance(layer, nn.PReLU) and layer.num_parameters == 1:
             continue  # one slope for all channels
         side = "out" if _writes(graph, item.dep) else "in"
@@ -143,11 +170,13 @@ def _group(graph, raw, names: dict[nn.Module, str]) -> Group:
         parts.append((names[layer], side, item.idxs, item.root_idxs, layer))
     channels = len(raw[0].idxs)
     size = channels // repeats if channels % repeats == 0 else 1  # a grouped convolution loses the
-    members, filters = [], 0  # same places of each of its groups: they go together
+    members = []  # same places of each of its groups: they go together
+    filters = torch.zeros(size, dtype=torch.long)
     for name, side, indices, roots, layer in parts:
         units = torch.tensor(roots) % size
         members.append(Member(name, side, torch.tensor(indices), units))
-        filters += repeats if side == "out" and isinstance(layer, (nn.Conv2d, nn.Linear)) else 0
+        if side == "out" and isinstance(layer, (nn.Conv2d, nn.Linear)):
+            filters += torch.bincount(units, minlength=size)
     return Group(members[0].layer, size, members, filters)
 
 

@@ -95,7 +95,8 @@ def deploy(model: nn.Module) -> nn.Module:
     of channel selection works on the kept channels alone, and becomes a clamp where the layer that
     reads them can take its scale and shift. The copy is channels_last, in eval mode, and has no
     BatchNorm left: it cannot be trained or pruned. ValueError if ``model`` has none. Of a network
-    without ``wiring()`` each BN behind a convolution is folded, where PyTorch can trace it.
+    without ``wiring()`` each BN behind a convolution is folded, where PyTorch can trace it and no
+    such layer runs twice.
     """
     if not hasattr(model, "wiring"):
         return _fused(model).requires_grad_(False).to(memory_format=torch.channels_last)
@@ -122,6 +123,11 @@ def _fused(model: nn.Module) -> nn.Module:
     """A copy in eval mode with convolution and BN in one, if torch.fx can trace the network."""
     still = copy.deepcopy(model).eval()
     try:
+        nodes = torch.fx.symbolic_trace(still).graph.nodes
+        called = [still.get_submodule(n.target) for n in nodes if n.op == "call_module"]
+        folded = [layer for layer in called if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d))]
+        if len(folded) > len(set(folded)):  # a convolution that runs twice cannot take two BNs
+            return still
         return optimization.fuse(still)
     except Exception:  # data-dependent Python in forward, and whatever else cannot be traced
         return still

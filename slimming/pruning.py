@@ -172,13 +172,24 @@ def masked(model: nn.Module, keep: Masks) -> nn.Module:
     return copied
 
 
+def only_logits(outputs: object) -> torch.Tensor:
+    """What a network puts out, if that is one tensor; else UserError."""
+    if not isinstance(outputs, torch.Tensor):
+        raise UserError(
+            f"the network returns a {type(outputs).__name__}, not a tensor of logits: wrap it in a "
+            "module that returns the logits alone"
+        )
+    return outputs
+
+
 @torch.no_grad()
 def prove_equal(small: nn.Module, reference: nn.Module, images: torch.Tensor) -> float:
     """The largest difference of two networks' logits on ``images`` (N, 3, H, W), relative to the
     largest logit, in fp32 on the CPU. UserError past 1e-4: the slim network would be wrong.
     """
     images = images.float().cpu()
-    ours, theirs = (copy.deepcopy(m).cpu().float().eval()(images) for m in (small, reference))
+    copies = [copy.deepcopy(model).cpu().float().eval() for model in (small, reference)]
+    ours, theirs = (only_logits(model(images)) for model in copies)
     scale = theirs.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     difference = float((ours - theirs).abs().max() / scale)
     if not difference <= TOLERANCE:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from models.resize import LAYERS, is_depthwise, resize, widths
-from slimming import pruning
+from slimming import pruning, ranking
 from slimming.dependencies import Group, groups, width
 from slimming.errors import UserError
 from slimming.importance import Scores
@@ -27,6 +27,11 @@ class Slimmed:
     choice: Choice
     kept: dict[str, Masks]
     difference: float
+
+    @property
+    def cfg(self) -> dict | list:
+        """What the dense constructor needs to build ``model``: see `cfg_of`."""
+        return cfg_of(self.model)
 
 
 def prune(
@@ -52,7 +57,7 @@ def prune(
     Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))
     """
     found = groups(model, images, ignore)
-    choice = choose(found, scores, ratio, local=local, round_to=round_to)
+    choice = ranking.choose(found, scores, ratio, local=local, round_to=round_to)
     return apply(model, found, choice, images)
 
 
@@ -63,7 +68,7 @@ def apply(model: nn.Module, found: list[Group], choice: Choice, images: torch.Te
     reference = masked(model, kept)
     try:
         difference, failure = pruning.prove_equal(slim, reference, images), None
-    except (UserError, RuntimeError) as error:
+    except Exception as error:  # whatever the user's forward raises at widths it does not expect
         difference, failure = math.nan, error
     where = _first_difference(slim, reference, kept, images)  # logits alone may hang on nothing
     if where or failure:
@@ -73,49 +78,6 @@ def apply(model: nn.Module, found: list[Group], choice: Choice, images: torch.Te
             f"layers before it alone ({failure or 'the logits do not show it'})"
         ) from failure
     return Slimmed(slim, choice, kept, difference)
-
-
-def choose(
-    found: list[Group],
-    scores: Scores,
-    ratio: float,
-    *,
-    local: bool = False,
-    round_to: int = 1,
-) -> Choice:
-    """The units of each group that stay when the share ``ratio`` of all filters goes.
-
-    The score of a unit is the mean over the layers of its group that have one. Groups without a
-    score stay whole. UserError if there is none with a score, or a score is not finite.
-    """
-    if not 0 <= ratio < 1 or round_to < 1:
-        raise UserError(
-            f"the ratio must be from 0 to below 1, not {ratio}, and round_to at least 1"
-        )
-    by_group = {group.name: _unit_scores(group, scores) for group in found}
-    scored = [group for group in found if by_group[group.name] is not None]
-    if not scored:
-        raise UserError(
-            "no layer can be pruned: use another measure"
-            if found
-            else "no layer can be pruned: all are left alone, or write the logits"
-        )
-    if not all(by_group[group.name].isfinite().all() for group in scored):
-        raise UserError("some importance scores are not finite: did the training diverge?")
-    alive = {group.name: torch.ones(group.size, dtype=torch.bool) for group in scored}
-    if local:
-        cuts = {g.name: _lowest(g, by_group[g.name], int(g.size * ratio + 1e-9)) for g in scored}
-        threshold = math.nan
-    else:
-        cuts, threshold = _lowest_of_all(scored, by_group, ratio)
-    keep, rescued = {}, []
-    for group in scored:
-        units, name = by_group[group.name], group.name
-        if group.size > 1 and units.max() <= threshold:
-            rescued.append(name)
-        shifted = units - units.min()  # `round_up` takes scores from 0
-        keep[name] = pruning.round_up(~cuts[name], shifted, alive[name], round_to)
-    return Choice(ratio, threshold, alive, keep, rescued)
 
 
 def masked(model: nn.Module, kept: dict[str, Masks]) -> nn.Module:
@@ -154,55 +116,10 @@ def cfg_of(model: nn.Module) -> dict | list:
     """What the dense constructor needs to build a network of these widths: the widths of each
     layer by its name; of this suite's VGG the list that it takes."""
     found = widths(model)
-    if not isinstance(getattr(model, "cfg", None), list):
+    if not hasattr(model, "wiring"):
         return found
     convs = iter(out for (_, out) in (w for w in found.values() if len(w) == 2))
     return ["M" if width == "M" else next(convs) for width in model.cfg]
-
-
-def _unit_scores(group: Group, scores: Scores) -> torch.Tensor | None:
-    """The mean of what the layers of a group score for each unit: (size,); None where a unit has
-    no score."""
-    total = torch.zeros(group.size, dtype=torch.double)
-    layers = torch.zeros(group.size)  # with a score: not every layer has a channel of every unit
-    for member in group.members:
-        key = member.layer if member.side == "out" else f"{member.layer}:in"
-        if key in scores:
-            own = scores[key].detach().double().cpu()[member.channels]
-            count = torch.bincount(member.units, minlength=group.size)
-            total += torch.zeros_like(total).index_add_(0, member.units, own) / count.clamp(min=1)
-            layers += count > 0
-    return total / layers if layers.all() else None
-
-
-def _lowest(group: Group, units: torch.Tensor, count: int) -> torch.Tensor:
-    """Where the ``count`` lowest scores are. The best unit of each layer is never among them: of a
-    concatenation a layer writes a part of the units alone."""
-    stays = torch.zeros(len(units), dtype=torch.bool)
-    for member in group.members:
-        stays[member.units[units[member.units].argmax()]] = True
-    order = units.argsort(stable=True)
-    cut = torch.zeros(len(units), dtype=torch.bool)
-    cut[order[~stays[order]][:count]] = True
-    return cut
-
-
-def _lowest_of_all(
-    scored: list[Group], by_group: dict[str, torch.Tensor], ratio: float
-) -> tuple[Masks, float]:
-    """Where the lowest scores of all groups are that make up the share ``ratio`` of the filters,
-    and the highest of those."""
-    ranking = torch.cat([by_group[group.name] for group in scored])
-    cost = torch.cat([torch.full((group.size,), group.filters) for group in scored])
-    may_go = torch.cat([_lowest(g, by_group[g.name], g.size) for g in scored])
-    order = ranking.argsort(stable=True)
-    order = order[may_go[order]]
-    gone = order[cost[order].cumsum(0) <= ratio * cost.sum() + 1e-9]
-    cut = torch.zeros(len(ranking), dtype=torch.bool)
-    cut[gone] = True
-    parts = cut.split([group.size for group in scored])
-    threshold = float(ranking[gone].max()) if len(gone) else -math.inf
-    return {group.name: part for group, part in zip(scored, parts, strict=True)}, threshold
 
 
 def _kept_channels(model: nn.Module, found: list[Group], keep: Masks) -> dict[str, Masks]:
@@ -256,7 +173,8 @@ def _sliced(model: nn.Module, kept: dict[str, Masks]) -> nn.Module:
         small.load_state_dict(state)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"the network cannot be slimmed exactly: {error}") from error
-    small.cfg = cfg_of(small)
+    if hasattr(model, "wiring"):
+        small.cfg = cfg_of(small)
     return small
 
 
@@ -266,9 +184,11 @@ def _first_difference(
 ) -> str | None:
     """The name of the first layer, in the order of the forward pass, whose kept channels differ.
 
-    In fp64, relative to the largest output of the layer.
+    In fp64, relative to the largest output of the layer, on noise: of images that are constant
+    many operations that mix channels change nothing.
     """
-    seen = [_outputs(model, images[:2]) for model in (small, reference)]
+    noise = torch.randn(2, *images.shape[1:], generator=torch.Generator().manual_seed(0))
+    seen = [_outputs(model, noise) for model in (small, reference)]
     for (name, ours), (_, theirs) in zip(*seen, strict=False):
         if "out" in kept.get(name, {}):
             dim = -1 if isinstance(small.get_submodule(name), nn.Linear) else 1
@@ -288,6 +208,6 @@ def _outputs(model: nn.Module, images: torch.Tensor) -> list[tuple[str, torch.Te
             layer.register_forward_hook(
                 lambda _, __, out, name=name: outputs.append((name, out.clone()))
             )
-    with contextlib.suppress(RuntimeError):
-        copied(images.double().cpu())
+    with contextlib.suppress(Exception):
+        copied(images.double())
     return outputs

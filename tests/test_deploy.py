@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import randomize
+from torch import nn
 
 from models import NETWORKS, PAPER_DEPTH
 from slimming import deploy, pruning
@@ -46,3 +47,16 @@ def test_two_sizes_and_layouts_of_images(small):
     deployed = deploy.deploy(small)
     for images in (IMAGES[:1], IMAGES.to(memory_format=torch.channels_last)):
         assert torch.allclose(deployed(images), small(images), rtol=1e-4, atol=1e-4)
+
+
+def test_a_convolution_that_runs_twice_takes_no_batch_norm():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn, self.fc = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.Linear(3, 10)
+
+        def forward(self, x):
+            return self.fc((self.conv(self.bn(self.conv(x)))).mean((2, 3)))
+
+    model = randomize(Twice())
+    assert pruning.prove_equal(deploy.deploy(model), model, IMAGES) <= 1e-4

@@ -6,7 +6,7 @@ from conftest import randomize
 from torch import nn
 
 from models import PAPER_DEPTH, constructor, resnet
-from slimming import checkpoint, profiling, structured
+from slimming import checkpoint, dependencies, profiling, ranking, structured
 from slimming.dependencies import count_filters, groups
 from slimming.errors import UserError
 from slimming.importance import MEASURES, Evidence
@@ -67,7 +67,7 @@ def test_slim_is_the_dense_network_without_the_channels_and_its_cfg_rebuilds_it(
         slim = prune(dense, ratio, measure, local=ratio == 0.5)
         assert slim.difference <= 1e-4
         assert relative(logits(slim.model), logits_without(dense, slim.kept)) <= 1e-4
-        gone = sum(int((~slim.choice.keep[g.name]).sum()) * g.filters for g in found)
+        gone = sum(int(g.filters[~slim.choice.keep[g.name]].sum()) for g in found)
         assert ratio - 0.06 <= gone / count_filters(found) <= ratio + 1e-9
         size = profiling.count_parameters
         assert size(slim.model) < (1 - ratio / 3) * size(dense)
@@ -229,6 +229,86 @@ def test_no_branch_of_a_concatenation_is_emptied():
         dense.wide.weight[8:].mul_(1e-3)
     slim = prune(dense, 0.8).model
     assert slim.b.out_channels >= 1 and slim.a.out_channels >= 1
+
+
+def test_equal_scores_go_from_all_layers_alike():
+    """As those of γ before training do."""
+    slim = prune(build("resnet-56"), 0.5, "bn").model
+    for name, (_, *out) in structured.cfg_of(slim).items():
+        full = 16 * 2 ** (int(name[5]) - 1) if name.startswith("layer") else 16
+        assert not name.endswith("conv1") or out[0] == pytest.approx(full / 2, abs=1)
+
+
+def test_layers_keep_what_they_must():
+    dense, least = build("resnet-56"), {"layer3.0.conv1": 9, "layer1.1.conv2": 3}
+    with torch.no_grad():
+        for name in least:
+            dense.get_submodule(name).weight.mul_(1e-6)
+    found = dependencies.groups(dense, IMAGES)
+    choice = ranking.choose(found, scores(dense, "l1"), 0.9, least=least)
+    cfg = structured.apply(dense, found, choice, IMAGES).cfg
+    assert cfg["layer3.0.conv1"][1] == 9 and cfg["layer1.1.conv2"][1] >= 3
+    assert "layer3.0.conv1" in choice.rescued
+
+
+def test_a_unit_counts_the_filters_that_write_it():
+    """A concatenation, summed with a layer: two filters a unit, and the depthwise one."""
+
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.whole = (nn.Conv2d(3, n, 1) for n in (8, 8, 16))
+            self.depthwise, self.fc = nn.Conv2d(16, 16, 3, groups=16), nn.Linear(16, 10)
+
+        def forward(self, x):
+            x = torch.cat([self.a(x), self.b(x)], 1) + self.whole(x)
+            return self.fc(self.depthwise(x).mean((2, 3)))
+
+    found = dependencies.groups(Joined(), IMAGES)
+    assert dependencies.count_filters(found) == 16 + 16 + 16
+
+
+def test_a_layer_of_training_alone_is_refused():
+    class Auxiliary(nn.Sequential):
+        def forward(self, x):
+            x = self[0](x)
+            return self[2](self[1](x)) if self.training else self[2](x)
+
+    layers = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+    net = Auxiliary(*layers).eval()
+    net(IMAGES)
+    with pytest.raises(UserError, match="1 run in training alone"):
+        prune(net)
+
+
+@pytest.mark.parametrize("output", [lambda y: (y, y), lambda y: {"logits": y}])
+def test_outputs_that_are_not_logits_are_refused(output):
+    class Several(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(7200, 10))
+
+        def forward(self, x):
+            return output(self.net(x))
+
+    with pytest.raises(UserError, match="not a tensor of logits"):
+        prune(Several())
+
+
+def test_widths_written_into_forward_are_refused():
+    class Split(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.fc = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, 1), nn.Linear(8, 10)
+            self.cfg = [1, 2]  # means nothing here
+
+        def forward(self, x):
+            x = self.a(x)
+            assert x.shape[1] == 16
+            return self.fc(self.b(x).mean((2, 3)))
+
+    with pytest.raises(UserError, match="cannot be slimmed exactly"):
+        prune(Split())
 
 
 def test_shares_that_cannot_be_are_refused():
