@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from slimming.errors import UserError
+from slimming.pruning import only_logits
 from slimming.sparsity import batch_norms
 
 Scores = dict[str, torch.Tensor]  # name of a layer -> (channels,) fp32 on the CPU, higher = keep
@@ -90,7 +91,7 @@ class Evidence:
         """
         theta = self.values[name]
         if self.use_init:
-            return (theta - self.initial[name].to(theta)).abs()
+            return (theta - self.initial[name].detach().to(theta)).abs()
         return theta.abs() if self.use_l2 or l2 else 1.0
 
     def _differentiate(self, loss: torch.Tensor, create_graph: bool = False):
@@ -106,16 +107,21 @@ class Evidence:
             raise UserError(f"this measure needs images: use one of {', '.join(GRADIENT_FREE)}")
         mean = {name: torch.zeros_like(value) for name, value in self.values.items()}
         modes = {module: module.training for module in self.model.modules()}  # they may differ
+        frozen = [p for p in self.parameters.values() if not p.requires_grad]
         self.model.eval()
         try:
+            for parameter in frozen:
+                parameter.requires_grad_()
             for images, labels in self.batches:
                 with torch.enable_grad():
-                    loss = F.cross_entropy(self.model(images) / self.temperature, labels)
-                    terms = derive(loss)
+                    logits = only_logits(self.model(images))
+                    terms = derive(F.cross_entropy(logits / self.temperature, labels))
                 torch._foreach_add_(list(mean.values()), list(terms), alpha=len(labels) / count)
         finally:
             for module, mode in modes.items():
                 module.training = mode
+            for parameter in frozen:
+                parameter.requires_grad_(False)
         return mean
 
 
@@ -145,13 +151,13 @@ def mag_based(e: Evidence) -> Scores:
 
 
 def l1(e: Evidence) -> Scores:
-    """‖θ‖₁ (Li et al. 2017, 1608.08710)."""
-    return _sums(e, lambda name: e.values[name].abs())
+    """‖θ‖₁; with use_init ‖θ − θ₀‖₁ (Li et al. 2017, 1608.08710)."""
+    return _sums(e, lambda n: e.bias(n, l2=True))
 
 
 def bn(e: Evidence) -> Scores:
-    """|γ| under the name of the BN (Liu et al. 2017, 1708.06519)."""
-    return {n: m.weight.detach().abs().float().cpu() for n, m in _scaled(e.model).items()}
+    """|γ| under the name of the BN; with use_init |γ − γ₀| (Liu et al. 2017, 1708.06519)."""
+    return {n: e.bias(f"{n}.weight", l2=True).float().cpu() for n in _scaled(e.model)}
 
 
 def loss_based(e: Evidence) -> Scores:
@@ -173,7 +179,7 @@ def fisher(e: Evidence) -> Scores:
 def nvidia(e: Evidence) -> Scores:
     """γ²·E[g_γ²] + β²·E[g_β²] under the name of the BN (Molchanov et al. 2019, 1906.10771)."""
     names = _scaled(e.model)
-    terms = {n: v.square() * e.squared_gradient[n] for n, v in e.values.items()}
+    terms = {n: e.bias(n) * v.square() * e.squared_gradient[n] for n, v in e.values.items()}
     return {n: (terms[f"{n}.weight"] + terms[f"{n}.bias"]).float().cpu() for n in names}
 
 
@@ -206,7 +212,7 @@ def random(e: Evidence) -> Scores:
 def lamp(e: Evidence) -> Scores:
     """‖θ‖² / Σ‖θ_u‖² over the layer's filters with ‖θ_u‖ ≥ ‖θ‖ (Lee et al. 2021, 2010.07611)."""
     scores = {}
-    for name, squares in _sums(e, lambda n: e.values[n].square()).items():
+    for name, squares in _sums(e, lambda n: e.bias(n, l2=True).square()).items():
         ranked = squares.sort().values
         as_much = ranked.flip(0).cumsum(0).flip(0).clamp_min(torch.finfo(torch.float32).tiny)
         scores[name] = squares / as_much[torch.searchsorted(ranked, squares)]
@@ -217,83 +223,18 @@ def taylor_group(e: Evidence) -> Scores:
     """Σ|θ·g| of each filter, and of what reads each input channel under "layer:in"; |γ·g_γ| under
     the name of the BN. Add them up over coupled layers (DepGraph, Fang et al. 2023, 2301.12900).
     """
-    scores = _sums(e, lambda n: e.saliency[n])
+    saliency = {n: e.bias(n) * value for n, value in e.saliency.items()}
+    scores = _sums(e, saliency.get)
     for name, layer in layers(e.model).items():
-        terms, groups = e.saliency[f"{name}.weight"], getattr(layer, "groups", 1)
+        terms, groups = saliency[f"{name}.weight"], getattr(layer, "groups", 1)
         terms = terms.view(groups, -1, *terms.shape[1:]).transpose(1, 2).flatten(2)
         scores[f"{name}:in"] = terms.sum(2).flatten().float().cpu()
-    return scores | {n: e.saliency[f"{n}.weight"].float().cpu() for n in _scaled(e.model, False)}
+    return scores | {n: saliency[f"{n}.weight"].float().cpu() for n in _scaled(e.model, False)}
 
 
 _ALL = (mag_based, l1, bn, loss_based, tfo, fisher, nvidia, biased_loss, biased_loss_tracked)
 _ALL += (grasp, grad_preserve, random, lamp, taylor_group)
 MEASURES: dict[str, Callable[[Evidence], Scores]] = {measure.__name__: measure for measure in _ALL}
+TEMPERATURES = {"grasp": 200.0, "grad_preserve": 1.0}  # what their papers say; 1 or --T elsewhere
 GRADIENT_FREE = ("mag_based", "l1", "bn", "random", "lamp")  # they need no images
 SECOND_ORDER = ("grasp", "grad_preserve")
-
-
-class Tracker:
-    """Importance averaged over the last ``batches`` minibatches of every ``steps`` of training.
-
-    A hook between backward and step: A = ``alpha`` · A + (1 − ``alpha``) · now, which starts afresh
-    every ``steps``. Of each minibatch it keeps the scores, but |θ·g| for biased_loss_tracked.
-    ``options`` are ``initial``, ``use_l2`` and ``use_init`` of `Evidence`. UserError for measures
-    of second order: training has dropped the graph that they differentiate.
-    """
-
-    def __init__(
-        self, model: nn.Module, measure: str, steps: int, batches=20, alpha=0.8, **options
-    ):
-        if measure in SECOND_ORDER:
-            others = ", ".join(name for name in MEASURES if name not in SECOND_ORDER)
-            raise UserError(f"{measure} cannot be tracked, it takes a second pass: use {others}")
-        self.model, self.measure, self.alpha = model, measure, alpha
-        self.steps, self.start, self.options = steps, max(0, steps - batches), options
-        self._evidence()  # fails now rather than after an epoch
-        self.count, self.average = 0, {}
-
-    @torch.no_grad()
-    def __call__(self) -> None:
-        position, self.count = self.count % self.steps, self.count + 1
-        if position == self.start:
-            self.average = {}
-        if position >= self.start:
-            now = self._of_this_minibatch()
-            finite = torch.stack([value.isfinite().all() for value in now.values()]).all()
-            if finite:  # else the gradient scaler of fp16 skips this step too
-                old = self.average or now
-                self.average = {n: now[n].lerp(old[n], self.alpha) for n in now}
-
-    def scores(self) -> Scores:
-        """The average so far; UserError if there is none."""
-        if not self.average:
-            raise UserError("no minibatch has been tracked: train for longer first")
-        if self.measure != "biased_loss_tracked":
-            return dict(self.average)
-        evidence = self._evidence()
-        evidence.saliency = self.average
-        return biased_loss_tracked(evidence)
-
-    def state_dict(self) -> dict:
-        """The number of steps and the average, for `load_state_dict`."""
-        return {"count": self.count, "average": dict(self.average)}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Go on with the average of a `state_dict`."""
-        values = self._evidence().values
-        self.count = state["count"]
-        self.average = {n: v.to(values.get(n, v)) for n, v in state["average"].items()}
-
-    def _evidence(self) -> Evidence:
-        return Evidence(self.model, [], **self.options)
-
-    def _of_this_minibatch(self) -> Tensors | Scores:
-        evidence = self._evidence()
-        weights = evidence.parameters
-        evidence.gradient = {
-            n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in weights.items()
-        }
-        if self.measure == "biased_loss_tracked":
-            return evidence.saliency
-        evidence.squared_gradient = {n: g.square() for n, g in evidence.gradient.items()}
-        return MEASURES[self.measure](evidence)

@@ -10,14 +10,15 @@ from conftest import randomize
 from torch import nn
 
 from slimming.errors import UserError
-from slimming.importance import GRADIENT_FREE, MEASURES, SECOND_ORDER, Evidence, Tracker
+from slimming.importance import GRADIENT_FREE, MEASURES, SECOND_ORDER, Evidence
+from slimming.tracking import Tracker
 
 T = 3.0  # temperature
 FILTERS, NORMS = ("0", "3", "8"), ("1", "4")
 JUDGED = [f"{n}.weight" for n in (*FILTERS, *NORMS)] + [f"{n}.bias" for n in NORMS]
 FORMULAS = {  # of a filter w, a list of weights t, their bias b, gradient g, E[g²] s and Hg h
     "mag_based": lambda w: sum(b * b for t, b, g, s, h in w) ** 0.5,
-    "l1": lambda w: sum(abs(t) for t, b, g, s, h in w),
+    "l1": lambda w: sum(b for t, b, g, s, h in w),
     "loss_based": lambda w: sum(b * abs(t * g) for t, b, g, s, h in w),
     "tfo": lambda w: abs(sum(b * t * g for t, b, g, s, h in w)),
     "fisher": lambda w: sum(b * t * t * s for t, b, g, s, h in w),
@@ -26,7 +27,7 @@ FORMULAS = {  # of a filter w, a list of weights t, their bias b, gradient g, E[
     "grasp": lambda w: sum(b * t * h for t, b, g, s, h in w),
     "grad_preserve": lambda w: abs(sum(b * t * h for t, b, g, s, h in w)),
 }
-BIASED_BY_DEFAULT = ("mag_based", "biased_loss", "biased_loss_tracked")  # b = |t|
+BIASED_BY_DEFAULT = ("mag_based", "l1", "biased_loss", "biased_loss_tracked")  # b = |t|
 
 
 def network(seed=0):
@@ -87,13 +88,26 @@ def test_a_measure_is_its_formula(slow, measure, option):
     assert_scores(MEASURES[measure](Evidence(model, batches, T, start, **option)), expected)
 
 
-def test_measures_of_scaling_factors(slow):
+@pytest.mark.parametrize("option", [{}, {"use_l2": True}, {"use_init": True}], ids=str)
+def test_measures_of_scaling_factors(slow, option):
     model, batches, _, squares, _ = slow
-    energy = {name: model.get_parameter(name).detach() ** 2 * squares[name] for name in JUDGED}
-    gammas = {n: model.get_parameter(f"{n}.weight").detach().abs() for n in NORMS}
-    assert_scores(MEASURES["bn"](Evidence(model, [])), gammas)
+    start, energy, moved = dict(network(seed=1).named_parameters()), {}, {}
+    for name in JUDGED:
+        theta = model.get_parameter(name).detach()
+        moved[name] = (theta - start[name].detach() if "use_init" in option else theta).abs()
+        energy[name] = theta**2 * squares[name] * (moved[name] if option else 1)
+    gammas = {n: moved[f"{n}.weight"] for n in NORMS}
+    assert_scores(MEASURES["bn"](Evidence(model, [], initial=start, **option)), gammas)
     both = {n: energy[f"{n}.weight"] + energy[f"{n}.bias"] for n in NORMS}
-    assert_scores(MEASURES["nvidia"](Evidence(model, batches, T)), both)
+    assert_scores(MEASURES["nvidia"](Evidence(model, batches, T, start, **option)), both)
+
+
+def test_frozen_layers_are_judged_as_the_others():
+    model, batches = network(), minibatches(4)
+    whole = MEASURES["loss_based"](Evidence(model, batches))
+    model[3].requires_grad_(False)
+    assert_scores(MEASURES["loss_based"](Evidence(model, batches)), whole)
+    assert not model[3].weight.requires_grad
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -160,6 +174,23 @@ def test_a_tracker_averages_the_last_minibatches_of_every_round(measure):
     if measure == "biased_loss_tracked":
         average = average * model[3].weight.detach().abs()
     assert_scores({"3": tracker.scores()["3"]}, {"3": average.flatten(1).sum(1)})
+
+
+def test_measures_of_second_order_are_tracked_by_passes_of_their_own():
+    """On each of the last minibatches, with the weights that the network has there."""
+    model, expected = network(), []
+    batches = iter(minibatches(*[4] * 10))
+    tracker = Tracker(model, "grad_preserve", 10, 2, 0.6, lambda: batch, temperature=T)
+
+    def keep_scores():
+        nonlocal batch
+        batch = next(batches)
+        expected.append(MEASURES["grad_preserve"](Evidence(model, [batch], T)))
+
+    batch = None
+    train(model, [keep_scores, tracker])
+    average = {n: 0.6 * expected[8][n] + 0.4 * expected[9][n] for n in expected[9]}
+    assert_scores(tracker.scores(), average)
 
 
 def test_a_resumed_tracker_equals_an_uninterrupted_one():
