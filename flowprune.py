@@ -13,7 +13,7 @@ from pathlib import Path
 from slimming import cli, datasets, files, flags
 from slimming.errors import UserError
 from slimming.experiment import Experiment
-from slimming.importance import MEASURES, SECOND_ORDER
+from slimming.importance import MEASURES
 from slimming.rounds import LR, Rounds
 
 MODELS = ("vgg", "mobilenet", "resnet-56", "resnet-34", "resnet-18")
@@ -54,7 +54,8 @@ def make_parser() -> cli.Parser:
     flags.flag(
         group, "--warmup_epochs", "N", epochs, 0, "epochs of training before the first round"
     )
-    text = "lift the limits (95 %%, 80 epochs at full rate); --T counts for grad_preserve too"
+    text = "lift the limits: 95 %% in all and of any layer, 80 epochs at full learning rate, T = 1"
+    text += " for grad_preserve"
     flags.true_or_false(group, "--bypass", text)
 
     group = parser.add_argument_group("importance")
@@ -151,10 +152,6 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
         )
     if args.prune_percent > 95 and not args.bypass:
         raise UserError(f"--prune_percent {args.prune_percent:g} is past 95: less, or --bypass")
-    if args.track_importance and args.pruning_type in SECOND_ORDER:
-        raise UserError(
-            f"--track_importance is not for {args.pruning_type}: training drops the graph it needs"
-        )
     if args.use_l2 and args.use_init:
         raise UserError("--use_l2 and --use_init contradict each other: give one of them")
     if args.pretrained_path != "0":

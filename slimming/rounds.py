@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from models import widths
 from slimming import (
     data,
     dependencies,
@@ -14,16 +15,19 @@ from slimming import (
     files,
     importance,
     profiling,
+    ranking,
     reporting,
     structured,
     training,
 )
 from slimming.errors import UserError
 from slimming.experiment import Experiment
-from slimming.importance import MEASURES, Evidence, Scores, Tracker
+from slimming.importance import MEASURES, TEMPERATURES, Evidence, Scores
 from slimming.structured import Slimmed
+from slimming.tracking import Tracker
 
 LR = 0.1
+MOST = 0.95  # no layer loses more than this share of its channels: a ranking may take it whole
 
 
 class Rounds:
@@ -41,6 +45,7 @@ class Rounds:
             self.done, self.filters = (
                 (list(told["rounds"]), int(told["filters"])) if told else ([], 0)
             )
+            self.least = told["least"] if told else {}
             self.initial = told["initial"] if told else self._initial()
             if told and told["tracked"]:
                 self._track(experiment.epoch - 1)
@@ -63,12 +68,13 @@ class Rounds:
         if self.first <= epoch < self.last:
             self._prune(epoch)
         self._track(epoch)
+        self._write_statistics()
 
     def extras(self) -> dict:
         """What a checkpoint needs for --resume."""
         tracked = self.trackers[0].state_dict() if self.trackers else None
-        told = {"rounds": self.done, "filters": self.filters, "initial": self.initial}
-        return {"flow": {**told, "tracked": tracked}}
+        told = {"rounds": self.done, "filters": self.filters, "least": self.least}
+        return {"flow": {**told, "initial": self.initial, "tracked": tracked}}
 
     def removed(self, rounds: int) -> float:
         """The share of the original filters that is gone after so many rounds."""
@@ -85,11 +91,15 @@ class Rounds:
         left = dependencies.count_filters(found)
         if not self.done:
             self.filters = left
+            if not self.args.bypass:
+                full = widths(model).items()
+                self.least = {layer: int(width[-1] * (1 - MOST)) + 1 for layer, width in full}
             experiment.full_score = training.test(
                 model, experiment.test_loader, experiment.precision
             )
         stay = self.filters * (1 - self.removed(number))
-        choice = structured.choose(found, self._scores(epoch), max(0.0, 1 - stay / left))
+        share = max(0.0, 1 - stay / left)
+        choice = ranking.choose(found, self._scores(epoch), share, least=self.least)
         slimmed = structured.apply(model, found, choice, images)
         self._replace(slimmed)
         self._record(epoch, slimmed, left)
@@ -126,7 +136,7 @@ class Rounds:
         args = self.args
         if args.pruning_type == "grasp":
             return args.grasp_T
-        return 1.0 if args.pruning_type == "grad_preserve" and not args.bypass else args.T
+        return args.T if args.bypass else TEMPERATURES.get(args.pruning_type, args.T)
 
     def _replace(self, slimmed: Slimmed) -> None:
         """Go on with the slim network; initial values and momentum follow their channels."""
@@ -138,9 +148,7 @@ class Rounds:
             for name, p in dense.named_parameters()
             if "momentum_buffer" in old[p]
         }
-        experiment.train_this(
-            slimmed.model, replace(experiment.network, cfg=structured.cfg_of(slimmed.model))
-        )
+        experiment.train_this(slimmed.model, replace(experiment.network, cfg=slimmed.cfg))
         if self.initial:
             self.initial = structured.slice_tensors(dense, self.initial, slimmed.kept)
         if self.args.preserve_moment and momentum:
@@ -165,7 +173,7 @@ class Rounds:
         )
         if slimmed.choice.rescued:
             names = ", ".join(slimmed.choice.rescued)
-            print(f"warning: these would have lost every channel and keep the best one: {names}")
+            print(f"warning: these keep no more channels than a layer must: {names}")
 
     def _track(self, epoch: int) -> None:
         """Track importance through this epoch if --track_importance asks for it and the next one
@@ -175,10 +183,13 @@ class Rounds:
         self.trackers.clear()
         if not wanted or not self.first <= epoch + 1 < self.last:
             return
+        loader = self.experiment.train_loader
         tracker = Tracker(
             self.experiment.model,
             args.pruning_type,
-            steps=len(self.experiment.train_loader),
+            steps=len(loader),
+            minibatch=lambda: loader.minibatch,
+            temperature=self._temperature(),
             batches=args.track_batches,
             alpha=args.alpha,
             initial=self.initial,
@@ -205,9 +216,14 @@ class Rounds:
         files.write_bytes(folder / "flow.png", picture)
         print(f"wrote {folder / 'flow.png'}")
         if self.args.track_stats:
-            text = json.dumps(self.statistics(), indent=1)
-            files.write_bytes(folder / "stats.json", text.encode())
+            self._write_statistics()
             print(f"wrote {folder / 'stats.json'}")
+
+    def _write_statistics(self) -> None:
+        """With --track_stats: stats.json, as far as the run has come."""
+        if self.args.track_stats and self.writes:
+            text = json.dumps(self.statistics(), indent=1)
+            files.write_bytes(self.experiment.folder.path / "stats.json", text.encode())
 
     def statistics(self) -> dict:
         """Loss and top-1 in train and test, each by warm-up, pruning and final training; what each

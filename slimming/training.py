@@ -142,8 +142,8 @@ def train(
 
     They find gradients that are whole: unscaled under mixed precision, and averaged over the
     processes if ``model`` is what `slimming.distributed.wrap` made. Diverged if the loss is not
-    finite, found when a line is printed and at the end of the epoch. The loss is the cross entropy
-    of logits / ``temperature``.
+    finite, found when a line is printed and at the end of the epoch. What is minimised is the cross
+    entropy of logits / ``temperature``; what is returned is that of the logits.
     """
     device = next(model.parameters()).device
     precision = precision or Precision(device)
@@ -161,11 +161,13 @@ def train(
             weight = data.weight(loader, step - 1, len(labels))
             precision.scaler.scale(loss if weight == 1 else loss * weight).backward()
             precision.scaler.unscale_(optimizer)
+            loader.minibatch = images, labels  # for a hook that asks
             for edit in on_gradients:
                 edit()
             precision.scaler.step(optimizer)
             precision.scaler.update()
-            meter.add(loss, logits, labels)
+            plain = loss if temperature == 1 else F.cross_entropy(logits.detach(), labels)
+            meter.add(plain, logits, labels)
             report(step, meter)
     return check_finite(meter.score_of_all(), epoch)
 
