@@ -19,6 +19,7 @@ PASSING = {"resume", "save_model", "eval_only", "workers", "device", "no_cuda", 
 
 
 def main() -> None:
+    flags.one_process("run.py")
     args = complete(make_parser().parse_args())
     if args.eval_only:
         stages.evaluate(args)
@@ -32,7 +33,8 @@ def main() -> None:
         base = stages.train_base(args, given, folder, record)
         if not args.skip_pruning:
             pruned = stages.prune(args, base, folder, record)
-            stages.fine_tune(args, pruned, folder, record)
+            if args.finetune_epochs:
+                stages.fine_tune(args, pruned, folder, record)
         stages.report(args, folder, record, config_of(args))
 
 
@@ -66,14 +68,15 @@ def make_parser() -> cli.Parser:
     flags.flag(group, "--pruning-ratio", "P", shares, 0.5, "share to remove, 0 <= P < 1")
     text = "one ranking over the whole network; else each layer loses the same share"
     flags.switch(group, "--global-pruning", text)
-    text = f"of --pruning-method channel: {', '.join(MEASURES)} (default: l1)"
-    group.add_argument("--importance", choices=MEASURES, metavar="M", help=text)
+    measures = [name for name in MEASURES if name != "biased_loss_tracked"]  # that takes training
+    text = f"of --pruning-method channel: {', '.join(measures)} (default: l1)"
+    group.add_argument("--importance", choices=measures, metavar="M", help=text)
     flags.flag(group, "--round-to", "N", count, 1, "keep a multiple of N channels in each layer")
     text = "leave this layer, or the layers inside this module, alone; can be repeated"
     group.add_argument("--ignore", metavar="LAYER", action="append", default=[], help=text)
 
     group = parser.add_argument_group("fine-tuning")
-    flags.flag(group, "--finetune-epochs", "N", count, 20, "epochs")
+    flags.flag(group, "--finetune-epochs", "N", number(int, 0, 10**6), 20, "epochs; 0: none")
     flags.flag(group, "--finetune-lr", "R", number(float, 0), 0.01, "/ 10 at 1/2 and at 3/4")
 
     group = parser.add_argument_group("execution")
@@ -86,7 +89,9 @@ def make_parser() -> cli.Parser:
     flags.switch(group, "--save-model", "keep the base model and the last epoch of each training")
     flags.flag(group, "--model-path", "FILE", Path, text="saved network to load")
     group = flags.data_flags(parser, ", else cifar10", names=("imagenet",))
-    group.add_argument("--num-workers", type=count, dest="workers", metavar="N", help="--workers")
+    text = "--workers; 0 is 1"
+    workers = number(int, 0, 10**6)
+    group.add_argument("--num-workers", type=workers, dest="workers", metavar="N", help=text)
     return parser
 
 
@@ -103,7 +108,9 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
         raise UserError("--model-path goes with --skip-base-training or with --eval-only")
     if args.importance and args.pruning_method != "channel":
         raise UserError("--importance is of --pruning-method channel: leave one of them out")
-    args.importance = args.importance or "l1"
+    if args.round_to > 1 and "kernel" in args.pruning_method:
+        raise UserError("--round-to is of --pruning-method channel and slimming: leave it out")
+    args.importance, args.workers = args.importance or "l1", max(1, args.workers)
     args.arch, args.depth = args.model, None
     return flags.split_arch(args)
 

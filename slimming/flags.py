@@ -51,12 +51,17 @@ def parse_run(
     return args
 
 
+def one_process(work: str) -> None:
+    """UserError if torchrun started several processes."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError(f"{work} is work for one process: start it without torchrun")
+
+
 def parse_pruning(parser: Parser) -> argparse.Namespace:
     """The flags of a pruning script. ``args.model`` and ``args.save`` become paths, and
     ``args.target`` is the file to write."""
     args = split_arch(parser.parse_args())
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("pruning is work for one process: start it without torchrun")
+    one_process("pruning")
     if not args.model:
         parser.error("--model FILE is needed: the checkpoint of the network to prune")
     args.model = files.find(

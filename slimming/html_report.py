@@ -61,17 +61,18 @@ def write_report(path: str | Path, config: dict, metrics: dict, pictures: dict[s
     """Write the page of one experiment to ``path``. UserError if that fails.
 
     ``config``: every setting by its name; ``config["command"]`` is the line that repeats the run.
-    ``metrics``: network, device, versions, method, ratio, stages, layers, difference, warnings;
-    what is missing or None is left out. ``pictures``: caption -> PNG.
+    ``metrics``: network, device, versions, method, ratio, stages, layers (what is counted -> rows
+    of name, before, after), difference, warnings; what is missing or None is left out.
+    ``pictures``: caption -> PNG.
     """
     files.write_bytes(path, page(config, metrics, pictures).encode())
 
 
 def page(config: dict, metrics: dict, pictures: dict[str, bytes]) -> str:
     """The report as HTML; all arguments as in `write_report`."""
-    title = f"{metrics.get('network', 'Network')}, pruned"
+    title = str(metrics.get("network", "Network"))
     if metrics.get("ratio") is not None:
-        title = f"{title} by {metrics['ratio']:.0%}"
+        title = f"{title}, pruned by {metrics['ratio']:.0%}"
     where = [metrics.get("method"), metrics.get("device")]
     where += [f"{name} {version}" for name, version in (metrics.get("versions") or {}).items()]
     stages = [flat(stage) for stage in metrics.get("stages") or []]
@@ -88,7 +89,7 @@ def page(config: dict, metrics: dict, pictures: dict[str, bytes]) -> str:
         stages_table(stages) if stages else "",
         f'<p class="soft">{PROOF.format(difference)}</p>' if difference is not None else "",
         *(picture(caption, png) for caption, png in pictures.items()),
-        layers_table(metrics["layers"]) if metrics.get("layers") else "",
+        *(layers_table(*told) for told in (metrics.get("layers") or {}).items()),
         f"<h2>Repeat this run</h2>\n<pre>{text(command)}</pre>" if command else "",
         "<h2>Settings</h2>\n" + table([], settings, "words") if settings else "",
         "</body>\n</html>\n",
@@ -166,14 +167,15 @@ def stages_table(stages: list[dict]) -> str:
     return f'<h2>Stages</h2>\n{table(header, rows)}\n<p class="soft">{note}</p>'
 
 
-def layers_table(layers: list) -> str:
-    """What each layer, and all of them together, had before and have after."""
+def layers_table(counted: str, layers: list) -> str:
+    """How many filters, or whatever is ``counted``, each layer and all together had and have."""
     total = ["all", *(sum(layer[i] for layer in layers) for i in (1, 2))]
     rows = [
         [name, f"{before:,}", f"{after:,}", f"{1 - after / before:.1%}" if before else NONE]
         for name, before, after in [*layers, total]
     ]
-    return "<h2>Layers</h2>\n" + table(["layer", "before", "after", "removed"], rows)
+    header = ["layer", "before", "after", "removed"]
+    return f"<h2>Layers: {text(counted)}</h2>\n{table(header, rows)}"
 
 
 def table(header: list[str], rows: list[list], kind: str = "") -> str:

@@ -19,12 +19,8 @@ PATTERNS = 16  # different patterns a layer may use: a kernel of a fast program 
 
 
 def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
-    """The convolutions whose kernels can go: all but depthwise ones, where a kernel is a filter."""
-    return {
-        name: layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Conv2d) and not is_depthwise(layer)
-    }
+    """The convolutions of ``model`` by name."""
+    return {n: layer for n, layer in model.named_modules() if isinstance(layer, nn.Conv2d)}
 
 
 def kernel_masks(model: nn.Module, ratio: float, local: bool = True) -> Masks:
@@ -32,10 +28,12 @@ def kernel_masks(model: nn.Module, ratio: float, local: bool = True) -> Masks:
 
     Name of a layer -> bools like its weight (out, in, k, k). Norms are divided by k², so that
     layers of different kernels compare; with ``local`` each layer loses the same share. A filter
-    keeps its largest kernel.
+    keeps its largest kernel; depthwise convolutions keep all, a kernel is a filter there.
     """
     norms = {
-        n: layer.weight.detach().abs().mean((2, 3)) for n, layer in convolutions(model).items()
+        n: layer.weight.detach().abs().mean((2, 3))
+        for n, layer in convolutions(model).items()
+        if not is_depthwise(layer)
     }
     masks = {}
     for name, keep in _largest(norms, ratio, local).items():
@@ -50,7 +48,8 @@ def pattern_masks(model: nn.Module, ratio: float, local: bool = True) -> Masks:
 
     Of the patterns that the largest weights of its kernels form, a layer uses the PATTERNS most
     frequent; each kernel takes that which keeps the most magnitude (as in PatDNN, Niu et al.,
-    ASPLOS 2020). Without ``local`` layers of large weights keep more. 1x1 kernels have no patterns.
+    ASPLOS 2020). Without ``local`` layers of large weights keep more. 1x1 kernels have no patterns:
+    what goes of the whole network is less than ``ratio`` where it has many.
     """
     layers = {n: m for n, m in convolutions(model).items() if math.prod(m.kernel_size) > 1}
     sizes = {n: layer.weight.detach().abs() for n, layer in layers.items()}

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from models import PAPER_DEPTH
-from slimming import data, dependencies, importance, kernels, structured, training
+from slimming import data, dependencies, importance, kernels, ranking, structured, training
 from slimming.checkpoint import Network
 
 SAMPLES = 2560  # training images that measures with gradients look at
@@ -24,13 +24,14 @@ def check(args) -> None:
     depth = args.depth or PAPER_DEPTH.get(args.arch)
     loader = data.batches(dataset, "test", 1, torch.device("cpu"), size, args)
     model = Network(args.arch, depth, dataset, len(loader.classes), None, size).build().eval()
+    dependencies.check_names(model, args.ignore)
     if args.skip_pruning or args.pruning_method == "intra-kernel":
         return
     found = dependencies.groups(model, torch.zeros(1, 3, size, size), args.ignore)
     measure = {"slimming": "bn", "channel": args.importance}.get(args.pruning_method, "l1")
     if measure in importance.GRADIENT_FREE:
         scores = importance.MEASURES[measure](importance.Evidence(model, []))
-        structured.choose(found, scores, args.pruning_ratio)
+        ranking.choose(found, scores, args.pruning_ratio)
 
 
 def loader_of(args, network: Network, part: str):
@@ -45,7 +46,9 @@ def _prune_channels(args, model: nn.Module, network: Network, loader, measure: s
     if measure not in importance.GRADIENT_FREE:
         batches = data.samples(loader_of(args, network, "train"), SAMPLES, 0, measure == "grasp")
         model = model.to(loader.device)
-    scores = importance.MEASURES[measure](importance.Evidence(model, batches, seed=args.seed))
+    temperature = importance.TEMPERATURES.get(measure, 1.0)
+    evidence = importance.Evidence(model, batches, temperature, seed=args.seed)
+    scores = importance.MEASURES[measure](evidence)
     slimmed = structured.prune(
         model.cpu(),
         scores,
@@ -68,10 +71,12 @@ def _by_scaling_factor(args, model: nn.Module, network: Network, loader):
 
 def _kernels(args, model: nn.Module, network: Network, loader):
     """Mask kernels; remove the channels that no filter reads any more."""
-    model = copy.deepcopy(model)
+    model, images = copy.deepcopy(model), loader.first(1)
     masks = kernels.kernel_masks(model, args.pruning_ratio, not args.global_pruning)
+    inner = {m.layer for group in dependencies.groups(model, images) for m in group.members}
+    masks = {name: mask for name, mask in masks.items() if name in inner}
     kernels.zero_weights(model, _without(masks, args.ignore))
-    found = dependencies.groups(model, loader.first(1), args.ignore)
+    found = dependencies.groups(model, images, args.ignore)
     slimmed = structured.apply(
         model, found, kernels.unread_channels(model, found), loader.first(64)
     )

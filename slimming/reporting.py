@@ -186,12 +186,13 @@ def conv_weights(model: nn.Module) -> torch.Tensor:
     return weights[weights.isfinite()]
 
 
-def draw_layers(rows: list[tuple[str, int, int]]) -> bytes:
-    """A PNG picture: what each layer (name, before, after) had and kept."""
+def draw_layers(rows: list[tuple[str, int, int]], counted: str) -> bytes:
+    """A PNG picture: how many filters, or whatever is ``counted``, each layer (name, before, after)
+    had and kept."""
     figure, axes = blank_figure(1, 1, (10, 4.2))
     names, before, after = zip(*rows, strict=True) if rows else ((), (), ())
     draw_bars(axes, names, before, after)
-    axes.set(xlabel="layer, in the order of the forward pass", ylabel="before and after")
+    axes.set(xlabel="layer, in the order of the forward pass", ylabel=counted)
     return to_png(figure, "Layers before and after")
 
 

@@ -4,7 +4,6 @@ Each leaves its result in the experiment's folder and is skipped where that is t
 """
 
 import argparse
-import json
 import platform
 import time
 from dataclasses import replace
@@ -20,7 +19,6 @@ from slimming import (
     files,
     flags,
     html_report,
-    importance,
     kernels,
     profiling,
     reporting,
@@ -31,63 +29,15 @@ from slimming.checkpoint import Network
 from slimming.errors import UserError
 from slimming.experiment import Experiment
 from slimming.methods import METHODS, loader_of
+from slimming.record import WEIGHTS, Record, figures, layer_by_layer, stage_text
 from slimming.sparsity import GradientMask, L1Penalty
 
 CAPTIONS = {
     "curves-base": "Base training, epoch by epoch",
     "curves-fine-tuned": "Fine-tuning, epoch by epoch",
     "weights": "The weights of all convolutions, before and after",
-    "layers": "Each layer before and after: filters, or weights that are not zero",
+    "layers": "Each layer, before and after",
 }
-
-
-class Record:
-    """What the stages found, kept in metrics.json."""
-
-    def __init__(self, path: Path, args: argparse.Namespace):
-        self.path = path
-        self.facts = {"method": args.pruning_method, "ratio": args.pruning_ratio, "stages": []}
-        if path.exists():
-            self.facts = json.loads(path.read_text())
-
-    def done(self, name: str) -> bool:
-        return any(stage["name"] == name for stage in self.facts["stages"])
-
-    def add(self, name: str, path: Path, score: training.Score, began: float, **more) -> None:
-        """A stage that ended with the network in ``path``."""
-        model, network, _ = checkpoint.load(path)
-        stage = {"name": name, **figures(model, network, score), "file": path.name}
-        stage |= {"bytes": profiling.count_bytes(model), "seconds": time.perf_counter() - began}
-        self.facts["stages"].append(stage)
-        self.update(**more)
-        print(stage_text(stage), flush=True)
-
-    def update(self, **facts) -> None:
-        self.facts.update(facts)
-        files.write_bytes(self.path, json.dumps(self.facts, indent=1).encode())
-
-
-def figures(model: nn.Module, network: Network, score: training.Score) -> dict:
-    """Accuracy, size and work of a network; "effective" is without weights that are zero."""
-    parameters, flops = profiling.count_effective(model, network.image_size)
-    return {
-        "top-1": score.prec1,
-        "loss": score.loss,
-        "parameters": profiling.count_parameters(model),
-        "effective parameters": parameters,
-        "FLOPs": profiling.count_flops(model, network.image_size),
-        "effective FLOPs": flops,
-    }
-
-
-def stage_text(stage: dict) -> str:
-    """One line: accuracy, size and work of a stage's network."""
-    text = f"{stage['name']}: top-1 {stage['top-1']:.2%}, loss {stage['loss']:.4f}, "
-    text += f"{stage['parameters']:,} parameters, {stage['FLOPs'] / 1e6:.1f} MFLOPs an image"
-    if stage["effective parameters"] != stage["parameters"]:
-        text += f" (not counting zeros: {stage['effective parameters']:,}, "
-        text += f"{stage['effective FLOPs'] / 1e6:.1f})"
-    return text
 
 
 def train_base(args: argparse.Namespace, given: Path | None, folder: Path, record: Record) -> Path:
@@ -97,7 +47,7 @@ def train_base(args: argparse.Namespace, given: Path | None, folder: Path, recor
         return base
     if args.skip_base_training:
         files.write_bytes(base, given.read_bytes())
-        score = _test(args, base)
+        score, history = _test(args, base), checkpoint.read(base).get("history", ())
     else:
         settings = _settings(args, folder / "base", args.base_train_epochs, start=given)
         settings.sr = args.pruning_method == "slimming" and not args.skip_pruning
@@ -105,8 +55,8 @@ def train_base(args: argparse.Namespace, given: Path | None, folder: Path, recor
         penalty = [L1Penalty(experiment.model, args.s)] if settings.sr else []
         experiment.fit(on_gradients=penalty)
         files.write_bytes(base, experiment.folder.best.read_bytes())
-        score = _best_score(experiment)
-    record.add("base", base, score, began, **_about(args, base))
+        score, history = _best_score(experiment), experiment.history
+    record.add("base", base, score, began, history, **_about(args, base))
     return base
 
 
@@ -126,17 +76,19 @@ def prune(args: argparse.Namespace, base: Path, folder: Path, record: Record) ->
         slim.cpu(), replace(network, cfg=cfg), 0, score.prec1, classes=loader.classes, **more
     )
     checkpoint.write(pruned, written)
-    layers = _layers(args, model, slim)
+    layers = layer_by_layer(model, slim, "kernel" in args.pruning_method)
     warnings = [f"{name} keeps one channel alone" for name in choice.rescued] if choice else []
+    if "kernel" in args.pruning_method:
+        warnings += _short_of(args, layers[WEIGHTS])
     for line in warnings:
         print(f"warning: {line}")
     found = {"difference": difference, "layers": layers, "warnings": warnings}
     record.add("pruned", pruned, score, began, **found)
     if difference is not None:
         print(f"slim equals masked: largest difference of the logits {difference:.1e} (relative)")
-    print(
-        reporting.table(["layer", "before", "after"], [[n, str(a), str(b)] for n, a, b in layers])
-    )
+    for counted, rows in layers.items():
+        texts = [[name, f"{before:,}", f"{after:,}"] for name, before, after in rows]
+        print(reporting.table([counted, "before", "after"], texts))
     return pruned
 
 
@@ -151,7 +103,7 @@ def fine_tune(args: argparse.Namespace, pruned: Path, folder: Path, record: Reco
     held = kernels.zero_masks(experiment.model)
     experiment.fit(on_gradients=[GradientMask(experiment.model, experiment.optimizer, held)])
     files.write_bytes(rebuilt, experiment.folder.best.read_bytes())
-    record.add("fine-tuned", rebuilt, _best_score(experiment), began)
+    record.add("fine-tuned", rebuilt, _best_score(experiment), began, experiment.history)
     return rebuilt
 
 
@@ -159,14 +111,15 @@ def report(args: argparse.Namespace, folder: Path, record: Record, config: dict)
     """Latency of all stages side by side, pictures, report.html; drop what --save-model keeps."""
     models, pictures = {}, {}
     for stage in record.facts["stages"]:
-        models[stage["name"]], network, contents = checkpoint.load(folder / stage["file"])
-        if contents.get("history"):
+        models[stage["name"]], network, _ = checkpoint.load(folder / stage["file"])
+        if stage["history"]:
             title = f"{stage['name']}: {network}"
-            pictures[f"curves-{stage['name']}"] = reporting.draw_curves(contents["history"], title)
+            pictures[f"curves-{stage['name']}"] = reporting.draw_curves(stage["history"], title)
     _time(args, list(models.values()), network, record)
     if len(models) > 1:
         pictures["weights"] = reporting.draw_weights(models["base"], list(models.values())[-1])
-        pictures["layers"] = reporting.draw_layers(record.facts["layers"])
+        counted, rows = list(record.facts["layers"].items())[-1]
+        pictures["layers"] = reporting.draw_layers(rows, counted)
     for name, picture in pictures.items():
         files.write_bytes(folder / f"{name}.png", picture)
     told = {CAPTIONS[name]: picture for name, picture in pictures.items()}
@@ -264,15 +217,16 @@ def _best_score(experiment: Experiment) -> training.Score:
     return training.Score(best["test_loss"], best["test_prec1"])
 
 
-def _layers(args: argparse.Namespace, before: nn.Module, after: nn.Module) -> list[list]:
-    """Layer by layer [name, before, after]: filters, or weights that are not zero."""
-    count = _nonzero if "kernel" in args.pruning_method else len
-    old, new = importance.layers(before), importance.layers(after)
-    return [[name, int(count(old[name].weight)), int(count(new[name].weight))] for name in old]
-
-
-def _nonzero(weight: torch.Tensor) -> int:
-    return int(weight.count_nonzero())
+def _short_of(args: argparse.Namespace, rows: list) -> list[str]:
+    """A warning if much less than --pruning-ratio of the weights could go."""
+    gone = 1 - sum(after for _, _, after in rows) / sum(before for _, before, _ in rows)
+    if gone > args.pruning_ratio - 0.1:
+        return []
+    return [
+        f"{args.pruning_method} removed {gone:.1%} of the weights, not {args.pruning_ratio:.0%}: "
+        "1x1 kernels have no pattern, and depthwise convolutions and linear layers no kernels to "
+        "lose; --pruning-method channel takes filters of every layer"
+    ]
 
 
 def _about(args: argparse.Namespace, path: Path) -> dict:

@@ -73,7 +73,7 @@ def metrics():
             stage("pruned", 0.1, 2_500_000),
             stage("fine-tuned", 0.9352, 2_500_000),
         ],
-        "layers": [["features.0", 64, 48], ["features.3", 1064, 13]],
+        "layers": {"filters": [["features.0", 64, 48], ["features.3", 1064, 13]]},
         "difference": 3.4e-7,
         "warnings": ["the ratio is high"],
     }
@@ -106,7 +106,7 @@ def test_the_page_says_every_figure_and_loads_nothing(tmp_path, metrics):
 def test_text_from_outside_never_becomes_html(metrics):
     evil = '<b>"x"</b>'
     metrics |= {"network": evil, "device": evil, "method": evil, "versions": {evil: evil}}
-    metrics |= {"warnings": [evil], "layers": [[evil, 2, 1]]}
+    metrics |= {"warnings": [evil], "layers": {evil: [[evil, 2, 1]]}}
     metrics["stages"][1]["name"] = evil
     metrics["stages"][1]["latency"] = {evil: 1.0}
     source = html_report.page({"command": evil, evil: evil}, metrics, {evil: PNG})
@@ -139,7 +139,7 @@ def test_missing_pieces_leave_a_whole_page(metrics):
         [stage("base", 0.5, 1000), stage("pruned", float("nan"), 1000) | unknown],
         [stage("base", 0.5, 1000), stage("pruned", 0.1, 0)],
     ):
-        metrics |= {"stages": stages, "layers": [], "difference": None, "warnings": []}
+        metrics |= {"stages": stages, "layers": {}, "difference": None, "warnings": []}
         seen = Page(html_report.page({}, metrics, {})).seen
         assert "None" not in seen and "Layers" not in seen and "Settings" not in seen
     Page(html_report.page({}, {}, {}))
@@ -159,4 +159,4 @@ def test_weights_and_layers_are_drawn():
     assert torch.equal(reporting.conv_weights(nn.Linear(2, 2)), torch.zeros(0))
     for count in (0, 3, 60):
         rows = [(f"features.{i}", 64, 64 - i) for i in range(count)]
-        assert reporting.draw_layers(rows).startswith(PNG)
+        assert reporting.draw_layers(rows, "filters").startswith(PNG)

@@ -57,7 +57,7 @@ def test_each_kernel_takes_the_best_of_few_patterns(ratio, kept):
         best = (size[:, None] * patterns).sum(2).amax(1)
         torch.testing.assert_close((size * own).sum(1), best)
     assert all(mask.all() for mask in kernels.pattern_masks(net, 0.0).values())
-    assert list(kernels.pattern_masks(network(), ratio)) == ["0", "3"]  # 1x1 have no patterns
+    assert list(kernels.pattern_masks(network(), ratio)) == ["0", "3", "5"]  # 1x1 have none
 
 
 @pytest.mark.parametrize("choose", [kernels.kernel_masks, kernels.pattern_masks])
@@ -105,6 +105,15 @@ def test_a_group_that_nothing_reads_keeps_one_channel():
     found = groups(net, IMAGES)
     keep = kernels.unread_channels(net, found).keep
     assert keep[found[0].name].sum() == 1
+
+
+def test_depthwise_kernels_have_patterns_and_keep_their_filters():
+    net = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1))
+    assert not kernels.kernel_masks(net, 0.5).keys() & {"0"}
+    masks = kernels.pattern_masks(net, 0.5)
+    assert set(masks) == {"0"} and masks["0"].flatten(2).sum(2).unique().tolist() == [4]
+    kernels.zero_weights(net, masks)
+    assert [list(keep.shape) for keep in kernels.zero_masks(net).values()] == [[8, 1, 3, 3]]
 
 
 def test_what_counts_is_what_is_not_zero():

@@ -50,6 +50,8 @@ def test_each_method(photos, tmp_path, method):
     assert not list(folder.glob("*/*.pth.tar")) and "mobilenet_base.pth" not in kept
     assert pruned["effective parameters"] == tuned["effective parameters"]
     assert pruned["parameters"] == tuned["parameters"] <= base["parameters"]
+    assert [len(stage["history"]) for stage in metrics["stages"]] == [1, 0, 1]
+    assert ("weights that are not zero" in metrics["layers"]) == ("kernel" in method)
     if method in ("channel", "slimming"):
         assert metrics["difference"] < 1e-4 and tuned["parameters"] < 0.7 * base["parameters"]
     else:
@@ -73,6 +75,21 @@ def test_the_three_workflows(photos, tmp_path):
         "run.py", *flags(photos, tmp_path / "out"), "--eval-only", "--model-path", path
     )
     assert f"top-1 {told['top-1']:.2%}" in printed and f"{told['parameters']:,}" in printed
+
+
+def test_no_fine_tuning_no_pruning_and_what_falls_short(photos, tmp_path):
+    words = ["--base-train-epochs", 3, "--learning-rate", 0, "--num-workers", 0]
+    printed = succeed("run.py", *flags(photos, tmp_path / "all", *words, "--skip-pruning"))
+    folder, metrics = experiment(tmp_path / "all")
+    assert len(metrics["stages"][0]["history"]) == 3, "not those up to the best epoch alone"
+    assert "pruned" not in (folder / "report.html").read_text() + printed
+    assert "mobilenet" in succeed("eval.py", folder, "--data", photos, "--no-cuda")
+    words = ["--pruning-method", "intra-kernel", "--finetune-epochs", 0]
+    printed = succeed("run.py", *flags(photos, tmp_path / "none", *words))
+    assert "warning: intra-kernel removed" in printed
+    folder, metrics = experiment(tmp_path / "none")
+    assert [stage["name"] for stage in metrics["stages"]] == ["base", "pruned"]
+    checkpoint.load(folder / "mobilenet_pruned.pth")
 
 
 def test_a_killed_experiment_ends_as_if_it_had_not_been(photos, tmp_path):
@@ -104,7 +121,15 @@ def test_a_killed_experiment_ends_as_if_it_had_not_been(photos, tmp_path):
         (["--ignore", "nothing"], "no layer called nothing"),
         (["--pruning-ratio", "1"], "less than 1"),
         (["--data", "nowhere"], "nowhere"),
+        (["--pruning-method", "intra-kernel", "--ignore", "nothing"], "no layer called nothing"),
+        (["--pruning-method", "kernel", "--round-to", "8"], "--round-to"),
+        (["--importance", "biased_loss_tracked"], "invalid choice"),
     ],
 )
 def test_what_cannot_work_is_said_at_once(photos, tmp_path, words, says):
     fails(tmp_path, "run.py", *flags(photos, "out"), *words, says=says)
+
+
+def test_torchrun_is_refused(photos, tmp_path):
+    fails(tmp_path, "run.py", *flags(photos, "out"), says="torchrun", env={"WORLD_SIZE": "2"})
+    assert not list(tmp_path.iterdir())
