@@ -50,6 +50,8 @@ def groups(model: nn.Module, images: torch.Tensor, ignore: Iterable[str] = ()) -
     Left out are the classifier, and every group with a layer called in ``ignore`` (its name or that
     of a module around it) among those that write it. UserError if a layer cannot be sliced exactly.
     """
+    if not isinstance(images, torch.Tensor):
+        raise UserError("images must be one tensor (N, 3, H, W), all that the network reads")
     traced = copy.deepcopy(model).cpu().float().requires_grad_()  # the library follows gradients
     names = {module: name for name, module in traced.named_modules()}
     for module, name in names.items():

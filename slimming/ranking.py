@@ -65,6 +65,8 @@ def _unit_scores(group: Group, scores: Scores) -> torch.Tensor | None:
     for member in group.members:
         key = member.layer if member.side == "out" else f"{member.layer}:in"
         if key in scores:
+            if len(scores[key]) <= member.channels.max():
+                raise UserError(f"there are {len(scores[key])} scores for {key}: too few")
             own = scores[key].detach().double().cpu()[member.channels]
             count = torch.bincount(member.units, minlength=group.size)
             total += torch.zeros_like(total).index_add_(0, member.units, own) / count.clamp(min=1)

@@ -47,9 +47,10 @@ def prune(
     """Remove the share ``ratio`` (0 to 1) of the filters, the least important first, and prove it.
 
     ``scores`` come from a measure of `slimming.importance`; they are compared over the whole
-    network or, with ``local``, in each group alone. A layer keeps a multiple of ``round_to``
-    channels, and always one. The classifier stays whole, as do the layers called in ``ignore``.
-    ``images`` (N, 3, H, W) are what the network reads. UserError if it cannot be slimmed exactly.
+    network or, with ``local``, in each group alone. Layers that only lose channels together keep a
+    multiple of ``round_to`` of them, and always one. The classifier stays whole, as do the layers
+    called in ``ignore``. ``images`` (N, 3, H, W) are what the network reads. UserError if it cannot
+    be slimmed exactly.
 
     >>> from slimming.importance import Evidence, l1
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 900, 10))

@@ -311,8 +311,12 @@ def test_widths_written_into_forward_are_refused():
         prune(Split())
 
 
-def test_shares_that_cannot_be_are_refused():
+def test_shares_scores_and_images_that_cannot_be_are_refused():
     dense = build("resnet-56")
+    with pytest.raises(UserError, match="one tensor"):
+        prune(dense, images=(IMAGES, IMAGES))
+    with pytest.raises(UserError, match="8 scores for conv1"):
+        structured.prune(dense, {"conv1": torch.rand(8)}, 0.5, IMAGES)
     for wrong in ({"ratio": 1.0}, {"ratio": -0.1}, {"round_to": 0}):
         with pytest.raises(UserError, match="from 0 to below 1"):
             prune(dense, **wrong)
