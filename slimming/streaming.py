@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from slimming import datasets
-from slimming.data import epoch_generator, normalize, shares
+from slimming.epochs import epoch_generator, normalize, shares
 from slimming.errors import UserError
 
 
