@@ -5,6 +5,7 @@ import functools
 import time
 from collections.abc import Callable, Iterable
 
+import torch
 from torch import nn
 
 from models import NETWORKS, PAPER_DEPTH
@@ -18,6 +19,7 @@ from slimming import (
     reporting,
     training,
 )
+from slimming.epochs import epoch_generator
 from slimming.errors import Interrupted, UserError
 from slimming.flags import SETTINGS
 from slimming.run_folder import RunFolder
@@ -157,6 +159,8 @@ class Experiment:
         )
 
     def _one_epoch(self, epoch: int, on_gradients) -> tuple[Score, Score]:
+        seed = epoch_generator(self.args.seed, epoch, distributed.rank()).initial_seed()
+        torch.manual_seed(seed)  # dropout is a function of the epoch: a resumed run draws the same
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(epoch)
         learned = training.train(

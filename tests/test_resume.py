@@ -111,6 +111,16 @@ def test_resume_needs_no_other_flag_and_says_what_changed(images, tmp_path):
     assert "all 2 epochs are done" in printed
 
 
+def test_dropout_is_drawn_anew_in_a_resumed_run(images, tmp_path):
+    words = ["--dataset", "folder", "--data", images, "--no-tensorboard", "--save"]
+    arch = ["--arch", "mobilenet_v3_small", "--epochs"]
+    succeed("main.py", *words, tmp_path / "whole", *arch, 2)
+    succeed("main.py", *words, tmp_path / "part", *arch, 1)
+    succeed("main.py", *words, tmp_path / "part", "--resume", "auto", "--epochs", 2)
+    whole, part = (checkpoint.read(tmp_path / n / "checkpoint.pth.tar") for n in ("whole", "part"))
+    assert same(whole["state_dict"], part["state_dict"])
+
+
 def test_ctrl_c_says_how_to_continue(images, tmp_path):
     last = tmp_path / "out" / "checkpoint.pth.tar"
     command = [
