@@ -115,7 +115,8 @@ def draw_rounds(
     history: list[dict], rounds: list[dict], phases: tuple[int, int], title: str
 ) -> bytes:
     """A PNG picture: top-1 over the epochs, with the rounds of pruning (the epochs from
-    ``phases[0]`` to ``phases[1]``) shaded, and the FLOPs and filters that each round left."""
+    ``phases[0]`` to ``phases[1]``) shaded, and the FLOPs and filters of the dense network
+    (``rounds[0]``) and after each round."""
     figure, (accuracies, sizes) = blank_figure(1, 2, (10, 3.8))
     epochs = [record["epoch"] + 1 for record in history]
     for part, style in (("train", ".--"), ("test", ".-")):
@@ -123,7 +124,7 @@ def draw_rounds(
     accuracies.axvspan(phases[0] + 0.5, phases[1] + 0.5, color="#c9d3de", label="rounds")
     accuracies.set(xlabel="epoch", ylabel="top-1 (%)")
     accuracies.legend()
-    numbers = range(1, len(rounds) + 1)
+    numbers = range(len(rounds))
     sizes.plot(numbers, [r["flops"] / 1e6 for r in rounds], "o-", color="#c23b22", label="MFLOPs")
     sizes.set(xlabel="round", ylabel="MFLOPs an image")
     filters = sizes.twinx()

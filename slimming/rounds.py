@@ -42,9 +42,8 @@ class Rounds:
         try:
             if args.resume and not told:
                 raise KeyError("flow")
-            self.done, self.filters = (
-                (list(told["rounds"]), int(told["filters"])) if told else ([], 0)
-            )
+            self.done = list(told["rounds"]) if told else []
+            self.dense = dict(told["dense"]) if told else {}
             self.least = told["least"] if told else {}
             self.initial = told["initial"] if told else self._initial()
             if told and told["tracked"]:
@@ -73,7 +72,7 @@ class Rounds:
     def extras(self) -> dict:
         """What a checkpoint needs for --resume."""
         tracked = self.trackers[0].state_dict() if self.trackers else None
-        told = {"rounds": self.done, "filters": self.filters, "least": self.least}
+        told = {"rounds": self.done, "dense": self.dense, "least": self.least}
         return {"flow": {**told, "initial": self.initial, "tracked": tracked}}
 
     def removed(self, rounds: int) -> float:
@@ -90,14 +89,14 @@ class Rounds:
         found = dependencies.groups(model, images)
         left = dependencies.count_filters(found)
         if not self.done:
-            self.filters = left
+            self.dense = self._size(left)
             if not self.args.bypass:
                 full = widths(model).items()
                 self.least = {layer: int(width[-1] * (1 - MOST)) + 1 for layer, width in full}
             experiment.full_score = training.test(
                 model, experiment.test_loader, experiment.precision
             )
-        stay = self.filters * (1 - self.removed(number))
+        stay = self.dense["filters"] * (1 - self.removed(number))
         share = max(0.0, 1 - stay / left)
         choice = ranking.choose(found, self._scores(epoch), share, least=self.least)
         slimmed = structured.apply(model, found, choice, images)
@@ -157,23 +156,25 @@ class Rounds:
             training.load_momentum(experiment.optimizer, saved)
 
     def _record(self, epoch: int, slimmed: Slimmed, before: int) -> None:
-        network, model = self.experiment.network, self.experiment.model
-        left = dependencies.count_filters(
-            dependencies.groups(model, self.experiment.test_loader.first(1))
-        )
-        flops = profiling.count_flops(model, network.image_size)
-        parameters = profiling.count_parameters(model)
-        done = {"epoch": epoch, "filters": left, "parameters": parameters, "flops": flops}
-        self.done.append({**done, "difference": slimmed.difference})
+        model, images = self.experiment.model, self.experiment.test_loader.first(1)
+        size = self._size(dependencies.count_filters(dependencies.groups(model, images)))
+        self.done.append({"epoch": epoch, **size, "difference": slimmed.difference})
+        left, full = size["filters"], self.dense["filters"]
         print(
-            f"round {len(self.done)} of {self.args.n_rounds}: {before} -> {left} of {self.filters} "
-            f"filters ({left / self.filters:.1%}), {parameters:,} parameters, "
-            f"{flops / 1e6:.1f} MFLOPs; slim equals masked: {slimmed.difference:.1e}",
+            f"round {len(self.done)} of {self.args.n_rounds}: {before} -> {left} of {full} "
+            f"filters ({left / full:.1%}), {size['parameters']:,} parameters, "
+            f"{size['flops'] / 1e6:.1f} MFLOPs; slim equals masked: {slimmed.difference:.1e}",
             flush=True,
         )
         if slimmed.choice.rescued:
             names = ", ".join(slimmed.choice.rescued)
             print(f"warning: these keep no more channels than a layer must: {names}")
+
+    def _size(self, filters: int) -> dict:
+        """Filters, parameters and FLOPs of the network as it is."""
+        model, size = self.experiment.model, self.experiment.network.image_size
+        parameters, flops = profiling.count_parameters(model), profiling.count_flops(model, size)
+        return {"filters": filters, "parameters": parameters, "flops": flops}
 
     def _track(self, epoch: int) -> None:
         """Track importance through this epoch if --track_importance asks for it and the next one
@@ -212,7 +213,9 @@ class Rounds:
         title = (
             f"{self.args.model}, {self.args.pruning_type}, {self.removed(self.args.n_rounds):.0%}"
         )
-        picture = reporting.draw_rounds(history, self.done, (self.first, self.last), title)
+        picture = reporting.draw_rounds(
+            history, [self.dense, *self.done], (self.first, self.last), title
+        )
         files.write_bytes(folder / "flow.png", picture)
         print(f"wrote {folder / 'flow.png'}")
         if self.args.track_stats:
@@ -238,4 +241,4 @@ class Rounds:
             for part in stats:
                 figures = {"loss": record[f"{part}_loss"], "top-1": record[f"{part}_prec1"]}
                 stats[part][phase].append({"epoch": epoch, "lr": record["lr"], **figures})
-        return {**stats, "rounds": self.done, "filters": self.filters}
+        return {**stats, "rounds": self.done, "dense": self.dense}

@@ -82,7 +82,7 @@ def test_filters_left_and_the_record_of_a_run(flow, tmp_path):
     told = saved["flow"]
     largest = max(int(g.filters.max()) for g in dependencies.groups(*_full("resnet-56")))
     for done, gone in zip(told["rounds"], (0.2, 0.6), strict=True):
-        assert 0 <= done["filters"] - told["filters"] * (1 - gone) < largest
+        assert 0 <= done["filters"] - told["dense"]["filters"] * (1 - gone) < largest
     stats = json.loads((tmp_path / "out" / "stats.json").read_text())
     for part in ("train", "test"):
         epochs = {phase: [e["epoch"] for e in told] for phase, told in stats[part].items()}
@@ -103,7 +103,7 @@ def _full(arch):
 def test_every_measure_prunes(flow, measure):
     saved = flow("--epochs", 1, "--pruning_type", measure, "--prune_percent", 50)
     told = saved["flow"]
-    assert told["rounds"][0]["filters"] / told["filters"] == pytest.approx(0.5, abs=0.04)
+    assert told["rounds"][0]["filters"] / told["dense"]["filters"] == pytest.approx(0.5, abs=0.04)
 
 
 MORE = {
