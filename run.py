@@ -15,6 +15,7 @@ from slimming import cli, files, flags, methods, stages
 from slimming.errors import Interrupted, UserError
 from slimming.importance import MEASURES
 
+INTERNAL = {"label", "imagenet", "arch", "depth", "spelled"}  # they follow from other settings
 PASSING = {"resume", "save_model", "eval_only", "workers", "device", "no_cuda", "command"}
 
 
@@ -69,7 +70,8 @@ def make_parser() -> cli.Parser:
     text = "one ranking over the whole network; else each layer loses the same share"
     flags.switch(group, "--global-pruning", text)
     measures = [name for name in MEASURES if name != "biased_loss_tracked"]  # that takes training
-    text = f"of --pruning-method channel: {', '.join(measures)} (default: l1)"
+    text = f"of --pruning-method channel: {', '.join(measures)} (default: l1; lamp with"
+    text += " --global-pruning, whose ranking needs scores that compare over layers)"
     group.add_argument("--importance", choices=measures, metavar="M", help=text)
     flags.flag(group, "--round-to", "N", count, 1, "keep a multiple of N channels in each layer")
     text = "leave this layer, or the layers inside this module, alone; can be repeated"
@@ -110,7 +112,10 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
         raise UserError("--importance is of --pruning-method channel: leave one of them out")
     if args.round_to > 1 and "kernel" in args.pruning_method:
         raise UserError("--round-to is of --pruning-method channel and slimming: leave it out")
-    args.importance, args.workers = args.importance or "l1", max(1, args.workers)
+    args.importance = args.importance or ("lamp" if args.global_pruning else "l1")
+    args.workers = max(1, args.workers)
+    if args.model_path:
+        args.model_path = files.find(args.model_path, "*_rebuilt.pth", "model_best.pth.tar")
     args.arch, args.depth = args.model, None
     return flags.split_arch(args)
 
@@ -118,7 +123,9 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
 def config_of(args: argparse.Namespace) -> dict:
     """Every setting of the experiment, and the command that repeats it."""
     told = {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()}
-    return {**told, "command": shlex.join(["python", *sys.argv])}
+    told["dataset"] = args.label
+    settings = {name: value for name, value in told.items() if name not in INTERNAL}
+    return {**settings, "command": shlex.join(["python", *sys.argv])}
 
 
 def experiment_folder(args: argparse.Namespace) -> Path:

@@ -38,9 +38,10 @@ def parse_run(
     args = complete(parser.parse_args())
     if args.resume == "auto":
         args.resume = _last_checkpoint(args)
-    for name, pattern in (("resume", "checkpoint.pth.tar"), ("refine", "pruned.pth.tar")):
+    slim = ("pruned.pth.tar", "*_rebuilt.pth", "*_pruned.pth")
+    for name, patterns in (("resume", ("checkpoint.pth.tar",)), ("refine", slim)):
         if getattr(args, name):
-            setattr(args, name, str(files.find(Path(getattr(args, name)), pattern)))
+            setattr(args, name, str(files.find(Path(getattr(args, name)), *patterns)))
     resume, refine = args.resume, args.refine
     start = resume or refine
     contents = checkpoint.read(start) if start else {}

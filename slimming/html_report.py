@@ -62,8 +62,8 @@ def write_report(path: str | Path, config: dict, metrics: dict, pictures: dict[s
 
     ``config``: every setting by its name; ``config["command"]`` is the line that repeats the run.
     ``metrics``: network, device, versions, method, ratio, stages, layers (what is counted -> rows
-    of name, before, after), difference, warnings; what is missing or None is left out.
-    ``pictures``: caption -> PNG.
+    of name, before, after), difference, warnings, date, base_from (the file of a base network that
+    was not trained here); what is missing or None is left out. ``pictures``: caption -> PNG.
     """
     files.write_bytes(path, page(config, metrics, pictures).encode())
 
@@ -73,9 +73,10 @@ def page(config: dict, metrics: dict, pictures: dict[str, bytes]) -> str:
     title = str(metrics.get("network", "Network"))
     if metrics.get("ratio") is not None:
         title = f"{title}, pruned by {metrics['ratio']:.0%}"
-    where = [metrics.get("method"), metrics.get("device")]
+    where = [metrics.get("method"), metrics.get("date"), metrics.get("device")]
     where += [f"{name} {version}" for name, version in (metrics.get("versions") or {}).items()]
     stages = [flat(stage) for stage in metrics.get("stages") or []]
+    given = metrics.get("base_from")
     command, difference = config.get("command"), metrics.get("difference")
     settings = [item for item in config.items() if item[0] != "command"]
     parts = [
@@ -84,6 +85,7 @@ def page(config: dict, metrics: dict, pictures: dict[str, bytes]) -> str:
         f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>",
         f"<h1>{text(title)}</h1>",
         f'<p class="soft">{text(" · ".join(str(part) for part in where if part))}</p>',
+        f'<p class="soft">The base network was given: {text(given)}</p>' if given else "",
         tiles(stages) if stages else "",
         *(f'<p class="warning">{text(warning)}</p>' for warning in metrics.get("warnings") or []),
         stages_table(stages) if stages else "",

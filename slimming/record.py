@@ -70,14 +70,17 @@ def stage_text(stage: dict) -> str:
 
 def layer_by_layer(before: nn.Module, after: nn.Module, weights: bool) -> dict[str, list]:
     """What is counted -> [name, before, after] of each layer: filters and, with ``weights``, the
-    weights that are not zero."""
+    weights that are not zero; then filters only where some are removed."""
     old, new = importance.layers(before), importance.layers(after)
     counts = {"filters": len}
     if weights:
         counts[WEIGHTS] = torch.count_nonzero
-    return {
+    found = {
         counted: [
             [name, int(count(old[name].weight)), int(count(new[name].weight))] for name in old
         ]
         for counted, count in counts.items()
     }
+    if weights and all(before == after for _, before, after in found["filters"]):
+        del found["filters"]
+    return found

@@ -7,12 +7,13 @@ import argparse
 import platform
 import time
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from models import NETWORKS, constructor
+from models import NETWORKS, constructor, widths
 from slimming import (
     checkpoint,
     data,
@@ -46,6 +47,8 @@ def train_base(args: argparse.Namespace, given: Path | None, folder: Path, recor
     if record.done("base"):
         return base
     if args.skip_base_training:
+        print(f"the base network is {given}")
+        record.update(base_from=str(given))
         files.write_bytes(base, given.read_bytes())
         score, history = _test(args, base), checkpoint.read(base).get("history", ())
     else:
@@ -70,7 +73,7 @@ def prune(args: argparse.Namespace, base: Path, folder: Path, record: Record) ->
     slim, choice, difference = METHODS[args.pruning_method](args, model, network, loader)
     before = next(s for s in record.facts["stages"] if s["name"] == "base")
     more = {"before_pruning": {"loss": before["loss"], "prec1": before["top-1"]}}
-    cfg = structured.cfg_of(slim) if choice else network.cfg
+    cfg = network.cfg if widths(slim) == widths(model) else structured.cfg_of(slim)
     score = training.test(slim.to(loader.device), loader)
     written = checkpoint.contents_of(
         slim.cpu(), replace(network, cfg=cfg), 0, score.prec1, classes=loader.classes, **more
@@ -169,7 +172,6 @@ def given_base(args: argparse.Namespace) -> Path | None:
     pattern = f"{args.model}_*_{args.label}_*/{args.model}_base.pth"
     found = sorted((args.output_dir / args.label).glob(pattern), key=lambda p: p.stat().st_mtime)
     if found:
-        print(f"note: the base network is {found[-1]}")
         return found[-1]
     return _pretrained(args, args.output_dir)
 
@@ -218,8 +220,9 @@ def _best_score(experiment: Experiment) -> training.Score:
 
 
 def _short_of(args: argparse.Namespace, rows: list) -> list[str]:
-    """A warning if much less than --pruning-ratio of the weights could go."""
+    """Say how much of the weights went; a warning if that is much less than --pruning-ratio."""
     gone = 1 - sum(after for _, _, after in rows) / sum(before for _, before, _ in rows)
+    print(f"{args.pruning_method}: {gone:.1%} of the weights are removed or zero")
     if gone > args.pruning_ratio - 0.1:
         return []
     return [
@@ -233,12 +236,14 @@ def _about(args: argparse.Namespace, path: Path) -> dict:
     _, network, _ = checkpoint.load(path)
     device = training.choose_device(args.device, args.no_cuda)
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    return {"network": str(network), "device": str(device), "versions": versions}
+    date = f"{datetime.now():%Y-%m-%d %H:%M}"
+    return {"network": str(network), "date": date, "device": str(device), "versions": versions}
 
 
 def _time(args: argparse.Namespace, models: list[nn.Module], network: Network, record: Record):
     """Latency at batch 1 and 64 of all stages, in turns."""
     images = loader_of(args, network, "test").first(64)
+    images = images.repeat(-(-64 // len(images)), 1, 1, 1)[:64]  # of a smaller data set some twice
     models = [model.to(images.device) for model in models]
     for batch in (1, 64):
         times = profiling.latencies(models, images[:batch])
