@@ -45,7 +45,7 @@ BATCHES = (1, 64)  # images of which latency is measured
 SIZES = ("parameters", "effective_parameters", "FLOPs", "effective_FLOPs", "bytes")
 LINES = {  # what a person reads of each answer
     "network": "{network}: {checkpoint}, {file_bytes:,} bytes",
-    "epoch": "epoch {epoch}, best top-1 {best_prec1}: what the file records; on {device}",
+    "epoch": "epoch {epoch}, best top-1 {best}: what the file records; on {device}",
     "test": "test: top-1 {test[prec1]:.2%}, loss {test[loss]:.4f}",
     "train": "train: top-1 {train[prec1]:.2%}, loss {train[loss]:.4f}",
     "FLOPs": "{FLOPs:,} FLOPs an image, {effective_FLOPs:,} without weights that are zero",
@@ -221,6 +221,8 @@ def as_json(found: dict) -> str:
 def as_text(found: dict) -> str:
     """Lines and tables for a person; neighbours of equal width share a row."""
     told = [name for name in LINES if name in found]
+    best = found.get("best_prec1")
+    found = {**found, "best": "unknown" if best is None else f"{best:.2%}"}
     if "dense" not in found:
         return "\n".join(LINES[name].format(**found) for name in told)
     lines = [LINES[name].format(**found) for name in told if name not in ("FLOPs", "compression")]
