@@ -132,6 +132,7 @@ def report(args: argparse.Namespace, folder: Path, record: Record, config: dict)
         for path in (*folder.glob("*/*.pth.tar"), *folder.glob("*.pth")):
             if path != last:
                 path.unlink()
+        print(f"of the networks {last.name} alone is kept: --save-model keeps all")
     print(f"wrote {folder / 'report.html'}")
 
 
