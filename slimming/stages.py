@@ -226,10 +226,12 @@ def _short_of(args: argparse.Namespace, rows: list) -> list[str]:
     print(f"{args.pruning_method}: {gone:.1%} of the weights are removed or zero")
     if gone > args.pruning_ratio - 0.1:
         return []
+    why = "linear layers and depthwise convolutions have no kernels to lose"
+    if args.pruning_method == "intra-kernel":
+        why = "linear layers and 1x1 kernels have no patterns"
     return [
         f"{args.pruning_method} removed {gone:.1%} of the weights, not {args.pruning_ratio:.0%}: "
-        "1x1 kernels have no pattern, and depthwise convolutions and linear layers no kernels to "
-        "lose; --pruning-method channel takes filters of every layer"
+        f"{why}; --pruning-method channel takes filters of every layer"
     ]
 
 
