@@ -15,6 +15,7 @@ from torch import nn
 from slimming.errors import UserError
 from slimming.pruning import only_logits
 from slimming.sparsity import batch_norms
+from slimming.strides import unit_strides
 
 Scores = dict[str, torch.Tensor]  # name of a layer -> (channels,) fp32 on the CPU, higher = keep
 Tensors = dict[str, torch.Tensor]  # by name of the parameter
@@ -113,7 +114,7 @@ class Evidence:
             for parameter in frozen:
                 parameter.requires_grad_()
             for images, labels in self.batches:
-                with torch.enable_grad():
+                with torch.enable_grad(), unit_strides(self.model):
                     logits = only_logits(self.model(images))
                     terms = derive(F.cross_entropy(logits / self.temperature, labels))
                 torch._foreach_add_(list(mean.values()), list(terms), alpha=len(labels) / count)

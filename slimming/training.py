@@ -19,6 +19,7 @@ from tqdm import tqdm
 from slimming import data, distributed
 from slimming.data import Batches
 from slimming.errors import Diverged, UserError
+from slimming.strides import unit_strides
 
 LAYOUT = torch.channels_last  # of weights and images: oneDNN and cuDNN convolve it fastest
 
@@ -150,7 +151,7 @@ def train(
     loader.epoch = epoch
     model.train()
     meter = _Meter(device)
-    with _progress(loader, epoch, log_interval) as report:
+    with unit_strides(model), _progress(loader, epoch, log_interval) as report:
         for step, (images, labels) in enumerate(loader, start=1):
             images = images.to(memory_format=LAYOUT)
             optimizer.zero_grad()
