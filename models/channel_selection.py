@@ -18,19 +18,47 @@ def gather_channels(x: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     return own.view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
+class Mask(nn.Parameter):
+    """A parameter without a gradient whose version counter every write raises.
+
+    PyTorch counts in-place writes to a tensor and its views; what ``data`` gives out and takes in
+    it does not count. Here ``data`` is a view that counts.
+    """
+
+    @property
+    def data(self) -> torch.Tensor:
+        return torch.Tensor.detach(self)
+
+    @data.setter
+    def data(self, value: torch.Tensor) -> None:
+        counts = not self.is_inference()
+        torch.Tensor.data.__set__(self, value)
+        if counts:
+            torch.autograd.graph.increment_version(self)
+
+    def detach(self) -> "Mask":  # of this class: ``nn.Parameter(mask)`` insists on it
+        return torch.Tensor.detach(self).as_subclass(Mask)
+
+
 class channel_selection(nn.Module):
     """Pass on the channels of a (N, C, H, W) batch whose ``indexes`` entry is not zero.
 
     It stands right after a BatchNorm2d. ``indexes`` (C floats, 0 or 1) is a Parameter without a
-    gradient, so that it is in the state dict and moves with the module; change it with `keep`.
-    While every entry is 1 the forward is the identity. Otherwise it gathers with an index tensor
-    that stays on the device: the forward never waits for the device.
+    gradient, so that it is in the state dict and moves with the module. Write it in any way that
+    PyTorch has, or with `keep`: the next forward obeys. While every entry is 1 the forward is the
+    identity, otherwise it gathers with an index tensor that stays on the device.
+
+    A forward knows whether something was written since the last one without waiting for the device:
+    on the CPU it compares the values, elsewhere the version counter (see `Mask`). A network that
+    torch.compile runs looks at that in ``train()``, ``eval()``, ``load_state_dict()`` and `keep`.
 
     >>> select = channel_selection(3)
-    >>> select.keep(torch.tensor([True, False, True]))
+    >>> select.indexes.data[1] = 0
     >>> select(torch.arange(3.0).view(1, 3, 1, 1)).flatten().tolist()
     [0.0, 2.0]
     """
+
+    _read = None  # of ``indexes``, when ``kept`` was made: the values, the tensor, its version
 
     def __init__(self, num_channels: int):
         super().__init__()
@@ -44,22 +72,65 @@ class channel_selection(nn.Module):
         self._refresh()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.compiler.is_compiling():
+            self._refresh()
         return x if self.kept is None else gather_channels(x, self.kept)
 
     def train(self, mode: bool = True) -> "channel_selection":
-        # Scripts that write to indexes.data directly switch to eval() or train() before they run.
         self._refresh()
         return super().train(mode)
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        super().register_parameter(name, param)
+        if type(param) is nn.Parameter:
+            param.__class__ = Mask
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_read": None}  # a copy counts its versions anew
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self.register_parameter("indexes", self.indexes)  # unpickled as a plain Parameter
+
     def _refresh(self) -> None:
-        if self.indexes.is_meta:
+        """Bring ``kept`` up to date, if ``indexes`` has been written."""
+        # not self.indexes: torch.fx would trace it. A replica of DataParallel has no parameters
+        indexes = self._parameters.get("indexes", vars(self).get("indexes"))
+        if indexes.is_meta or type(indexes) not in (Mask, nn.Parameter, torch.Tensor):
+            return  # it has no values
+        if self._read and _is_unchanged(indexes, *self._read):
             return
-        kept = self.indexes.nonzero().flatten()
-        if len(kept) == len(self.indexes):
-            self.kept = None
-        elif self.kept is None or not torch.equal(kept, self.kept):
-            self.kept = kept
+        with torch.inference_mode(False), torch.no_grad():  # training uses the index tensor too
+            version = _version(indexes)
+            values = indexes.detach().to("cpu", copy=True)
+            kept = values.nonzero().flatten()
+            old, self._read = self.kept, (values, indexes, version)
+            if len(kept) == len(values):
+                self.kept = None
+            elif old is None or old.device != indexes.device or not torch.equal(old.cpu(), kept):
+                self.kept = kept.to(indexes.device)
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not keep_vars:
+            destination[f"{prefix}indexes"] = self.indexes.data  # a plain tensor
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._refresh()
+
+
+def _is_unchanged(
+    indexes: torch.Tensor, values: torch.Tensor, tensor: torch.Tensor, version: int | None
+) -> bool:
+    if indexes.device.type == "cpu":  # 1 µs, and it sees what NumPy writes
+        return indexes.dtype == values.dtype and torch.equal(indexes, values)
+    return indexes is tensor and version is not None and _version(indexes) == version
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    """How often a tensor has been written; None for those of inference mode, which do not count."""
+    try:
+        return tensor._version
+    except RuntimeError:
+        return None
