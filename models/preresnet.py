@@ -17,24 +17,30 @@ class Bottleneck(nn.Module):
 
     ``cfg``: the channels that the three convolutions read. The sum keeps all 4 · planes channels,
     so the first BN stays whole and ``select`` passes on what the first convolution reads.
+    ``downsample`` is the shortcut where stride or channels change.
     """
 
     expansion = 4
 
-    def __init__(self, inplanes: int, planes: int, cfg: list, stride: int, selection: Callable):
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        cfg: list,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        selection: Callable = channel_selection,
+    ):
         super().__init__()
-        outplanes = planes * self.expansion
         self.bn1 = nn.BatchNorm2d(inplanes)
         self.select = selection(inplanes)
         self.conv1 = nn.Conv2d(cfg[0], cfg[1], 1, bias=False)
         self.bn2 = nn.BatchNorm2d(cfg[1])
         self.conv2 = nn.Conv2d(cfg[1], cfg[2], 3, stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(cfg[2])
-        self.conv3 = nn.Conv2d(cfg[2], outplanes, 1, bias=False)
+        self.conv3 = nn.Conv2d(cfg[2], planes * self.expansion, 1, bias=False)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = None
-        if stride != 1 or inplanes != outplanes:
-            self.downsample = nn.Sequential(nn.Conv2d(inplanes, outplanes, 1, stride, bias=False))
+        self.downsample = downsample
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.conv1(self.relu(self.select(self.bn1(x))))
@@ -75,23 +81,35 @@ class resnet(nn.Module):
         if rest or blocks < 1:
             raise ValueError(f"resnet has depth 9n+2 (20, 56, 110, 164, ...), not {depth}")
         self.depth, self.cfg = depth, check_cfg(cfg, _full_cfg(blocks))
-        self.num_classes = count_classes(dataset, num_classes)
+        self.num_classes, self.selection = count_classes(dataset, num_classes), selection
 
-        self.conv1 = nn.Conv2d(3, PLANES[0], 3, padding=1, bias=False)
-        widths, channels = iter(self.cfg), PLANES[0]
-        for stage, planes in enumerate(PLANES, start=1):
-            layer = nn.Sequential()
-            for block in range(blocks):
-                stride = 2 if stage > 1 and block == 0 else 1
-                kept = [next(widths) for _ in range(3)]
-                layer.append(Bottleneck(channels, planes, kept, stride, selection))
-                channels = planes * Bottleneck.expansion
-            self.add_module(f"layer{stage}", layer)
-        self.bn = nn.BatchNorm2d(channels)
-        self.select = selection(channels)
+        self.inplanes = PLANES[0]
+        self.conv1 = nn.Conv2d(3, self.inplanes, 3, padding=1, bias=False)
+        for stage, planes in enumerate(PLANES):
+            widths = self.cfg[3 * blocks * stage : 3 * blocks * (stage + 1)]
+            layer = self._make_layer(Bottleneck, planes, blocks, widths, stride=2 if stage else 1)
+            self.add_module(f"layer{stage + 1}", layer)
+        self.bn = nn.BatchNorm2d(self.inplanes)
+        self.select = selection(self.inplanes)
         self.relu = nn.ReLU(inplace=True)
-        self.fc = nn.Linear(next(widths), self.num_classes)
+        self.fc = nn.Linear(self.cfg[-1], self.num_classes)
         initialize(self)
+
+    def _make_layer(
+        self, block: type[Bottleneck], planes: int, blocks: int, cfg: list, stride: int = 1
+    ) -> nn.Sequential:
+        """``blocks`` blocks, the first with ``stride``; ``cfg`` has three widths for each."""
+        layer = nn.Sequential()
+        for i in range(blocks):
+            step, outplanes = stride if i == 0 else 1, planes * block.expansion
+            shortcut = None
+            if step != 1 or self.inplanes != outplanes:
+                projection = nn.Conv2d(self.inplanes, outplanes, 1, step, bias=False)
+                shortcut = nn.Sequential(projection)
+            kept = cfg[3 * i : 3 * i + 3]
+            layer.append(block(self.inplanes, planes, kept, step, shortcut, self.selection))
+            self.inplanes = outplanes
+        return layer
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))

@@ -5,7 +5,7 @@ from torch import nn
 
 from .wiring import Wire, check_cfg, count_classes, initialize
 
-WIDTHS = {
+defaultcfg = {
     11: [64, "M", 128, "M", *[256] * 2, "M", *[512] * 2, "M", *[512] * 2],
     13: [*[64] * 2, "M", *[128] * 2, "M", *[256] * 2, "M", *[512] * 2, "M", *[512] * 2],
     16: [*[64] * 2, "M", *[128] * 2, "M", *[256] * 3, "M", *[512] * 3, "M", *[512] * 3],
@@ -17,27 +17,50 @@ class vgg(nn.Module):
     """VGG-11, 13, 16 or 19: (N, 3, 32, 32) images -> (N, num_classes) logits.
 
     ``cfg`` lists the width of each convolution, 'M' for 2x2 max pooling; None is the full network.
-    ValueError for another depth or a cfg that does not fit it.
+    Without ``init_weights`` the layers start as PyTorch's own. ValueError for another depth or a
+    cfg that does not fit it.
 
     >>> vgg(depth=11, num_classes=7)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 7])
     """
 
+    defaultcfg = defaultcfg  # `models.vgg` is this class
+
     def __init__(
         self,
-        depth: int = 19,
         dataset: str = "cifar10",
+        depth: int = 19,
+        init_weights: bool = True,
         cfg: list | None = None,
         num_classes: int | None = None,
     ):
         super().__init__()
-        if depth not in WIDTHS:
-            raise ValueError(f"vgg has depth {', '.join(map(str, WIDTHS))}, not {depth}")
-        self.depth, self.cfg = depth, check_cfg(cfg, WIDTHS[depth])
+        if depth not in defaultcfg:
+            raise ValueError(f"vgg has depth {', '.join(map(str, defaultcfg))}, not {depth}")
+        self.depth, self.cfg = depth, check_cfg(cfg, defaultcfg[depth])
         self.num_classes = count_classes(dataset, num_classes)
-        self.feature = _features(self.cfg)
+        self.feature = self.make_layers(self.cfg, batch_norm=True)
         self.classifier = nn.Linear(self.cfg[-1], self.num_classes)
+        if init_weights:
+            self._initialize_weights()
+
+    def make_layers(self, cfg: list, batch_norm: bool = False) -> nn.Sequential:
+        """Convolution, BN and ReLU for each width of ``cfg``, max pooling for each 'M'."""
+        layers, channels = [], 3
+        for width in cfg:
+            if width == "M":
+                layers.append(nn.MaxPool2d(2))
+                continue
+            layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=False))
+            layers += [nn.BatchNorm2d(width)] if batch_norm else []
+            layers.append(nn.ReLU(inplace=True))
+            channels = width
+        return nn.Sequential(*layers)
+
+    def _initialize_weights(self) -> None:
         initialize(self)
+        nn.init.normal_(self.classifier.weight, 0, 0.01)
+        nn.init.zeros_(self.classifier.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.feature(x).mean((2, 3)))  # 2x2 average pooling at 32x32
@@ -49,15 +72,3 @@ class vgg(nn.Module):
         reads = [None, *bns]
         wires = [Wire(*names) for names in zip(convs, reads[:-1], bns, strict=True)]
         return [*wires, Wire("classifier", bns[-1], None)]
-
-
-def _features(cfg: list) -> nn.Sequential:
-    layers, channels = [], 3
-    for width in cfg:
-        if width == "M":
-            layers.append(nn.MaxPool2d(2))
-            continue
-        conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-        layers += [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-        channels = width
-    return nn.Sequential(*layers)

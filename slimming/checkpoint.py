@@ -24,6 +24,7 @@ STORED = {
     "num_classes": (int,),
     "cfg": (list, dict),
     "image_size": (int,),
+    "options": (dict,),
 }
 
 
@@ -33,7 +34,8 @@ class Network:
     (``cfg``; None for a full network), and the height and width of its images in pixels.
 
     ``depth`` is None where the name says it all; ``cfg`` is a list for the networks of the paper,
-    for all others a dict of each layer's widths (`models.resize`).
+    for all others a dict of each layer's widths (`models.resize`). ``options``: what else its
+    constructor was given, such as the growthRate of a DenseNet.
     """
 
     arch: str
@@ -42,12 +44,14 @@ class Network:
     num_classes: int
     cfg: list | dict | None = None
     image_size: int = 32
+    options: dict | None = None
 
     def __str__(self) -> str:
         slim = "slim " if self.cfg else ""
         data = f"{self.dataset} ({self.num_classes} classes)"
         size = f" at {self.image_size} pixels" if self.image_size != 32 else ""
-        return f"{slim}{self.name} for {data}{size}"
+        options = "".join(f", {name} {value}" for name, value in (self.options or {}).items())
+        return f"{slim}{self.name} for {data}{size}{options}"
 
     @property
     def name(self) -> str:
@@ -65,6 +69,7 @@ class Network:
         if make is None:
             raise UserError(f"no network is called {self.arch!r}: use {', '.join(networks)}")
         shape = {"dataset": self.dataset, "cfg": self.cfg, "num_classes": self.num_classes}
+        shape |= self.options or {}
         if self.arch in PAPER_DEPTH:
             shape["depth"] = self.depth
         elif self.depth:
@@ -209,6 +214,14 @@ def rebuild(
     known["image_size"] = known["image_size"] or Network.image_size
     network = Network(**known)
     return load_network(path, contents, network, networks), network
+
+
+def save_checkpoint(state: dict, is_best: bool, filepath: str | Path) -> None:
+    """Write ``state`` as checkpoint.pth.tar of the folder ``filepath`` and, if it is the best, as
+    model_best.pth.tar without its optimizer. The original scripts call it so."""
+    write(Path(filepath) / "checkpoint.pth.tar", state)
+    if is_best:
+        write(Path(filepath) / "model_best.pth.tar", {**state, "optimizer": None})
 
 
 def contents_of(

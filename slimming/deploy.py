@@ -9,7 +9,7 @@ from torch.fx.experimental import optimization
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.channel_selection import gather_channels
-from models.densenet import GROWTH, BasicBlock
+from models.densenet import BasicBlock
 from slimming.pruning import present_channels, selections
 from slimming.sparsity import batch_norms
 
@@ -79,11 +79,12 @@ class DenseStage(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, c, h, w = x.shape
-        maps = x.new_empty(n, h, w, c + GROWTH * len(self.blocks)).permute(0, 3, 1, 2)
+        growth = self.blocks[0].conv1.out_channels
+        maps = x.new_empty(n, h, w, c + growth * len(self.blocks)).permute(0, 3, 1, 2)
         maps[:, :c] = x
         for block in self.blocks:
-            maps[:, c : c + GROWTH] = block.grow(maps)  # which reads the first c channels alone
-            c += GROWTH
+            maps[:, c : c + growth] = block.grow(maps)  # which reads the first c channels alone
+            c += growth
         return maps
 
 

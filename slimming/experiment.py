@@ -149,6 +149,7 @@ class Experiment:
             "depth": known["depth"] or PAPER_DEPTH.get(arch),
             "dataset": known["dataset"] or "cifar100",
             "image_size": known["image_size"] or checkpoint.Network.image_size,
+            "options": known["options"],
         }
 
     def _load_data(self, dataset: str, image_size: int) -> None:

@@ -1,6 +1,7 @@
 """The flags that scripts share, each with its default and its help in one place."""
 
 import argparse
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,12 @@ SETTINGS = (
 )
 
 COUNT = number(int, 1, 2**31 - 1)
+
+OPTIONS = {  # of a DenseNet's constructor, by flag
+    "--growth-rate": ("growthRate", "N", COUNT, "channels that each block of a densenet adds"),
+    "--drop-rate": ("dropRate", "P", number(float, 0, 1, below=True), "dropout in its blocks"),
+    "--compression-rate": ("compressionRate", "R", number(float, 1), "its transitions divide by R"),
+}
 
 
 def parse_training(description: str) -> argparse.Namespace:
@@ -92,6 +99,10 @@ def training_parser(description: str) -> Parser:
     parser = Parser(description)
     depths = ", ".join(f"{arch} {depth}" for arch, depth in PAPER_DEPTH.items())
     _network_flags(parser, ", else vgg", f", else {depths}")
+    for name, (option, metavar, kind, text) in OPTIONS.items():
+        default = inspect.signature(NETWORKS["densenet"]).parameters[option].default
+        text += f" (default: that of the checkpoint, else {default})"
+        flag(parser, name, metavar, kind, text=text)
     flag(parser, "--refine", "FILE", text="fine-tune this pruned model")
     text = "continue from this checkpoint, with its settings; auto: the last one in --save, if any"
     flag(parser, "--resume", "FILE", text=text)
@@ -235,8 +246,13 @@ def _last_checkpoint(args: argparse.Namespace) -> str | None:
 
 
 def split_arch(args: argparse.Namespace) -> argparse.Namespace:
-    """Read ``--arch preact_resN`` as ``--arch resnet --depth N``; args.spelled keeps the word."""
+    """Read ``--arch preact_resN`` as ``--arch resnet --depth N``; args.spelled keeps the word,
+    args.options what OPTIONS name."""
     args.spelled = args.arch
+    given = {
+        option[0]: vars(args).get(name[2:].replace("-", "_")) for name, option in OPTIONS.items()
+    }
+    args.options = {name: value for name, value in given.items() if value is not None} or None
     if args.arch and args.arch.startswith("preact_res"):
         depth = int(args.arch.removeprefix("preact_res"))
         if args.depth not in (None, depth):

@@ -84,7 +84,9 @@ def test_zeros_stay_zero_through_training_with_momentum_and_weight_decay(choose)
         assert not weight[~keep].any() and not torch.equal(weight[keep], before[name][keep])
 
 
-@pytest.mark.parametrize("build", [network, lambda: randomize(vgg(11)), lambda: mobilenet().eval()])
+@pytest.mark.parametrize(
+    "build", [network, lambda: randomize(vgg(depth=11)), lambda: mobilenet().eval()]
+)
 def test_channels_that_nothing_reads_are_removed_and_nothing_changes(build):
     net = build()
     convs = list(kernels.convolutions(net).values())
