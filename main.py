@@ -5,11 +5,12 @@
 """
 
 from slimming import cli, flags
+from slimming.checkpoint import save_checkpoint
 from slimming.experiment import Experiment
 from slimming.sparsity import L1Penalty, updateBN
 from slimming.training import test, train
 
-__all__ = ["test", "train", "updateBN"]
+__all__ = ["save_checkpoint", "test", "train", "updateBN"]
 
 
 def main() -> None:

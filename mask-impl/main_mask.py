@@ -10,11 +10,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `models` is the suite's
 
 from slimming import cli, flags
+from slimming.checkpoint import save_checkpoint
 from slimming.experiment import Experiment
 from slimming.sparsity import BN_grad_zero, GradientMask, L1Penalty, updateBN
 from slimming.training import test, train
 
-__all__ = ["BN_grad_zero", "test", "train", "updateBN"]
+__all__ = ["BN_grad_zero", "save_checkpoint", "test", "train", "updateBN"]
 
 NETWORKS = importlib.import_module("mask-impl.models").NETWORKS
 

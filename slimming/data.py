@@ -2,19 +2,30 @@
 
 import argparse
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader, IterableDataset
 
 from slimming import datasets, distributed
 from slimming.epochs import MEAN, STD, epoch_generator, normalize, shares, weight
 from slimming.errors import UserError
 from slimming.streaming import Stream
 
-__all__ = ["MEAN", "STD", "Batches", "batches", "check_classes", "normalize", "samples", "weight"]
+__all__ = [
+    "MEAN",
+    "STD",
+    "Batches",
+    "batches",
+    "check_classes",
+    "normalize",
+    "on_device",
+    "samples",
+    "weight",
+]
 
 PAD = 4
 SAMPLING = 2**31  # added to the number of an epoch: other draws than those of training
@@ -124,6 +135,38 @@ def batches(
         images, labels, classes = datasets.load(name, folder, part, args.workers)
     on_device = datasets.Split(images.to(device), labels.to(device), classes)
     return Batches(on_device, mirror=name in datasets.FLIPPED, **settings)
+
+
+class Moved:
+    """The batches of any iterable of (images, labels), such as torch's DataLoader, on ``device``.
+
+    ``num_images`` of an epoch is 0 where the loader does not tell.
+    """
+
+    rank, ranks = 0, 1
+
+    def __init__(self, loader: Iterable, device: torch.device):
+        self.loader, self.device, self.epoch, self.num_images = loader, device, 0, 0
+        if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
+            whole = loader.batch_size if loader.drop_last else None
+            self.num_images = len(loader) * whole if whole else len(loader.sampler)
+            self.batch_size = loader.batch_size or -(-self.num_images // len(loader))
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        set_epoch = getattr(getattr(self.loader, "sampler", None), "set_epoch", None)
+        if set_epoch:  # a DistributedSampler shuffles by it
+            set_epoch(self.epoch)
+        for images, labels in self.loader:
+            yield (
+                images.to(self.device, non_blocking=True),
+                labels.to(self.device, non_blocking=True),
+            )
+
+
+def on_device(loader: Iterable, device: torch.device):
+    """``loader`` itself if it is one of this suite, whose batches are on their device; another as
+    `Moved`."""
+    return loader if isinstance(loader, Batches | Stream) else Moved(loader, device)
 
 
 def samples(

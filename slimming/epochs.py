@@ -44,5 +44,7 @@ def shares(loader) -> Iterator[slice]:
 def weight(loader, step: int, count: int) -> float:
     """What the mean over ``count`` images of batch ``step`` (from 0) in this process weighs in the
     mean over all processes: 1 where all have as many."""
+    if loader.ranks == 1:
+        return 1
     whole = min(loader.batch_size, loader.num_images - step * loader.batch_size)
     return count * loader.ranks / whole

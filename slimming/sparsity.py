@@ -80,6 +80,11 @@ def updateBN(model: nn.Module, s: float = 1e-4) -> None:
     L1Penalty(model, s)()
 
 
-def BN_grad_zero(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """One call of `GradientMask`, under the name it has in the original scripts."""
-    GradientMask(model, optimizer)()
+@torch.no_grad()
+def BN_grad_zero(model: nn.Module) -> None:
+    """Zero the gradients of γ and β of every channel whose γ is exactly zero, as the original
+    scripts do in each step. A `GradientMask` finds such channels once, before training."""
+    for bn in batch_norms(model).values():
+        for parameter in (bn.weight, bn.bias):
+            if parameter.grad is not None:
+                parameter.grad.mul_(bn.weight != 0)

@@ -131,7 +131,7 @@ def learning_rate(epoch: int, epochs: int, lr: float) -> float:
 
 def train(
     model: nn.Module,
-    loader: Batches,
+    loader: Batches | Iterable,
     optimizer: torch.optim.Optimizer,
     epoch: int = 0,
     on_gradients: Iterable[Callable[[], None]] = (),
@@ -139,7 +139,8 @@ def train(
     log_interval: int = 100,
     temperature: float = 1.0,
 ) -> Score:
-    """Train one epoch. Each of ``on_gradients`` edits the gradients between backward and step.
+    """Train one epoch on the (images, labels) of ``loader``: `Batches`, a DataLoader of torch, or
+    any other iterable. Each of ``on_gradients`` edits the gradients between backward and step.
 
     They find gradients that are whole: unscaled under mixed precision, and averaged over the
     processes if ``model`` is what `slimming.distributed.wrap` made. Diverged if the loss is not
@@ -148,6 +149,7 @@ def train(
     """
     device = next(model.parameters()).device
     precision = precision or Precision(device)
+    loader = data.on_device(loader, device)
     loader.epoch = epoch
     model.train()
     meter = _Meter(device)
@@ -174,13 +176,13 @@ def train(
 
 
 @torch.no_grad()
-def test(model: nn.Module, loader: Batches, precision: Precision | None = None) -> Score:
-    """Loss and top-1 of the model in eval mode over ``loader``."""
+def test(model: nn.Module, loader: Batches | Iterable, precision: Precision | None = None) -> Score:
+    """Loss and top-1 of the model in eval mode over ``loader``, see `train`."""
     device = next(model.parameters()).device
     precision = precision or Precision(device)
     model.eval()
     meter = _Meter(device)
-    for images, labels in loader:
+    for images, labels in data.on_device(loader, device):
         with precision.autocast():
             logits = model(images.to(memory_format=LAYOUT))
             loss = F.cross_entropy(logits, labels)
@@ -228,25 +230,28 @@ def _progress(loader: Batches, epoch: int, log_interval: int):
     total, start, shown = loader.num_images, time.perf_counter(), 0.0
     first = distributed.rank() == 0
     terminal = first and sys.stderr.isatty() and sys.stdout.isatty()
-    bar = tqdm(total=total, desc=f"epoch {epoch}", unit="img", disable=not terminal, leave=False)
+    bar = tqdm(
+        total=total or None, desc=f"epoch {epoch}", unit="img", disable=not terminal, leave=False
+    )
 
     def report(step: int, meter: _Meter) -> None:
         nonlocal shown
-        done = min(step * loader.batch_size, total)
+        done = min(step * loader.batch_size, total) if total else meter.count
         elapsed = time.perf_counter() - start
         due = elapsed - shown > 1 if terminal else step % log_interval == 0
-        if not first or (not due and done < total):
+        if not first or (not due and done != total):
             return
         shown = elapsed
         score = check_finite(meter.score(), epoch)  # waits for the device: once a second, or a line
         if terminal:
             bar.set_postfix_str(f"loss {score.loss:.4f}, top-1 {score.prec1:.2%}", refresh=False)
             bar.update(done - bar.n)
-        if terminal and done < total:
+        if terminal and done != total:
             return
         bar.clear()
+        part = f"{done}/{total} ({done / total:.0%})" if total else f"{done} images"
         print(
-            f"Train Epoch: {epoch} [{done}/{total} ({done / total:.0%})]\t"
+            f"Train Epoch: {epoch} [{part}]\t"
             f"Loss: {score.loss:.6f}\tTop-1: {score.prec1:.2%}\t"
             f"{done / elapsed:.0f} images/s",
             flush=True,
