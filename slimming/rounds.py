@@ -101,7 +101,10 @@ class Rounds:
         choice = ranking.choose(found, self._scores(epoch), share, least=self.least)
         slimmed = structured.apply(model, found, choice, images)
         self._replace(slimmed)
-        self._record(epoch, slimmed, left)
+        gone = sum(
+            int(g.filters[~choice.keep[g.name]].sum()) for g in found if g.name in choice.keep
+        )
+        self._record(epoch, slimmed, left, gone)
 
     def _scores(self, epoch: int) -> Scores:
         """The importance of each filter, the same in every process."""
@@ -155,9 +158,8 @@ class Rounds:
             saved = {"state": {i: {"momentum_buffer": sliced[n]} for i, n in enumerate(names)}}
             training.load_momentum(experiment.optimizer, saved)
 
-    def _record(self, epoch: int, slimmed: Slimmed, before: int) -> None:
-        model, images = self.experiment.model, self.experiment.test_loader.first(1)
-        size = self._size(dependencies.count_filters(dependencies.groups(model, images)))
+    def _record(self, epoch: int, slimmed: Slimmed, before: int, gone: int) -> None:
+        size = self._size(before - gone)
         self.done.append({"epoch": epoch, **size, "difference": slimmed.difference})
         left, full = size["filters"], self.dense["filters"]
         print(
