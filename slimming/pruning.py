@@ -151,8 +151,9 @@ def slim(model: nn.Module, keep: Masks) -> nn.Module:
             state[f"{name}.{tensor}"] = state[f"{name}.{tensor}"][mask]
     widths = iter([int(mask.sum()) for mask in keep.values()])
     cfg = [width if width == "M" else next(widths) for width in model.cfg]
+    build = getattr(model, "slim_form", type(model))  # mask-impl: the network with selection
     options = getattr(model, "options", {})
-    small = type(model)(depth=model.depth, cfg=cfg, num_classes=model.num_classes, **options)
+    small = build(depth=model.depth, cfg=cfg, num_classes=model.num_classes, **options)
     small.load_state_dict(state)
     return small.eval()
 

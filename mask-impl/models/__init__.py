@@ -1,7 +1,8 @@
 """The same networks without channel selection, by the names that ``--arch`` takes.
 
-This folder is no importable name: ``importlib.import_module("mask-impl.models")`` reaches it once
-the repository's root is on sys.path.
+A program in mask-impl gets them with ``import models``. The folder mask-impl has no importable
+name: from elsewhere ``importlib.import_module("mask-impl.models")`` reaches them once the
+repository's root is on sys.path.
 """
 
 from .densenet import densenet

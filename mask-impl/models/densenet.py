@@ -1,9 +1,15 @@
 """DenseNet without channel selection."""
 
-from functools import partial
-
 from torch import nn
 
-from models.densenet import densenet as with_selection
+from .suite import suite
 
-densenet = partial(with_selection, selection=nn.Identity)
+
+class densenet(suite.densenet):
+    """The suite's DenseNet, with the same arguments but ``selection``. ``slim_form``, which
+    selects channels, is what `slimming.pruning.slim` makes of it."""
+
+    slim_form = suite.densenet
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, selection=nn.Identity, **kwargs)

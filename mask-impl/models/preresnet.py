@@ -1,9 +1,15 @@
 """Pre-activation ResNet without channel selection."""
 
-from functools import partial
-
 from torch import nn
 
-from models.preresnet import resnet as with_selection
+from .suite import suite
 
-resnet = partial(with_selection, selection=nn.Identity)
+
+class resnet(suite.resnet):
+    """The suite's ResNet, with the same arguments but ``selection``. ``slim_form``, which selects
+    channels, is what `slimming.pruning.slim` makes of it."""
+
+    slim_form = suite.resnet
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, selection=nn.Identity, **kwargs)

@@ -1,5 +1,10 @@
 """VGG needs no channel selection: the mask implementation trains the very same network."""
 
-from models.vgg import vgg
+from .suite import suite
 
-__all__ = ["vgg"]
+
+class vgg(suite.vgg):
+    """The suite's VGG, with the same arguments. ``slim_form`` is what `slimming.pruning.slim`
+    makes of it."""
+
+    slim_form = suite.vgg
