@@ -6,7 +6,7 @@ it holds (`Network`), so that nobody needs flags to load it.
 
 import io
 import warnings
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -31,7 +31,8 @@ STORED = {
 @dataclass(frozen=True)
 class Network:
     """Which network: what ``--arch``, ``--depth`` and ``--dataset`` say, the widths of a slim one
-    (``cfg``; None for a full network), and the height and width of its images in pixels.
+    (``cfg``; None for a full network, one with a mask too), and the height and width of its images
+    in pixels.
 
     ``depth`` is None where the name says it all; ``cfg`` is a list for the networks of the paper,
     for all others a dict of each layer's widths (`models.resize`). ``options``: what else its
@@ -213,6 +214,8 @@ def rebuild(
     known["num_classes"] = known["num_classes"] or _count_outputs(contents["state_dict"])
     known["image_size"] = known["image_size"] or Network.image_size
     network = Network(**known)
+    if _counts_kept_channels(network, contents["state_dict"], networks):
+        network = replace(network, cfg=None)
     return load_network(path, contents, network, networks), network
 
 
@@ -222,6 +225,28 @@ def save_checkpoint(state: dict, is_best: bool, filepath: str | Path) -> None:
     write(Path(filepath) / "checkpoint.pth.tar", state)
     if is_best:
         write(Path(filepath) / "model_best.pth.tar", {**state, "optimizer": None})
+
+
+def _counts_kept_channels(network: Network, state: dict, networks: dict) -> bool:
+    """Whether ``cfg`` counts the channels that are kept by mask, which may be none in a layer,
+    beside weights of the full network: so it is in the pruned files of mask-impl. Elsewhere it
+    says which shapes the weights have."""
+    if not isinstance(network.cfg, list):
+        return False
+    with torch.device("meta"):
+        full = replace(network, cfg=None).build(networks)
+    if not _is_part(network.cfg, getattr(full, "cfg", [])):
+        return False
+    own = full.state_dict()  # compared is what each layer reads: the classes are another question
+    return all(state[n].shape[1:] == own[n].shape[1:] for n in own.keys() & state.keys())
+
+
+def _is_part(cfg: list, full: list) -> bool:
+    """Whether ``cfg`` has as many channels as ``full`` or fewer, down to none, at each place."""
+    return len(cfg) == len(full) and all(
+        kept == whole if whole == "M" else type(kept) is int and 0 <= kept <= whole
+        for kept, whole in zip(cfg, full, strict=True)
+    )
 
 
 def contents_of(

@@ -79,7 +79,7 @@ class Experiment:
         self.full_score = self._score_before_pruning()
         if args.resume:
             self._resume()
-        elif args.refine and not self.full_score and not self.network.cfg:
+        elif args.refine and not self.full_score and not args.contents.get("cfg"):
             print(f"note: {args.refine} is not pruned: the full network is trained on")
         distributed.check_same(
             self.epoch,

@@ -1,4 +1,5 @@
-"""mask-impl by itself."""
+"""mask-impl by itself, and the two meanings of ``cfg``: the shapes of the weights, or what a mask
+keeps of full ones."""
 
 import copy
 import importlib
@@ -6,16 +7,21 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SMALLEST, randomize
+from conftest import SMALLEST, make_images, randomize, save_network, succeed
 from warm import ROOT
 
 import models
-from slimming import pruning
+from slimming import checkpoint, pruning
+from slimming.checkpoint import Network
+from slimming.errors import UserError
+from slimming.sparsity import batch_norms
 
 MASK_NETWORKS = importlib.import_module("mask-impl.models").NETWORKS
+PRUNER = {"vgg": "vggprune.py", "resnet": "resprune.py", "densenet": "denseprune.py"}
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 ORIGINAL = """
 import copy, pickle, sys
@@ -74,12 +80,19 @@ def original(tmp_path_factory):
         command, cwd=ROOT / "mask-impl", env=env, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+    make_images(folder / "data", classes=tuple("abcdefghij"), train=4, test=2)
     return folder
 
 
 def logits(model):
     with torch.no_grad():
         return model.eval()(IMAGES)
+
+
+def kept(model, state):
+    """The channels of each BN whose γ is not zero, with VGG's 'M'."""
+    counts = iter([int((state[f"{name}.weight"] != 0).sum()) for name in batch_norms(model)])
+    return [width if width == "M" else next(counts) for width in model.cfg]
 
 
 def test_inside_mask_impl_models_are_its_own(original):
@@ -98,3 +111,73 @@ def test_the_networks_are_classes_beside_those_of_the_suite(arch):
     slim = pruning.slim(model, pruning.choose_channels(model, 0.4).keep)
     assert type(slim) is models.NETWORKS[arch]
     assert arch == "vgg" or isinstance(slim.select, models.channel_selection)
+
+
+@pytest.mark.parametrize("networks", [models.NETWORKS, MASK_NETWORKS])
+@pytest.mark.parametrize("arch", SMALLEST)
+def test_a_pruned_file_of_the_original_is_a_full_network(original, arch, networks):
+    given = {"arch": arch, "depth": SMALLEST[arch], "dataset": "cifar10"}
+    model, network, contents = checkpoint.load(original / f"{arch}.pth.tar", given, networks)
+    assert network == Network(arch, SMALLEST[arch], "cifar10", 10, cfg=None)
+    assert torch.equal(logits(model), torch.load(original / f"{arch}.logits"))
+    assert contents["cfg"] == kept(model, model.state_dict())
+    assert arch == "vgg" or 0 in contents["cfg"]
+
+
+@pytest.mark.parametrize("arch", SMALLEST)
+def test_the_scripts_read_a_pruned_file_of_the_original(original, arch, tmp_path):
+    path, depth = original / f"{arch}.pth.tar", SMALLEST[arch]
+    data = ["--dataset", "folder", "--data", original / "data"]
+    told = [*data, "--depth", depth]
+    refine = ["--refine", path, "--arch", arch, "--epochs", 1, "--no-tensorboard"]
+    printed = succeed(
+        "mask-impl/main_mask.py", *refine, *told, "--save", tmp_path, cwd=ROOT / "mask-impl"
+    )
+    assert "is not pruned" not in printed
+    tuned, pruned = checkpoint.read(tmp_path / "checkpoint.pth.tar"), checkpoint.read(path)
+    model = models.NETWORKS[arch](depth=depth)
+    assert tuned["cfg"] is None
+    assert kept(model, tuned["state_dict"]) == pruned["cfg"]
+    printed = succeed("eval.py", path, "--model", arch, *told, "--pruned", "True", "--compression")
+    assert "compression" in printed
+    prune = ["--model", path, *told, "--percent", 0.1, "--save"]
+    succeed(PRUNER[arch], *prune, tmp_path / "slim")
+    assert checkpoint.load(tmp_path / "slim" / "pruned.pth.tar")[1].cfg
+    succeed("mask-impl/prune_mask.py", "--arch", arch, *prune, tmp_path / "masked")
+
+
+def test_main_py_trains_the_full_network_of_such_a_file(original, tmp_path):
+    printed = succeed(
+        *("main.py", "--refine", original / "resnet.pth.tar", "--arch", "resnet", "--depth", 11),
+        *("--dataset", "folder", "--data", original / "data", "--epochs", 1, "--save", tmp_path),
+        "--no-tensorboard",
+    )
+    assert "resnet-11 for folder (10 classes)" in printed and "slim" not in printed
+    assert "is not pruned" not in printed
+    assert checkpoint.load(tmp_path / "checkpoint.pth.tar")[1].cfg is None
+
+
+def test_the_shapes_of_the_weights_say_which_cfg_it_is(small, tmp_path):
+    arch, path = type(small).__name__, tmp_path / "file"
+    network = Network(arch, SMALLEST[arch], "cifar10", 10)
+    keep = pruning.choose_channels(small, 0.4).keep
+    slim, masked = pruning.slim(small, keep), pruning.masked(small, keep)
+    for model, cfg in ((slim, slim.cfg), (masked, None), (small, None)):
+        told = replace(network, cfg=slim.cfg)  # the same list beside all of them
+        checkpoint.write(path, checkpoint.contents_of(model, told, 0, 0.5))
+        loaded, found, _ = checkpoint.load(path)
+        assert found == replace(network, cfg=cfg)
+        assert torch.equal(logits(loaded), logits(model))
+    checkpoint.write(path, checkpoint.contents_of(small, replace(network, cfg=small.cfg), 0, 0.5))
+    assert checkpoint.load(path)[1] == network
+
+
+@pytest.mark.parametrize(
+    "cfg", [[5] * 9, [17] + [5] * 9, [-1] + [5] * 9, [True] * 10, [5.0] * 10, ["M"] + [5] * 9, []]
+)
+def test_a_cfg_that_fits_neither_is_one_clear_error(tmp_path, cfg):
+    contents = checkpoint.read(save_network(tmp_path / "file", "resnet", 11))
+    checkpoint.write(tmp_path / "file", {**contents, "cfg": cfg})
+    with pytest.raises(UserError, match=r"resnet-11") as error:
+        checkpoint.load(tmp_path / "file")
+    assert "\n" not in str(error.value)
