@@ -67,12 +67,14 @@ def report(
         print("after: the slim network that the mask stands for; the file keeps the full shape")
 
     args = dense.args
-    network = replace(dense.network, cfg=None if masked else slim.cfg)
+    kept = pruning.cfg_of(dense.model, choice.keep)
+    network = dense.network if masked else replace(dense.network, cfg=kept)
     full = dense.contents.get("before_pruning") or scores[0]._asdict()  # of the first pass
     more = {"before_pruning": full, "classes": dense.test_loader.classes}
+    more["cfg"] = network.cfg or kept  # beside the weights of a full network: what a mask keeps
     contents = checkpoint.contents_of(masked or slim, network, 0, after["top-1"], **more)
     text = (
-        f"Configuration:\n{slim.cfg}\nNumber of parameters:\n{after['parameters']}\n"
+        f"Configuration:\n{kept}\nNumber of parameters:\n{after['parameters']}\n"
         f"Test accuracy:\n{after['top-1']}\n"
     )
     summary = args.save / f"{args.filename or 'prune'}.txt"

@@ -128,6 +128,12 @@ def keep_one(model: nn.Module, keep: Masks) -> Masks:
     return keep
 
 
+def cfg_of(model: nn.Module, keep: Masks) -> list:
+    """The ``cfg`` of what ``keep`` leaves: the kept channels of each BN, 'M' for VGG's pooling."""
+    widths = iter([int(mask.sum()) for mask in keep.values()])
+    return [width if width == "M" else next(widths) for width in model.cfg]
+
+
 def slim(model: nn.Module, keep: Masks) -> nn.Module:
     """The network in which only the channels of ``keep`` are left, on the CPU.
 
@@ -149,10 +155,9 @@ def slim(model: nn.Module, keep: Masks) -> nn.Module:
             continue
         for tensor in ("weight", "bias", "running_mean", "running_var"):
             state[f"{name}.{tensor}"] = state[f"{name}.{tensor}"][mask]
-    widths = iter([int(mask.sum()) for mask in keep.values()])
-    cfg = [width if width == "M" else next(widths) for width in model.cfg]
     build = getattr(model, "slim_form", type(model))  # mask-impl: the network with selection
     options = getattr(model, "options", {})
+    cfg = cfg_of(model, keep)
     small = build(depth=model.depth, cfg=cfg, num_classes=model.num_classes, **options)
     small.load_state_dict(state)
     return small.eval()

@@ -144,6 +144,9 @@ def test_the_scripts_read_a_pruned_file_of_the_original(original, arch, tmp_path
     succeed(PRUNER[arch], *prune, tmp_path / "slim")
     assert checkpoint.load(tmp_path / "slim" / "pruned.pth.tar")[1].cfg
     succeed("mask-impl/prune_mask.py", "--arch", arch, *prune, tmp_path / "masked")
+    again = checkpoint.read(tmp_path / "masked" / "pruned.pth.tar")["cfg"]
+    pairs = [pair for pair in zip(again, pruned["cfg"], strict=True) if pair[0] != "M"]
+    assert all(now <= before for now, before in pairs) and again != pruned["cfg"]
 
 
 def test_main_py_trains_the_full_network_of_such_a_file(original, tmp_path):
@@ -155,6 +158,28 @@ def test_main_py_trains_the_full_network_of_such_a_file(original, tmp_path):
     assert "resnet-11 for folder (10 classes)" in printed and "slim" not in printed
     assert "is not pruned" not in printed
     assert checkpoint.load(tmp_path / "checkpoint.pth.tar")[1].cfg is None
+
+
+@pytest.mark.parametrize("arch", SMALLEST)
+def test_ours_carry_the_kept_channels(original, arch, tmp_path):
+    path = save_network(tmp_path / "dense", arch, SMALLEST[arch], "folder")
+    contents = checkpoint.read(path)
+    dead = list(batch_norms(models.NETWORKS[arch](depth=SMALLEST[arch])))[1]
+    contents["state_dict"][f"{dead}.weight"] *= 1e-4
+    checkpoint.write(path, contents)
+    succeed(
+        *("mask-impl/prune_mask.py", "--model", path, "--percent", 0.4),
+        *("--data", original / "data", "--save", tmp_path / "out"),
+    )
+    target = tmp_path / "out" / "pruned.pth.tar"
+    model, network, pruned = checkpoint.load(target, networks=MASK_NETWORKS)
+    assert pruned["cfg"] == kept(model, pruned["state_dict"]) and 0 in pruned["cfg"]
+    assert str(pruned["cfg"]) in (tmp_path / "out" / "prune.txt").read_text()
+    assert network == Network(arch, SMALLEST[arch], "folder", 10, cfg=None)
+    # a file from before has None there
+    checkpoint.write(target, {**pruned, "cfg": None})
+    before, known, _ = checkpoint.load(target, networks=MASK_NETWORKS)
+    assert known == network and torch.equal(logits(before), logits(model))
 
 
 def test_the_shapes_of_the_weights_say_which_cfg_it_is(small, tmp_path):
@@ -181,3 +206,18 @@ def test_a_cfg_that_fits_neither_is_one_clear_error(tmp_path, cfg):
     with pytest.raises(UserError, match=r"resnet-11") as error:
         checkpoint.load(tmp_path / "file")
     assert "\n" not in str(error.value)
+
+
+def test_a_mask_on_a_slim_network_leaves_it_its_shapes(original, tmp_path):
+    dense, network, _ = checkpoint.load(save_network(tmp_path / "dense", "vgg", 11, "folder"))
+    slim = pruning.slim(dense, pruning.choose_channels(dense, 0.8).keep)
+    known = replace(network, cfg=slim.cfg)
+    checkpoint.write(tmp_path / "slim", checkpoint.contents_of(slim, known, 0, 0.5))
+    succeed(
+        *("mask-impl/prune_mask.py", "--model", tmp_path / "slim", "--percent", 0.4),
+        *("--data", original / "data", "--save", tmp_path / "out"),
+    )
+    masked, found, _ = checkpoint.load(tmp_path / "out" / "pruned.pth.tar")
+    assert found == known
+    keep = pruning.choose_channels(slim, 0.4, at_least_one=False).keep
+    assert torch.equal(logits(masked), logits(pruning.masked(slim, keep)))
