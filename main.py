@@ -7,10 +7,10 @@
 from slimming import cli, flags
 from slimming.checkpoint import save_checkpoint
 from slimming.experiment import Experiment
-from slimming.sparsity import L1Penalty, updateBN
+from slimming.sparsity import L1Penalty, update_bn, updateBN
 from slimming.training import test, train
 
-__all__ = ["save_checkpoint", "test", "train", "updateBN"]
+__all__ = ["save_checkpoint", "test", "train", "updateBN", "update_bn"]
 
 
 def main() -> None:

@@ -22,11 +22,13 @@ NETWORKS = {
     "resnet-18": functools.partial(zoo.classifier, "resnet18"),
     "resnet-34": functools.partial(zoo.classifier, "resnet34"),
 }
+ChannelSelection = channel_selection  # its name in the suite of preact_res20
 PAPER_DEPTH = {"vgg": 19, "resnet": 164, "densenet": 40}  # the networks that take a depth
 
 __all__ = [
     "NETWORKS",
     "PAPER_DEPTH",
+    "ChannelSelection",
     "Wire",
     "channel_selection",
     "cifar_resnet",

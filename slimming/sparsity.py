@@ -80,6 +80,9 @@ def updateBN(model: nn.Module, s: float = 1e-4) -> None:
     L1Penalty(model, s)()
 
 
+update_bn = updateBN  # its name in the suite of preact_res20
+
+
 @torch.no_grad()
 def BN_grad_zero(model: nn.Module) -> None:
     """Zero the gradients of γ and β of every channel whose γ is exactly zero, as the original
