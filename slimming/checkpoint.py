@@ -131,7 +131,8 @@ def describe(path: str | Path, contents: dict, given: dict) -> dict:
     """What the checkpoint says of its network, completed by the flags in ``given``.
 
     Flags that are None were not given. A file of the original suite knows less than ours: there
-    the flags count. UserError where a flag contradicts the file; it names both.
+    the flags count. Where neither says, ``--arch preact_res<depth>`` (``spelled``) is a network for
+    CIFAR-10. UserError where a flag contradicts the file; it names both.
     """
     known = {}
     for field in fields(Network):
@@ -142,6 +143,8 @@ def describe(path: str | Path, contents: dict, given: dict) -> dict:
             name = field.name.replace("_", " ")
             raise UserError(f"{path} holds {name} {stored!r}, but {flag!r} was asked for")
         known[field.name] = flag if stored is None else stored
+    if known["dataset"] is None and str(given.get("spelled")).startswith("preact_res"):
+        known["dataset"] = "cifar10"  # what the suite that spells the network so trains it on
     return known
 
 

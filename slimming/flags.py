@@ -130,7 +130,7 @@ def training_parser(description: str) -> Parser:
     switch(group, "--compile", text=text)
     switch(group, "--sync-bn", text="batch statistics over all processes (CUDA, torchrun)")
 
-    data_flags(parser, ", else cifar100")
+    data_flags(parser, ", else cifar10 with --arch preact_res<depth>, else cifar100")
     saved = "./logs; ./ckpts/<arch>[_sr][_T] with --tag T or --arch preact_res<depth>"
     group = output_flags(parser, saved, "checkpoint and model_best")
     flag(group, "--tag", "T", plain_name, text="names the folder of the run")
