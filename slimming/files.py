@@ -35,9 +35,15 @@ def write_bytes(path: str | Path, data: bytes, suffix: str = ".tmp") -> None:
 
 def find(path: Path, *patterns: str) -> Path:
     """A path to a file as it is; in a folder, the one file that matches the first pattern which
-    matches any. UserError if none does, or several."""
-    if path.name == "best_acc" and not path.exists():
-        path = path.parent  # where another implementation keeps its best model
+    matches any. UserError if none does, or several.
+
+    ``best_acc`` is the folder in which another suite keeps its best model under a name of its own;
+    where there is no checkpoint in it, the folder above is meant.
+    """
+    if path.name == "best_acc" and not path.is_file():
+        own = ("*.pth.tar", "*.pth")
+        held = any(next(path.glob(pattern), None) for pattern in own)
+        path, patterns = (path, (*patterns, *own)) if held else (path.parent, patterns)
     if not path.is_dir():
         return path
     for pattern in patterns:

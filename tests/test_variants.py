@@ -8,7 +8,8 @@ from warm import run
 
 import main
 import models
-from slimming import checkpoint, sparsity
+from slimming import checkpoint, files, sparsity
+from slimming.errors import UserError
 
 
 def test_second_names():
@@ -33,3 +34,26 @@ def test_preact_res_means_cifar10_where_neither_flag_nor_checkpoint_says(tmp_pat
     torch.save({"state_dict": contents["state_dict"]}, tmp_path / "bare")
     done = run(*words.split(), cwd=tmp_path, env=UNREACHABLE)
     assert done.returncode == 2 and f"download {data} into" in done.stderr, done.stderr
+
+
+def test_best_acc_is_found_whether_or_not_such_a_folder_was_made(tmp_path):
+    run, best = tmp_path / "preact_res20_sr", tmp_path / "preact_res20_sr" / "best_acc"
+    run.mkdir()
+    ours = run / "model_best.pth.tar"
+    ours.touch()
+    assert files.find(best, ours.name) == ours, "no such folder"
+    best.mkdir()
+    (best / "events.out").touch()
+    assert files.find(best, ours.name) == ours, "no checkpoint in it"
+    theirs = best / "ckpt_24696_acc90.960_loss0.2836.pth.pth.tar"
+    theirs.touch()
+    assert files.find(best, ours.name) == theirs
+    (best / "ckpt_25000_acc91.000_loss0.2801.pth.pth.tar").touch()
+    with pytest.raises(UserError, match="name the file"):
+        files.find(best, ours.name)
+    (best / ours.name).touch()
+    assert files.find(best, ours.name) == best / ours.name
+    named = tmp_path / "other" / "best_acc"
+    named.parent.mkdir()
+    named.touch()
+    assert files.find(named, ours.name) == named, "a file of that name"
