@@ -38,8 +38,7 @@ ANSWERS = {
     "--compression": "size of the dense network / its size; needs no data",
 }
 SWITCHES = (*ANSWERS, "--pruned", "--download")
-IN_FOLDER = ("model_best.pth.tar", "*_best.pth.tar", "pruned.pth.tar")  # the first of them
-IN_FOLDER += ("*_rebuilt.pth", "*_pruned.pth", "*_base.pth")
+IN_FOLDER = (*flags.TO_PRUNE, "*_rebuilt.pth", "*_pruned.pth", "*_base.pth")  # the first of them
 SPARSE = 0.01  # share of zero weights that is no chance: a fresh VGG has 2 of 9 million
 BATCHES = (1, 64)  # images of which latency is measured
 SIZES = ("parameters", "effective_parameters", "FLOPs", "effective_FLOPs", "bytes")

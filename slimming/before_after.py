@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import time
 from dataclasses import dataclass, replace
 
 import torch
@@ -51,17 +52,19 @@ def report(
     choice: pruning.Choice,
     difference: float,
     masked: nn.Module | None = None,
-) -> None:
+) -> tuple[dict, dict]:
     """Print the channels layer by layer and both networks side by side; write the result.
 
     ``difference``: what `pruning.prove_equal` found. Writes into ``args.save`` the slim network,
-    or the ``masked`` one that it stands for, a summary in text and a picture.
+    or the ``masked`` one that it stands for, a summary in text and a picture. Returns what
+    `measure` found of the network before and after, and the "seconds" that the test images took.
     """
     print_choice(choice)
     print(f"\nslim equals masked: largest difference of the logits {difference:.1e} (relative)\n")
     models = [model.to(dense.test_loader.device) for model in (dense.model, slim)]
-    scores = [training.test(model, dense.test_loader) for model in models]
+    scores, seconds = zip(*(_timed_test(m, dense.test_loader) for m in models), strict=True)
     before, after = measure(models, scores, dense.images)
+    before["seconds"], after["seconds"] = seconds
     print(before_after_text(before, after))
     if masked:
         print("after: the slim network that the mask stands for; the file keeps the full shape")
@@ -88,6 +91,12 @@ def report(
     print_next_step(
         dense, before["top-1"], after["top-1"], "mask-impl/main_mask.py" if masked else "main.py"
     )
+    return before, after
+
+
+def _timed_test(model: nn.Module, loader: data.Batches) -> tuple[training.Score, float]:
+    started = time.perf_counter()
+    return training.test(model, loader), time.perf_counter() - started
 
 
 def print_choice(choice: pruning.Choice) -> None:
@@ -172,6 +181,6 @@ def print_next_step(dense: Dense, before: float, after: float, script: str) -> N
     words += ["--data", args.data] if args.data else []
     words += ["--device", args.device] if args.device else []
     words += ["--no-cuda"] if args.no_cuda else []
-    words += ["--save", args.save / "refined"]
+    words += ["--save", args.save / (f"{args.filename}_refined" if args.filename else "refined")]
     print(f"top-1 fell from {before:.2%} to {after:.2%}: fine-tune the network next")
     print("  " + shlex.join(map(str, words)))

@@ -19,6 +19,10 @@ SETTINGS = (
 )
 
 COUNT = number(int, 1, 2**31 - 1)
+# In a folder, the first of them that is there.
+PRUNED = ("pruned.pth.tar", "*_pruned.pth.tar")
+TO_PRUNE = ("model_best.pth.tar", "*_best.pth.tar", *PRUNED)
+TO_REFINE = (*PRUNED, "*_rebuilt.pth", "*_pruned.pth")
 
 OPTIONS = {  # of a DenseNet's constructor, by flag
     "--growth-rate": ("growthRate", "N", COUNT, "channels that each block of a densenet adds"),
@@ -45,8 +49,7 @@ def parse_run(
     args = complete(parser.parse_args())
     if args.resume == "auto":
         args.resume = _last_checkpoint(args)
-    slim = ("pruned.pth.tar", "*_rebuilt.pth", "*_pruned.pth")
-    for name, patterns in (("resume", ("checkpoint.pth.tar",)), ("refine", slim)):
+    for name, patterns in (("resume", ("checkpoint.pth.tar",)), ("refine", TO_REFINE)):
         if getattr(args, name):
             setattr(args, name, str(files.find(Path(getattr(args, name)), *patterns)))
     resume, refine = args.resume, args.refine
@@ -72,9 +75,7 @@ def parse_pruning(parser: Parser) -> argparse.Namespace:
     one_process("pruning")
     if not args.model:
         parser.error("--model FILE is needed: the checkpoint of the network to prune")
-    args.model = files.find(
-        Path(args.model), "model_best.pth.tar", "*_best.pth.tar", "pruned.pth.tar"
-    )
+    args.model = files.find(Path(args.model), *TO_PRUNE)
     args.save = Path(args.save or args.model.parent)
     args.target = args.save / f"{args.filename or 'pruned'}.pth.tar"
     if args.target.exists() and not _replaceable(args.target, args.model):

@@ -1,15 +1,53 @@
 """What users of other suites type: that of preact_res20, and that of Lubana and Dick."""
 
+import argparse
+import shlex
+
 import pytest
 import torch
-from conftest import save_network
-from test_errors import UNREACHABLE
+from conftest import randomize, save_network, succeed
+from test_errors import UNREACHABLE, fails
 from warm import run
 
 import main
 import models
-from slimming import checkpoint, files, sparsity
+import resprune
+from slimming import checkpoint, datasets, files, preact_report, profiling, pruning, sparsity
+from slimming.before_after import Dense
 from slimming.errors import UserError
+
+# as the suite of preact_res20 printed it
+PRINTED = """\
+Loading checkpoint from ckpts/preact_res20_sr/best_acc/ckpt_24696_acc90.960_loss0.2836.pth.pth.tar
+BN layer name: layer1.0.bn1	pruned 43.75%(7/16)
+BN layer name: layer1.0.bn2	pruned 18.75%(3/16)
+BN layer name: layer1.0.bn3	pruned 0.00%(0/16)
+BN layer name: layer1.1.bn1	pruned 89.06%(57/64)
+BN layer name: layer1.1.bn2	pruned 37.50%(6/16)
+BN layer name: layer1.1.bn3	pruned 0.00%(0/16)
+BN layer name: layer2.0.bn1	pruned 43.75%(28/64)
+BN layer name: layer2.0.bn2	pruned 0.00%(0/32)
+BN layer name: layer2.0.bn3	pruned 0.00%(0/32)
+BN layer name: layer2.1.bn1	pruned 87.50%(112/128)
+BN layer name: layer2.1.bn2	pruned 0.00%(0/32)
+BN layer name: layer2.1.bn3	pruned 0.00%(0/32)
+BN layer name: layer3.0.bn1	pruned 19.53%(25/128)
+BN layer name: layer3.0.bn2	pruned 0.00%(0/64)
+BN layer name: layer3.0.bn3	pruned 0.00%(0/64)
+BN layer name: layer3.1.bn1	pruned 51.17%(131/256)
+BN layer name: layer3.1.bn2	pruned 0.00%(0/64)
+BN layer name: layer3.1.bn3	pruned 0.00%(0/64)
+BN layer name: bn	pruned 68.75%(176/256)
+cfg 19: [9, 13, 16, 7, 10, 16, 36, 32, 32, 16, 32, 32, 103, 64, 64, 125, 64, 64, 80]
+Pruned model save to: ./ckpts/pruned/preact_res20_pruned.pth.tar
+Pruned rate: 0.4
+Model acc:90.960 loss: 0.284 time: 1.526s
+Pruned model acc:17.660 loss: 7.252 time: 1.398s
+Time reduce: 8.3854% (1.53s -> 1.40s)
+Model params reduce: 8.4535% (220394.00 -> 201763.00)
+Model size reduce: 53.4249% (1.72mb->0.80mb)
+"""
+CFG = [9, 13, 16, 7, 10, 16, 36, 32, 32, 16, 32, 32, 103, 64, 64, 125, 64, 64, 80]
 
 
 def test_second_names():
@@ -57,3 +95,92 @@ def test_best_acc_is_found_whether_or_not_such_a_folder_was_made(tmp_path):
     named.parent.mkdir()
     named.touch()
     assert files.find(named, ours.name) == named, "a file of that name"
+
+
+@pytest.fixture
+def type_in(monkeypatch, capsys, tmp_path):
+    """Type a command in an empty folder; what it prints. The digits are few, latency is not
+    waited for."""
+    monkeypatch.chdir(tmp_path)
+    digits = {part: datasets.load("digits", None, part) for part in ("train", "test")}
+    few = {part: datasets.Split(i[:40], la[:40], c) for part, (i, la, c) in digits.items()}
+    monkeypatch.setattr(datasets, "_digits", few.get)
+    monkeypatch.setattr(profiling, "latencies", lambda models, images: [1.0 for _ in models])
+
+    def type_in(command):
+        words = shlex.split(command)
+        monkeypatch.setattr("sys.argv", words)
+        {"main.py": main, "resprune.py": resprune}[words[0]].main()
+        return capsys.readouterr().out
+
+    return type_in
+
+
+def test_the_sequence_of_preact_res20_as_it_stands(type_in, tmp_path):
+    """But for the data, and for epochs to wait for."""
+    short = " --epochs 1 --no-tensorboard --no-cuda"
+    type_in("main.py -sr --s 0.0001 --arch=preact_res20 --dataset digits" + short)
+    printed = type_in("resprune.py --ckpt_dir=./ckpts/preact_res20_sr/best_acc --arch=preact_res20")
+    pruned = checkpoint.read(tmp_path / "ckpts" / "pruned" / "preact_res20_pruned.pth.tar")
+    assert {path.name for path in (tmp_path / "ckpts" / "pruned").iterdir()} == {
+        f"preact_res20_pruned.{ending}" for ending in ("pth.tar", "txt", "png")
+    }
+    assert "40% of 1360 channels" in printed and "slim equals masked" in printed
+    lines = printed.splitlines()
+    for line in (
+        "Loading checkpoint from ckpts/preact_res20_sr/model_best.pth.tar",
+        f"BN layer name: layer1.0.bn1\tpruned {1 - pruned['cfg'][0] / 16:.2%}"
+        f"({16 - pruned['cfg'][0]}/16)",
+        f"cfg 19: {pruned['cfg']}",
+        "Pruned model save to: ./ckpts/pruned/preact_res20_pruned.pth.tar",
+        "Pruned rate: 0.4",
+    ):
+        assert line in lines
+    assert "(220394.00 -> " in printed and "Time reduce: " in printed
+    refine = "--refine=./ckpts/pruned/preact_res20_pruned.pth.tar"
+    type_in(f"main.py {refine} --arch=preact_res20 --tag=fine_tune_pruned" + short)
+    tuned = tmp_path / "ckpts" / "preact_res20_fine_tune_pruned" / "model_best.pth.tar"
+    assert checkpoint.read(tuned)["cfg"] == pruned["cfg"]
+
+
+def test_defaults_of_ckpt_dir_give_way_to_flags(type_in, tmp_path):
+    for depth in (11, 20):
+        save_network(tmp_path / f"res{depth}", "resnet", depth)
+        printed = type_in(f"resprune.py --ckpt_dir res{depth}")
+    assert "Pruned rate: 0.4" in printed
+    both = {path.name for path in (tmp_path / "ckpts" / "pruned").glob("*.tar")}
+    assert both == {"preact_res11_pruned.pth.tar", "preact_res20_pruned.pth.tar"}
+    assert "Pruned rate: 0.3" in type_in("resprune.py --percent 0.3 --ckpt_dir res11 --save_dir a")
+    type_in("resprune.py --ckpt_dir res11 --filename b")
+    printed = type_in("resprune.py --model res11 --save c")
+    assert "50% of" in printed and "Pruned rate" not in printed
+    for path in ("a/pruned", "a/prune", "ckpts/pruned/b", "c/pruned"):
+        assert list(tmp_path.glob(f"{path}.*"))
+    fails(tmp_path, "resprune.py", "--ckpt_dir", "res11", "--model", "res20", says="the same thing")
+
+
+def test_the_only_pruned_network_of_a_folder_is_found(type_in, tmp_path):
+    save_network(tmp_path / "res11", "resnet", 11)
+    type_in("resprune.py --ckpt_dir res11")
+    type_in("main.py --refine ckpts/pruned --epochs 1 --no-tensorboard --no-cuda")
+    type_in("resprune.py --model ckpts/pruned --save a")
+    assert "compression" in succeed("eval.py", "ckpts/pruned", "--compression", cwd=tmp_path)
+
+
+def test_the_summary_of_preact_res20_to_the_letter(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [line.rpartition(" ")[2] for line in PRINTED.splitlines() if ".pth.tar" in line]
+    paths = [files.Path(word) for word in words]
+    for path, size in zip(paths, (1_800_000, 1_800_000 * (1 - 0.534249)), strict=True):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes(round(size)))
+    model = randomize(models.resnet(depth=20))
+    alive = pruning.alive_channels(model)
+    keep = {n: torch.arange(len(a)) < w for (n, a), w in zip(alive.items(), CFG, strict=True)}
+    choice = pruning.Choice(0.4, 0.1, alive, keep, [])
+    args = argparse.Namespace(model=paths[0], target=paths[1])
+    dense = Dense(args, model, None, {}, None)
+    before = {"top-1": 0.9096, "loss": 0.284, "seconds": 1.526}
+    after = {"top-1": 0.1766, "loss": 7.252, "seconds": 1.526 * (1 - 0.083854)}
+    text = preact_report.text(dense, pruning.slim(model, keep), choice, before, after)
+    assert text.splitlines() == PRINTED.splitlines()
