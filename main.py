@@ -14,7 +14,7 @@ __all__ = ["save_checkpoint", "test", "train", "updateBN", "update_bn"]
 
 
 def main() -> None:
-    args = flags.parse_training(__doc__)
+    args = flags.parse_training(__doc__, others=("flowprune", "run"))
     experiment = Experiment(args)
     penalty = [L1Penalty(experiment.model, args.s)] if args.sr else []
     experiment.fit(on_gradients=penalty)

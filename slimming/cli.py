@@ -1,9 +1,13 @@
 """A script's command line: flags that check what is typed, errors as one line."""
 
 import argparse
+import contextlib
+import importlib
+import io
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 
@@ -14,17 +18,54 @@ from slimming.memory import keep_freed_memory
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that shows defaults, allows no abbreviations, and fails in one line."""
+    """An ArgumentParser that shows defaults, allows no abbreviations, and fails in one line.
 
-    def __init__(self, description: str):
+    Flags that it does not have may be those of ``others``, names of scripts with a
+    ``make_parser()``: then that line says so. They are imported only for it.
+    """
+
+    def __init__(self, description: str, others: tuple[str, ...] = ()):
         super().__init__(
             description=description,
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        self.others = others
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+        message = self._of_others(sys.argv[1:]) or f"{message} (--help lists the flags)"
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+    def flags(self) -> set[str]:
+        """Every flag as it is typed."""
+        return {name for action in self._actions for name in action.option_strings}
+
+    def accepts(self, words: list[str]) -> bool:
+        """Whether the ``words`` of a command line can be parsed."""
+        silent = io.StringIO()
+        with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+            try:
+                self.parse_args(words)
+            except SystemExit:
+                return False
+        return True
+
+    def _of_others(self, words: list[str]) -> str | None:
+        """Which other script takes those flags among ``words`` that this one does not have, and
+        what to type; None if there is no such script."""
+        typed = dict.fromkeys(w.partition("=")[0] for w in words if w.startswith("--"))
+        foreign = [name for name in typed if name not in self.flags()]
+        if not foreign:
+            return None
+        parsers = {name: importlib.import_module(name).make_parser() for name in self.others}
+        takers = [name for name, parser in parsers.items() if parser.flags().issuperset(foreign)]
+        takers = [name for name in takers if parsers[name].accepts(words)] or takers
+        if not takers:
+            return None
+        scripts = " and of ".join(f"{name}.py" for name in takers)
+        commands = ", or ".join(shlex.join(["python", f"{name}.py", *words]) for name in takers)
+        are = "are flags" if len(foreign) > 1 else "is a flag"
+        return f"{', '.join(foreign)} {are} of {scripts}: {commands}"
 
 
 def run(main: Callable[[], None]) -> None:

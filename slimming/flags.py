@@ -31,12 +31,13 @@ OPTIONS = {  # of a DenseNet's constructor, by flag
 }
 
 
-def parse_training(description: str) -> argparse.Namespace:
+def parse_training(description: str, others: tuple[str, ...] = ()) -> argparse.Namespace:
     """The flags of a training run. With ``--resume`` the checkpoint's settings are the defaults.
 
     ``args.start`` is the file that the run starts from, if any, ``args.contents`` what it holds.
+    ``others``: see `slimming.cli.Parser`.
     """
-    return parse_run(training_parser(description), SETTINGS, split_arch)
+    return parse_run(training_parser(description, others), SETTINGS, split_arch)
 
 
 def parse_run(
@@ -95,9 +96,9 @@ def _replaceable(target: Path, model: Path) -> bool:
     return not trained and not (model.exists() and target.samefile(model))
 
 
-def training_parser(description: str) -> Parser:
+def training_parser(description: str, others: tuple[str, ...] = ()) -> Parser:
     """The flags of main.py and mask-impl/main_mask.py."""
-    parser = Parser(description)
+    parser = Parser(description, others)
     depths = ", ".join(f"{arch} {depth}" for arch, depth in PAPER_DEPTH.items())
     _network_flags(parser, ", else vgg", f", else {depths}")
     for name, (option, metavar, kind, text) in OPTIONS.items():

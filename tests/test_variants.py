@@ -184,3 +184,41 @@ def test_the_summary_of_preact_res20_to_the_letter(tmp_path, monkeypatch):
     after = {"top-1": 0.1766, "loss": 7.252, "seconds": 1.526 * (1 - 0.083854)}
     text = preact_report.text(dense, pruning.slim(model, keep), choice, before, after)
     assert text.splitlines() == PRINTED.splitlines()
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (
+            "--model=resnet-56 --pruning_type=mag_based --prune_percent=75 --n_rounds=25",
+            "--model, --pruning_type, --prune_percent, --n_rounds are flags of flowprune.py: "
+            "python flowprune.py --model=resnet-56 --pruning_type=mag_based --prune_percent=75 "
+            "--n_rounds=25",
+        ),
+        (
+            "--thresholds '[10, 50, 80]' --seed 1",
+            "--thresholds is a flag of flowprune.py: "
+            "python flowprune.py --thresholds '[10, 50, 80]' --seed 1",
+        ),
+        (
+            "--dataset imagenet --model resnet18 --pruning-ratio 0.5 --resume",  # errors of main.py
+            "--model, --pruning-ratio are flags of run.py: "
+            "python run.py --dataset imagenet --model resnet18 --pruning-ratio 0.5 --resume",
+        ),
+        ("--model resnet18", "--model is a flag of run.py: python run.py --model resnet18"),
+        (
+            "--model vgg",
+            "--model is a flag of flowprune.py and of run.py: "
+            "python flowprune.py --model vgg, or python run.py --model vgg",
+        ),
+        (
+            "-sr --prune_percent 75",  # neither script takes both
+            "--prune_percent is a flag of flowprune.py: python flowprune.py -sr --prune_percent 75",
+        ),
+        ("--colour --model vgg", "unrecognized arguments: --colour --model vgg (--help"),
+        ("--lr -1", "argument --lr: must be a number of at least 0, not '-1' (--help"),
+    ],
+)
+def test_main_says_which_script_takes_the_flags(tmp_path, words, says):
+    line = fails(tmp_path, "main.py", *shlex.split(words), says=says)
+    assert line.startswith(f"main.py: error: {says}") and line.count("error") == 1
