@@ -68,7 +68,10 @@ def make_parser() -> cli.Parser:
     flags.true_or_false(
         group, "--track_importance", "average it over minibatches of training instead"
     )
-    flags.flag(group, "--track_batches", "N", count, 20, "how many of the last minibatches")
+    text = "how many of the last minibatches (default: 20); True or False: --track_importance"
+    group.add_argument(
+        "--track_batches", metavar="N", type=_switch_or_count, default=20, action=_Track, help=text
+    )
     flags.flag(
         group, "--alpha", "A", number(float, 0, 1, below=True), 0.8, "factor of that average"
     )
@@ -100,6 +103,17 @@ def make_parser() -> cli.Parser:
     flags.true_or_false(group, "--track_stats", "write stats.json")
     flags.switch(group, "--no-tensorboard", "write no event files")
     return parser
+
+
+class _Track(argparse.Action):
+    """--track_batches, which the original has twice: as a switch and as a number."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        setattr(namespace, "track_importance" if isinstance(value, bool) else self.dest, value)
+
+
+def _switch_or_count(text: str) -> bool | int:
+    return flags.truth(text) if text.lower() in ("true", "false") else flags.COUNT(text)
 
 
 # What shapes a run: `--resume` finds these in the checkpoint.

@@ -99,6 +99,33 @@ def _full(arch):
     return model, torch.rand(1, 3, 32, 32)
 
 
+@pytest.mark.parametrize(
+    "words, tracked, batches",
+    [
+        ("", False, 20),
+        ("--track_batches True", True, 20),
+        ("--track_batches=False", False, 20),
+        ("--track_batches 7", False, 7),
+        ("--track_importance --track_batches 7", True, 7),
+        ("--track_batches true --track_batches 7", True, 7),
+        ("--track_batches 7 --track_batches True", True, 7),
+        ("--track_importance True --track_batches False", False, 20),
+    ],
+)
+def test_track_batches_is_a_switch_and_a_number(words, tracked, batches):
+    """As in the original, whose README has it twice."""
+    args = flowprune.make_parser().parse_args(words.split())
+    assert (args.track_importance, args.track_batches) == (tracked, batches)
+    assert type(args.track_batches) is int
+
+
+def test_track_batches_true_tracks(built):
+    experiment, rounds = built("--track_batches", True, "--warmup_epochs", 1)
+    rounds.before_epoch(0)
+    steps = len(experiment.train_loader)
+    assert [tracker.start for tracker in rounds.trackers] == [max(0, steps - 20)]
+
+
 @pytest.mark.parametrize("measure", MEASURES)
 def test_every_measure_prunes(flow, measure):
     saved = flow("--epochs", 1, "--pruning_type", measure, "--prune_percent", 50)
@@ -204,6 +231,7 @@ def test_two_processes_end_with_one_network(images, tmp_path):
         ("--thresholds []", "rising percentages"),
         ("--use_l2 --use_init", "contradict"),
         ("--use_l2 maybe", "True or False"),
+        ("--track_batches maybe", "--track_batches: must be an integer of at least 1"),
         ("--data_path CIFAR10", "--download True"),
         ("--data_path CIFAR10 --resume auto", "--download True"),
         ("--data_path nowhere", "nowhere"),
