@@ -80,7 +80,8 @@ def make_parser() -> cli.Parser:
     told = "vgg, mobilenet, resnet, resnet-56, ... (default: that of the checkpoint)"
     parser.add_argument("--model", "--arch", help=told, **kind)
     flags.flag(parser, "--depth", "N", flags.COUNT, text="depth, where the file does not say")
-    flags.flag(parser, "--num_classes", "N", flags.COUNT, text="classes, checked if given")
+    text = "outputs of the network, checked if given"
+    flags.flag(parser, "--num_classes", "N", flags.COUNT, text=text)
     flags.true_or_false(parser, "--pruned", "whether it is pruned, checked if given", None)
     group = parser.add_argument_group("what to tell (default: all but --train_acc)")
     for name, told in ANSWERS.items():
@@ -208,7 +209,9 @@ def score(subject: Subject, part: str) -> dict:
     if isinstance(loader, Stream):  # which would still crop at random
         samples, classes, device = loader.pictures.samples, loader.classes, args.device
         loader = Stream(samples, classes, pixels, device, args.workers, batch, augment=False)
-    data.check_classes(loader, network.num_classes, subject.contents, args.path)
+    told = subject.contents
+    asked = None if told.get("classes") else args.num_classes  # the file knows better
+    data.check_classes(loader, network.num_classes, told, args.path, asked)
     return training.test(subject.model, loader)._asdict()
 
 

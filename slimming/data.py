@@ -197,20 +197,26 @@ def samples(
     return chosen
 
 
-def check_classes(loader, expected: int, contents: dict, path: str) -> None:
+def check_classes(
+    loader, outputs: int, contents: dict, path: str, asked: int | None = None
+) -> None:
     """UserError if the network in ``path`` tells other classes apart than the data has: another
-    number than ``expected``, or other names than the ``contents`` of the file record."""
-    names = contents.get("classes")
-    if isinstance(names, list) and len(names) == expected == len(loader.classes):
+    number, or other names than the ``contents`` of the file record.
+
+    It may have more ``outputs`` than the data has classes if it was trained so, or if that is what
+    --num_classes ``asked`` for.
+    """
+    names, found = contents.get("classes"), len(loader.classes)
+    recorded = isinstance(names, list) and len(names) == found
+    if recorded:
         for ours, theirs in zip(names, loader.classes, strict=True):
             if ours != theirs:
                 raise UserError(
                     f"{path} was trained on class {ours!r} where the data has {theirs!r}: give the "
                     "--dataset and --data that it was trained on"
                 )
-    found = len(loader.classes)
-    if expected != found:
+    if outputs < found or (outputs > found and not recorded and not asked):
         raise UserError(
-            f"{path} tells {expected} classes apart, but the data has {found}: give the --dataset "
+            f"{path} tells {outputs} classes apart, but the data has {found}: give the --dataset "
             "and --data that it was trained on"
         )

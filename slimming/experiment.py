@@ -58,14 +58,13 @@ class Experiment:
                 args.start, args.contents, self._wanted(), networks
             )
             self._load_data(self.network.dataset, self.network.image_size)
-            data.check_classes(
-                self.test_loader, self.network.num_classes, args.contents, args.start
-            )
+            outputs, asked = self.network.num_classes, getattr(args, "num_classes", None)
+            data.check_classes(self.test_loader, outputs, args.contents, args.start, asked)
         else:
             wanted = self._wanted()
-            checkpoint.Network(**wanted, num_classes=1).check(networks)  # before any download
+            checkpoint.Network(**wanted | {"num_classes": 1}).check(networks)  # before any download
             self._load_data(wanted["dataset"], wanted["image_size"])
-            self.network = checkpoint.Network(**wanted, num_classes=len(self.test_loader.classes))
+            self.network = checkpoint.Network(**wanted | {"num_classes": self._outputs(wanted)})
             model = self.network.build(networks)
         if args.sync_bn:
             model = distributed.synchronize_bn(model, self.device)
@@ -150,7 +149,16 @@ class Experiment:
             "dataset": known["dataset"] or "cifar100",
             "image_size": known["image_size"] or checkpoint.Network.image_size,
             "options": known["options"],
+            "num_classes": known["num_classes"],
         }
+
+    def _outputs(self, wanted: dict) -> int:
+        """As many as the data has classes, or the more that --num_classes asks for."""
+        found = len(self.test_loader.classes)
+        outputs = wanted["num_classes"] or found
+        if outputs < found:
+            raise UserError(f"--num_classes {outputs} is too few: the data has {found} classes")
+        return outputs
 
     def _load_data(self, dataset: str, image_size: int) -> None:
         sizes = {"test": self.args.test_batch_size, "train": self.args.batch_size}

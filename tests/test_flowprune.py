@@ -9,13 +9,13 @@ import time
 
 import pytest
 import torch
-from conftest import make_images, succeed
+from conftest import make_images, save_network, succeed
 from test_errors import fails
 from test_resume import same
 from warm import ROOT
 
 import flowprune
-from slimming import checkpoint, dependencies, flags, structured
+from slimming import checkpoint, dependencies, flags, profiling, structured
 from slimming.experiment import Experiment
 from slimming.importance import MEASURES
 from slimming.rounds import Rounds
@@ -124,6 +124,50 @@ def test_track_batches_true_tracks(built):
     rounds.before_epoch(0)
     steps = len(experiment.train_loader)
     assert [tracker.start for tracker in rounds.trackers] == [max(0, steps - 20)]
+
+
+def test_num_classes_beyond_those_of_the_data(flow, images, monkeypatch, tmp_path):
+    """Built, trained, pruned, resumed, pruned again, evaluated and fine-tuned."""
+    monkeypatch.setattr(profiling, "latencies", lambda models, images: [1.0 for _ in models])
+    words = ["--bypass", "--prune_percent", 50]
+
+    def outputs(path):
+        model, network, contents = checkpoint.load(path)
+        assert contents["classes"] == ["blue", "red"]
+        return {network.num_classes, model.fc.out_features, len(contents["state_dict"]["fc.bias"])}
+
+    last, again, tuned = (tmp_path / f / "checkpoint.pth.tar" for f in ("out", "again", "tuned"))
+    flow(*words, "--num_classes", 5, "--epochs", 1)
+    assert outputs(last) == {5}
+    flow("--resume", last, "--epochs", 2)
+    assert outputs(last) == {5} and checkpoint.read(last)["epoch"] == 2
+    flow(*words, "--epochs", 1, "--pretrained_path", last, folder=again.parent)
+    assert outputs(again) == {5}
+    succeed("eval.py", last, "--data_path", images, "--test_acc")
+    short = ["--epochs", 1, "--no-tensorboard", "--batch-size", 8, "--save", tuned.parent]
+    succeed("main.py", "--refine", last, "--data", images, *short)
+    assert outputs(tuned) == {5}
+
+
+def test_spare_outputs_are_no_licence_for_other_data(images, tmp_path, tmp_path_factory):
+    folder, classes = tmp_path_factory.mktemp("images"), ["blue", "red"]
+    net = save_network(tmp_path / "net", "resnet", 11, "folder", 5, classes=classes)
+    words = ["eval.py", net, "--test_acc", "--data_path"]
+    said = "holds num classes 5, but 4 was asked for"
+    fails(tmp_path, *words, images, "--num_classes", 4, says=said)
+    others = make_images(folder / "others", classes=("blue", "green"), train=1, test=1)
+    fails(tmp_path, *words, others, says=["'red'", "'green'"])
+    fewer = make_images(folder / "fewer", classes=("blue",), train=1, test=1)
+    for more in ([], ["--num_classes", 5]):
+        fails(tmp_path, *words, fewer, *more, says="tells 5 classes apart, but the data has 1")
+
+
+def test_a_file_that_records_no_classes_needs_num_classes(images, tmp_path):
+    """As the original writes it, whose default is 100 for any data."""
+    save_network(tmp_path / "net", "resnet", 11, "folder", 100)
+    words = ["eval.py", tmp_path / "net", "--data_path", images, "--test_acc"]
+    fails(tmp_path, *words, says="tells 100 classes apart, but the data has 2")
+    succeed(*words, "--num_classes", 100)
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -236,7 +280,7 @@ def test_two_processes_end_with_one_network(images, tmp_path):
         ("--data_path CIFAR10 --resume auto", "--download True"),
         ("--data_path nowhere", "nowhere"),
         ("--pretrained_path none.pth.tar", "none.pth.tar"),
-        ("--num_classes 7", "7"),
+        ("--num_classes 1", "--num_classes 1 is too few: the data has 2 classes"),
     ],
 )
 def test_what_cannot_be_is_one_line(images, tmp_path, words, says):
