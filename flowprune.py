@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from slimming import cli, datasets, files, flags
+from slimming import cli, datasets, dependencies, files, flags
 from slimming.errors import UserError
 from slimming.experiment import Experiment
 from slimming.importance import MEASURES
@@ -22,6 +22,7 @@ FULL_RATE = 80  # epochs at LR, of 160: rounds and warm-up fit into them
 
 def main() -> None:
     args = flags.parse_run(make_parser(), SETTINGS, complete)
+    dependencies.need_library()
     args.refine = None  # the pretrained network is args.start; it is pruned, not fine-tuned
     experiment = Experiment(args, settings=SETTINGS)
     rounds = Rounds(args, experiment)

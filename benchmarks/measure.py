@@ -9,9 +9,8 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from slimming import reporting
+from slimming import optional, reporting
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -28,7 +27,7 @@ def in_turns(
 ) -> dict[str, list[float]]:
     """Seconds of each task in each round; the tasks take turns, after one round of warm-up."""
     seconds = {name: [] for name in tasks}
-    for turn in tqdm(range(rounds + 1), title, disable=None):
+    for turn in optional.bar(range(rounds + 1), desc=title, disable=None):
         for name, task in tasks.items():
             start = now(device)
             task()

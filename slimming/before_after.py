@@ -86,8 +86,8 @@ def report(
     drawn = reporting.draw_pruning(choice, reporting.alive_factors(dense.model), title)
     checkpoint.write(args.target, contents)
     files.write_bytes(summary, text.encode())
-    files.write_bytes(picture, drawn)
-    print(f"\nwrote {args.target}, {summary}, {picture}")
+    wrote = [args.target, summary, *reporting.write_picture(picture, drawn)]
+    print(f"\nwrote {', '.join(map(str, wrote))}")
     print_next_step(
         dense, before["top-1"], after["top-1"], "mask-impl/main_mask.py" if masked else "main.py"
     )

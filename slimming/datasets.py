@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from slimming import checkpoint, files
+from slimming import checkpoint, files, optional
 from slimming.errors import UserError
 
 SIZE = 32
@@ -63,6 +63,8 @@ def to_32x32(images: torch.Tensor) -> torch.Tensor:
 def _torchvision(name: str, folder: Path, split: str) -> Split:
     from torchvision import datasets
 
+    if name == "svhn":  # torchvision would say so after the download
+        optional.need("scipy.io", "scipy", "--dataset svhn")
     kinds = {
         "cifar10": datasets.CIFAR10,
         "cifar100": datasets.CIFAR100,
@@ -89,6 +91,7 @@ def _torchvision(name: str, folder: Path, split: str) -> Split:
 
 def _digits(split: str) -> Split:
     """scikit-learn's 1,797 digits, 8x8 with 17 grey levels: 1,437 to train, 360 to test."""
+    optional.need("sklearn.datasets", "scikit-learn", "--dataset digits")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -187,7 +190,6 @@ def _formats() -> list[str]:
 
 def _decode(paths: list[str], workers: int, title: str) -> torch.Tensor:
     from PIL import Image
-    from tqdm import tqdm
 
     images = np.empty((len(paths), SIZE, SIZE, 3), dtype=np.uint8)
 
@@ -200,7 +202,8 @@ def _decode(paths: list[str], workers: int, title: str) -> torch.Tensor:
     with warnings.catch_warnings(), ThreadPoolExecutor(max(1, workers)) as pool:
         warnings.simplefilter("ignore")  # of odd metadata; a broken image is an error
         decoded = pool.map(decode, range(len(paths)))
-        for _ in tqdm(decoded, title, len(paths), unit="img", disable=None, leave=False):
+        settings = {"desc": title, "total": len(paths), "unit": "img", "leave": False}
+        for _ in optional.bar(decoded, **settings, disable=None):
             pass
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from models.resize import LAYERS, is_depthwise, widths
+from slimming import optional
 from slimming.errors import UserError
 
 MIXING = (nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.MultiheadAttention)
@@ -75,6 +76,11 @@ def groups(model: nn.Module, images: torch.Tensor, ignore: Iterable[str] = ()) -
     return sorted(found, key=lambda group: min(order[member.layer] for member in group.members))
 
 
+def need_library() -> None:
+    """UserError if Torch-Pruning is unavailable."""
+    optional.need("torch_pruning", "torch-pruning", "finding the coupled channels of a network")
+
+
 def check_names(model: nn.Module, ignore: Iterable[str]) -> None:
     """UserError if no module of ``model`` is called as one of ``ignore``."""
     names = [name for name, _ in model.named_modules()]
@@ -101,6 +107,7 @@ def inside(name: str, word: str) -> bool:
 
 def _dependencies(model: nn.Module, images: torch.Tensor):
     """Torch-Pruning's graph of ``model``, traced with one image."""
+    need_library()
     import torch_pruning
 
     image = images[:1].cpu().float()

@@ -14,7 +14,6 @@ from slimming import (
     checkpoint,
     data,
     distributed,
-    files,
     profiling,
     reporting,
     training,
@@ -280,9 +279,8 @@ class Experiment:
         """The curves, how sparse γ is, and a slim network beside the full one that it was."""
         folder, wrote = self.folder, [self.folder.last, self.folder.best]
         if self.history:
-            picture = reporting.draw_curves(self.history, str(self.network))
-            files.write_bytes(folder.curves, picture)
-            wrote.append(folder.curves)
+            curves = reporting.draw_curves(self.history, str(self.network))
+            wrote += reporting.write_picture(folder.curves, curves)
         print(reporting.sparsity_text(self.model))
         print(f"\nbest top-1 {self.best_prec1:.2%}; wrote {', '.join(map(str, wrote))}")
         if self.history and self.full_score:

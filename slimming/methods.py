@@ -20,12 +20,15 @@ SAMPLES = 2560  # training images that measures with gradients look at
 def check(args) -> None:
     """UserError now, rather than after days of training, if the data is not there or the network
     cannot be pruned by --pruning-method."""
+    traced = not args.skip_pruning and args.pruning_method != "intra-kernel"
+    if traced:
+        dependencies.need_library()
     size, dataset = args.image_size or Network.image_size, args.dataset or "cifar10"
     depth = args.depth or PAPER_DEPTH.get(args.arch)
     loader = data.batches(dataset, "test", 1, torch.device("cpu"), size, args)
     model = Network(args.arch, depth, dataset, len(loader.classes), None, size).build().eval()
     dependencies.check_names(model, args.ignore)
-    if args.skip_pruning or args.pruning_method == "intra-kernel":
+    if not traced:
         return
     found = dependencies.groups(model, torch.zeros(1, 3, size, size), args.ignore)
     measure = {"slimming": "bn", "channel": args.importance}.get(args.pruning_method, "l1")

@@ -1,11 +1,14 @@
 """What a person reads and looks at: tables, pictures, TensorBoard."""
 
+import functools
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from slimming import files, optional
 from slimming.pruning import Choice, alive_channels, scaling_factors
 from slimming.sparsity import batch_norms
 
@@ -74,9 +77,8 @@ class TensorBoard:
     def __init__(self, folder: Path, start: int, enabled: bool):
         self.writer = None
         if enabled:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(str(folder), purge_step=start or None)
+            library = optional.load("tensorboard", "torch.utils.tensorboard")
+            self.writer = library and library.SummaryWriter(str(folder), purge_step=start or None)
 
     def add(self, epoch: int, record: dict, model: nn.Module) -> None:
         if self.writer is None:
@@ -92,6 +94,25 @@ class TensorBoard:
             self.writer.close()
 
 
+def picture(draw: Callable[..., bytes]) -> Callable[..., bytes | None]:
+    """``draw``, but None where there is no matplotlib to draw with."""
+
+    @functools.wraps(draw)
+    def drawn(*args) -> bytes | None:
+        return draw(*args) if optional.load("matplotlib", "matplotlib.figure") else None
+
+    return drawn
+
+
+def write_picture(path: Path, drawn: bytes | None) -> list[Path]:
+    """Write a picture, if there is one; the files that were written."""
+    if drawn is None:
+        return []
+    files.write_bytes(path, drawn)
+    return [path]
+
+
+@picture
 def draw_curves(history: list[dict], title: str) -> bytes:
     """A PNG picture of loss and top-1 over the epochs, from the records of each epoch."""
     figure, (losses, accuracies) = blank_figure(1, 2, (10, 3.8))
@@ -111,6 +132,7 @@ def draw_curves(history: list[dict], title: str) -> bytes:
     return to_png(figure, title)
 
 
+@picture
 def draw_rounds(
     history: list[dict], rounds: list[dict], phases: tuple[int, int], title: str
 ) -> bytes:
@@ -140,6 +162,7 @@ def draw_rounds(
     return to_png(figure, title)
 
 
+@picture
 def draw_pruning(choice: Choice, factors: torch.Tensor, title: str) -> bytes:
     """A PNG picture: the kept channels of each layer, the distribution of |γ|, the threshold."""
     figure, (layers, spread) = blank_figure(1, 2, (12, 4.2))
@@ -158,6 +181,7 @@ def draw_pruning(choice: Choice, factors: torch.Tensor, title: str) -> bytes:
     return to_png(figure, title)
 
 
+@picture
 def draw_weights(before: nn.Module, after: nn.Module) -> bytes:
     """A PNG picture: the distribution of the convolutions' weights, those that are zero said
     apart."""
@@ -187,6 +211,7 @@ def conv_weights(model: nn.Module) -> torch.Tensor:
     return weights[weights.isfinite()]
 
 
+@picture
 def draw_layers(rows: list[tuple[str, int, int]], counted: str) -> bytes:
     """A PNG picture: how many filters, or whatever is ``counted``, each layer (name, before, after)
     had and kept."""

@@ -218,8 +218,8 @@ class Rounds:
         picture = reporting.draw_rounds(
             history, [self.dense, *self.done], (self.first, self.last), title
         )
-        files.write_bytes(folder / "flow.png", picture)
-        print(f"wrote {folder / 'flow.png'}")
+        for path in reporting.write_picture(folder / "flow.png", picture):
+            print(f"wrote {path}")
         if self.args.track_stats:
             self._write_statistics()
             print(f"wrote {folder / 'stats.json'}")

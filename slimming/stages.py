@@ -124,8 +124,8 @@ def report(args: argparse.Namespace, folder: Path, record: Record, config: dict)
         counted, rows = list(record.facts["layers"].items())[-1]
         pictures["layers"] = reporting.draw_layers(rows, counted)
     for name, picture in pictures.items():
-        files.write_bytes(folder / f"{name}.png", picture)
-    told = {CAPTIONS[name]: picture for name, picture in pictures.items()}
+        reporting.write_picture(folder / f"{name}.png", picture)
+    told = {CAPTIONS[name]: picture for name, picture in pictures.items() if picture}
     html_report.write_report(folder / "report.html", config, record.facts, told)
     if not args.save_model:
         last = folder / record.facts["stages"][-1]["file"]

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
-from slimming import data, distributed
+from slimming import data, distributed, optional
 from slimming.data import Batches
 from slimming.errors import Diverged, UserError
 from slimming.strides import unit_strides
@@ -230,9 +229,9 @@ def _progress(loader: Batches, epoch: int, log_interval: int):
     total, start, shown = loader.num_images, time.perf_counter(), 0.0
     first = distributed.rank() == 0
     terminal = first and sys.stderr.isatty() and sys.stdout.isatty()
-    bar = tqdm(
-        total=total or None, desc=f"epoch {epoch}", unit="img", disable=not terminal, leave=False
-    )
+    settings = {"total": total or None, "desc": f"epoch {epoch}", "unit": "img", "leave": False}
+    bar = optional.bar(**settings, disable=not terminal)
+    terminal = not bar.disable
 
     def report(step: int, meter: _Meter) -> None:
         nonlocal shown
