@@ -14,6 +14,7 @@ from warm import ROOT
 from models import resnet
 from slimming import data, datasets, optional, training
 
+NEEDED = {"torch", "torchvision", "numpy", "pillow"}  # pillow comes with torchvision
 PARTS = {"sklearn": "scikit-learn", "scipy": "scipy", "torch_pruning": "torch-pruning"}
 SHORT = "--arch resnet --depth 11 --batch-size 32 --no-cuda".split()
 
@@ -152,3 +153,13 @@ def test_nothing_is_imported_before_it_is_used(images, tmp_path):
     command = [sys.executable, "-c", code, *map(str, words), "--no-tensorboard"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_requirements_say_what_is_needed_and_what_adds_what():
+    groups = (ROOT / "requirements.txt").read_text().split("\n\n")[1:]
+    needed, added, parts = (
+        {line.partition(">")[0] for line in group.splitlines() if not line.startswith("#")}
+        for group in groups
+    )
+    assert (needed, added, parts) == (NEEDED, set(optional.LEFT_OUT), set(PARTS.values()))
+    assert [group.split()[1].strip(":,") for group in groups] == ["Needed", "Left", "Needed"]
