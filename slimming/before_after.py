@@ -79,6 +79,8 @@ def report(
     text = (
         f"Configuration:\n{kept}\nNumber of parameters:\n{after['parameters']}\n"
         f"Test accuracy:\n{after['top-1']}\n"
+        "Number of parameters with the masks of channel selection, as the original counts:\n"
+        f"{profiling.count_parameters(slim, masks=True)}\n"
     )
     summary = args.save / f"{args.filename or 'prune'}.txt"
     picture = args.save / f"{args.filename or 'prune'}.png"

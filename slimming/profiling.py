@@ -13,9 +13,11 @@ from slimming.deploy import deploy
 from slimming.training import LAYOUT
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Weights of the model. The masks of channel selection are no weights."""
-    return sum(p.numel() for n, p in model.named_parameters() if not n.endswith("select.indexes"))
+def count_parameters(model: nn.Module, masks: bool = False) -> int:
+    """Weights of the model. The masks of channel selection are no weights; with ``masks`` they are
+    counted too, as the original scripts do."""
+    parameters = model.named_parameters()
+    return sum(p.numel() for n, p in parameters if masks or not n.endswith("select.indexes"))
 
 
 def count_flops(model: nn.Module, size: int = 32) -> int:

@@ -21,6 +21,18 @@ TABLE = [  # arch, depth, weights for 10 and 100 classes, BN channels, FLOPs of 
 ]
 
 
+@pytest.mark.parametrize(
+    "arch, depth, masks", [("vgg", 19, 0), ("resnet", 20, 912), ("densenet", 40, 9_360)]
+)
+def test_the_original_counts_the_masks_too(arch, depth, masks):
+    """For ResNet-20 it prints 220,394."""
+    model = NETWORKS[arch](depth=depth)
+    own = profiling.count_parameters(model, masks=True)
+    assert own == sum(p.numel() for p in model.parameters())
+    assert own - profiling.count_parameters(model) == masks
+    assert arch != "resnet" or own == 220_394
+
+
 @pytest.mark.parametrize("arch, depth, ten, hundred, channels, flops", TABLE)
 def test_parameters_channels_and_flops_are_those_of_the_papers(
     arch, depth, ten, hundred, channels, flops

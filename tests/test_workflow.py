@@ -34,7 +34,7 @@ def test_two_passes(arch, images, tmp_path):
     for words in ("BN layer", "slim equals masked", "top-1", "parameters", "MFLOPs", "latency"):
         assert words in printed
     first = checkpoint.read(out / "pruned.pth.tar")
-    assert str(first["cfg"]) in (out / "prune.txt").read_text()
+    _check_summary(out / "prune.txt", first)
     assert (out / "prune.png").read_bytes()[:4] == b"\x89PNG"
 
     succeed("main.py", "-sr", "--refine", out / "pruned.pth.tar", *train, "--save", out / "fine")
@@ -111,6 +111,19 @@ def test_the_mask_implementation(arch, percent, images, tmp_path):
     assert not any("indexes" in name for name in tuned)
     # Slicing the mask away gives the slim network of the main suite.
     succeed(PRUNER[arch], "--model", tmp_path / "fine", "--data", images, "--percent", "0")
+
+
+def _check_summary(path, contents):
+    """The lines of the original, in its order, then the count that it would have given."""
+    model, _ = checkpoint.rebuild(path, contents, {})
+    weights, masks = [], []
+    for name, parameter in model.named_parameters():
+        (masks if name.endswith("indexes") else weights).append(parameter.numel())
+    told = path.read_text().splitlines()
+    assert told[:2] == ["Configuration:", str(contents["cfg"])]
+    assert told[2:6] == ["Number of parameters:", f"{sum(weights)}", "Test accuracy:",
+                         f"{contents['best_prec1']}"]  # fmt: skip
+    assert "with the masks" in told[6] and told[7:] == [str(sum(weights + masks))]
 
 
 def test_names_of_the_other_implementations(images, tmp_path):
