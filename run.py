@@ -16,7 +16,8 @@ from slimming.errors import Interrupted, UserError
 from slimming.importance import MEASURES
 
 INTERNAL = {"label", "imagenet", "arch", "depth", "spelled"}  # they follow from other settings
-PASSING = {"resume", "save_model", "eval_only", "workers", "device", "no_cuda", "command"}
+PASSING = {"resume", "save_model", "eval_only", "command"}
+PASSING |= {"workers", "threads", "device", "no_cuda"}  # of the machine
 
 
 def main() -> None:

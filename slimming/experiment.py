@@ -16,6 +16,7 @@ from slimming import (
     distributed,
     profiling,
     reporting,
+    threads,
     training,
 )
 from slimming.epochs import epoch_generator
@@ -115,6 +116,8 @@ class Experiment:
         if first:
             self.folder.prepare()
         print(self._summary(), flush=True)
+        if self.epoch < self.args.epochs and not self.args.threads:
+            threads.tell_load(self.device)
         events = first and not self.args.no_tensorboard
         board = reporting.TensorBoard(self.folder.events, self.epoch, events)
         try:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from models import NETWORKS, PAPER_DEPTH
-from slimming import checkpoint, datasets, files
+from slimming import checkpoint, datasets, files, threads
 from slimming.cli import Parser, architecture, number, plain_name
 from slimming.errors import UserError
 from slimming.run_folder import RunFolder
@@ -178,6 +178,9 @@ def data_flags(
     flag(group, "--test-batch-size", "N", COUNT, 256, "images a step of the evaluation")
     cores = os.cpu_count() or 1
     flag(group, "--workers", "N", COUNT, cores, "threads or processes that decode image files")
+    text = "threads of the computation on the CPU (default: PyTorch's choice)"
+    kind = {"type": number(int, 1, threads.MOST), "action": threads.SetThreads}
+    group.add_argument("--threads", metavar="N", help=text, **kind)
     flag(group, "--device", "NAME", text="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     switch(group, "--no-cuda", text="stay on the CPU")
     return group
