@@ -15,7 +15,14 @@ from slimming import cli, files, flags, methods, stages
 from slimming.errors import Interrupted, UserError
 from slimming.importance import MEASURES
 
-INTERNAL = {"label", "imagenet", "arch", "depth", "spelled"}  # they follow from other settings
+INTERNAL = {
+    "label",
+    "imagenet",
+    "arch",
+    "depth",
+    "spelled",
+    "options",
+}  # they follow from other settings
 PASSING = {"resume", "save_model", "eval_only", "command"}
 PASSING |= {"workers", "threads", "device", "no_cuda"}  # of the machine
 
