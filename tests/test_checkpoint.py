@@ -7,6 +7,7 @@ import resource
 import pytest
 import torch
 from conftest import SMALLEST, randomize, save_network
+from warm import ROOT
 
 from models import resnet
 from slimming import checkpoint, files, pruning
@@ -160,3 +161,14 @@ def test_weights_with_and_without_selection_load_into_each_other():
     model.select.indexes.data[0] = 0
     with pytest.raises(UserError, match="not for mask-impl"):
         checkpoint.load_network("x", {"state_dict": model.state_dict()}, network, masked)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests" / "checkpoints").iterdir(), key=str))
+def test_files_of_earlier_versions_load_and_compute_the_same(path):
+    """Written on 2026-11-21, each with the logits of two images."""
+    model, _, contents = checkpoint.load(path)
+    state = model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in contents["state_dict"].items())
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():  # equal to the bit where they were written; other processors round
+        torch.testing.assert_close(model.eval()(images), contents["logits"], rtol=1e-4, atol=1e-5)
