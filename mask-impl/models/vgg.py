@@ -8,3 +8,6 @@ class vgg(suite.vgg):
     makes of it."""
 
     slim_form = suite.vgg
+
+
+defaultcfg = vgg.defaultcfg
