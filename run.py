@@ -67,7 +67,7 @@ def make_parser() -> cli.Parser:
     text = "end a training whose top-1 has not risen for N epochs; 0: never"
     flags.flag(group, "--patience", "N", number(int, 0, 10**6), 0, text)
     text = "L1 penalty on the scaling factors, with --pruning-method slimming"
-    flags.flag(group, "--s", "S", number(float, 0), 1e-4, text)
+    flags.penalty_flag(group, text)
     flags.flag(group, "--seed", "N", number(int, 0, 2**32, below=True), 1, "seed of everything")
 
     group = parser.add_argument_group("pruning")

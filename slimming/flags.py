@@ -113,7 +113,7 @@ def training_parser(description: str, others: tuple[str, ...] = ()) -> Parser:
     names = ("-sr", "--sparsity-regularization")
     text = "train with the L1 penalty on the scaling factors"
     setting(group, *names, dest="sr", text=text)
-    flag(group, "--s", "S", number(float, 0), 1e-4, "strength of the penalty")
+    penalty_flag(group, "strength of the penalty")
 
     group = parser.add_argument_group("training")
     flag(group, "--batch-size", "N", COUNT, 64, "images a step")
@@ -204,6 +204,11 @@ def flag(group, name: str, metavar: str, kind=str, default=None, text="", also=N
 def switch(group, name: str, text: str) -> None:
     """A flag that is off unless given."""
     group.add_argument(name, action="store_true", help=text)
+
+
+def penalty_flag(group, text: str) -> None:
+    """``--s``, and ``--sparsity`` for torchrun: it takes ``--s`` for one of its own flags."""
+    flag(group, "--s", "S", number(float, 0), 1e-4, text, also="--sparsity")
 
 
 def true_or_false(group, name: str, text: str, default: bool | None = False) -> None:

@@ -6,6 +6,7 @@ import shlex
 import pytest
 import torch
 from conftest import save_network
+from torch.distributed.run import get_args_parser
 from warm import ROOT
 
 import eval as evaluation
@@ -54,6 +55,26 @@ def test_every_command_line_parses(command):
     name = script.rpartition("/")[2]
     parser = BENCHMARKS[name].make_parser() if name in BENCHMARKS else PARSERS[name]
     parser.parse_args(words)
+
+
+@pytest.mark.parametrize("script", ["main.py", "flowprune.py"])
+def test_torchrun_leaves_every_flag_to_the_script(script):
+    """But --s, which is --sparsity too."""
+    for action in PARSERS[script]._actions:
+        for name in action.option_strings:
+            if name != "--s":
+                words = [script, name, "0.5"]
+                told = get_args_parser().parse_args(words)
+                assert [told.training_script, *told.training_script_args] == words
+
+
+def test_the_command_of_torchrun_needs_nothing_before_the_script():
+    (command,) = re.findall(r"^torchrun (.*)$", README, re.MULTILINE)
+    told = get_args_parser().parse_args(shlex.split(command))
+    assert told.training_script == "main.py"
+    args = PARSERS["main.py"].parse_args(told.training_script_args)
+    assert args.sr and args.s == 1e-4 and args.resume == "auto"
+    assert PARSERS["run.py"].parse_args(["--sparsity", "0.5"]).s == 0.5
 
 
 def test_the_programs_run(tmp_path, monkeypatch):
