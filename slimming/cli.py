@@ -33,8 +33,7 @@ class Parser(argparse.ArgumentParser):
         self.others = others
 
     def error(self, message: str):
-        message = self._of_others(sys.argv[1:]) or f"{message} (--help lists the flags)"
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        raise UserError(self._of_others(sys.argv[1:]) or f"{message} (--help lists the flags)")
 
     def flags(self) -> set[str]:
         """Every flag as it is typed."""
@@ -42,11 +41,10 @@ class Parser(argparse.ArgumentParser):
 
     def accepts(self, words: list[str]) -> bool:
         """Whether the ``words`` of a command line can be parsed."""
-        silent = io.StringIO()
-        with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+        with contextlib.redirect_stdout(io.StringIO()):  # of --help
             try:
                 self.parse_args(words)
-            except SystemExit:
+            except (SystemExit, UserError):
                 return False
         return True
 
@@ -69,36 +67,47 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's main; what a person can put right becomes one line on stderr and a status."""
-    name = os.path.basename(sys.argv[0])
+    """Run a script's main; what a person can put right becomes one line on stderr and a status.
+
+    Under torchrun that line is the first process's; another one tells what it alone has met.
+    """
     keep_freed_memory()
     try:
         main()
-    except UserError as error:
-        status, message = error.status, f"error: {error}"
-    except KeyboardInterrupt:
-        status, message = Interrupted.status, "interrupted: nothing was lost, start it again"
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)  # whoever read the output went away: nobody to tell
-    except OSError as error:
-        status, message = 2, f"error: {error}"
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        status = 2
-        message = "error: out of memory: lower --batch-size or --test-batch-size"
+    except (Exception, KeyboardInterrupt) as error:
+        status, message = _explain(error)
+        if status != Interrupted.status or distributed.speaks():  # Ctrl-C reaches all
+            distributed.let_others_speak(explained=message is not None)
+            if message is None:
+                raise
+            line = f"{os.path.basename(sys.argv[0])}: {' '.join(message.split())}\n"
+            sys.stderr.write(line)  # at once: others write too
     else:
-        if distributed.launched():
-            # threads of the process group may still want Python while it is being taken down, and
-            # abort the process ("terminate called without an active exception"): all is done
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
-        return
-    if status != Interrupted.status or os.environ.get("RANK", "0") == "0":  # Ctrl-C reaches all
-        sys.stderr.write(f"{name}: {' '.join(message.split())}\n")  # at once: others write too
-    sys.exit(status)
+        status = 0
+    if distributed.launched():
+        # threads of the process group may still want Python while it is being taken down, and
+        # abort the process ("terminate called without an active exception"): all is done
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    if status:
+        sys.exit(status)
+
+
+def _explain(error: BaseException) -> tuple[int, str | None]:
+    """The exit status and the line of an error; None where only a traceback explains it."""
+    if isinstance(error, UserError):
+        return error.status, f"error: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted.status, "interrupted: nothing was lost, start it again"
+    if isinstance(error, OSError):
+        return 2, f"error: {error}"
+    if isinstance(error, MemoryError | RuntimeError) and _is_out_of_memory(error):
+        return 2, "error: out of memory: lower --batch-size or --test-batch-size"
+    return 1, None
 
 
 def _is_out_of_memory(error: Exception) -> bool:

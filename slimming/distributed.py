@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 import time
 import uuid
@@ -14,10 +15,29 @@ from torch.nn.parallel import DistributedDataParallel
 
 from slimming.errors import UserError
 
+PATIENCE = 10  # seconds by which processes may meet the same error one after another
+
 
 def launched() -> bool:
     """Whether torchrun started this process."""
     return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def speaks() -> bool:
+    """Whether this is the process that speaks for all: the first one, known before `start`."""
+    return not launched() or os.environ.get("RANK", "0") == "0"
+
+
+def let_others_speak(explained: bool) -> None:
+    """Wait with an error for another process to tell its own: torchrun then ends this one.
+
+    The first process tells at once what it can explain. Another one gives it the time to meet the
+    same error; and what cannot be explained is as a rule a connection to a process that failed.
+    """
+    turns = (not explained) + (not speaks())
+    if launched() and turns:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of the waiting
+        time.sleep(turns * PATIENCE)
 
 
 def rank() -> int:

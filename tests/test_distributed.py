@@ -29,6 +29,14 @@ def torchrun(*words, processes=2, restarts=0):
     return list(map(str, [*launch, *words]))
 
 
+def start(*words):
+    """Two processes of a script; what they leave."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = list(map(str, [*launch, *words]))
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
 def run_all(*words, **settings):
     done = subprocess.run(
         torchrun(*words, **settings), cwd=ROOT, capture_output=True, text=True, check=False
@@ -77,21 +85,7 @@ def test_two_processes_train_one_network(tmp_path):
 
 
 def test_all_processes_end_with_identical_weights_and_the_gradient_of_the_whole_batch(tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node=2",
-            str(ROOT / "tests" / "two_processes.py"),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = start("tests/two_processes.py")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("identical") == 1
 
@@ -146,3 +140,34 @@ def test_what_cannot_be_shared_is_one_line(tmp_path):
     assert "Traceback" not in done.stderr.partition("torch/distributed")[0]
     done = run("resprune.py", "--model", tmp_path / "none", env={"WORLD_SIZE": "2"})
     assert done.returncode == 2 and "one process" in done.stderr
+
+
+SMALL = "--dataset digits --arch resnet --depth 11 --batch-size 500 --no-cuda".split()
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["main.py", "-sr", "--sparsity", "lots"], "main.py: error: argument --s/--sparsity"),
+        (["main.py", *SMALL, "--refine", "none"], "main.py: error: cannot read none"),
+        (
+            ["main.py", "-sr", "--sparsity", "1", *SMALL, "--lr", "1e30"],
+            "main.py: error: the loss is nan in epoch 0",
+        ),
+        (["tests/two_errors.py", "both", "memory"], "two_errors.py: error: out of memory"),
+        (["tests/two_errors.py", "0", "disk"], "two_errors.py: error: the disk is full"),
+        (["tests/two_errors.py", "1", "disk"], "two_errors.py: error: the disk is full"),
+    ],
+    ids=["flags", "file", "diverged", "memory", "first", "other"],
+)
+def test_an_error_is_one_line_of_one_process(tmp_path, words, says):
+    """Of the first, unless another one alone has met it. torchrun tells of its processes itself."""
+    words = [*words, "--save", tmp_path] if words[0] == "main.py" else words
+    done = start(*words)
+    told = done.stderr.partition("torch/distributed/elastic")[0].splitlines()
+    ours = [line for line in told if ".py: error: " in line]
+    assert len(ours) == 1 and ours[0].startswith(says), done.stderr
+    assert "Traceback" not in "".join(told) and done.stderr.count("Traceback") == 1, done.stderr
+    root = done.stderr.partition("Root Cause")[2]
+    assert f"rank      : {int(words[1] == '1')} " in root
+    assert f"exitcode  : {1 if 'loss' in says else 2} " in root

@@ -1,0 +1,25 @@
+"""Run by torchrun from test_distributed.py: errors that two processes, or one of them, meet."""
+
+import sys
+
+import torch
+
+from slimming import cli, distributed
+from slimming.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    which, what = sys.argv[1:]
+    distributed.start(CPU)
+    if which in ("both", str(distributed.rank())):
+        if what == "memory":
+            raise MemoryError
+        raise UserError("the disk is full")
+    distributed.total(torch.ones(1))  # for which the other process does not come
+
+
+if __name__ == "__main__":
+    distributed.PATIENCE = 2
+    cli.run(main)
