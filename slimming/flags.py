@@ -37,7 +37,17 @@ def parse_training(description: str, others: tuple[str, ...] = ()) -> argparse.N
     ``args.start`` is the file that the run starts from, if any, ``args.contents`` what it holds.
     ``others``: see `slimming.cli.Parser`.
     """
-    return parse_run(training_parser(description, others), SETTINGS, split_arch)
+    return parse_run(training_parser(description, others), SETTINGS, _complete)
+
+
+def _complete(args: argparse.Namespace) -> argparse.Namespace:
+    """UserError where --refine starts a run and --resume names another one to continue."""
+    if args.refine and args.resume not in (None, "auto"):
+        raise UserError(
+            "--refine and --resume contradict each other: leave --refine out to continue a run, or "
+            "use --resume auto, which starts from --refine while there is no checkpoint in --save"
+        )
+    return split_arch(args)
 
 
 def parse_run(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from slimming import distributed
 
+OF_THE_START = ("--refine", "--resume", "--start-epoch")  # not of a run that goes on
+
 
 class RunFolder:
     """Where a run writes: ``last`` and ``best`` checkpoint, ``curves``, TensorBoard ``events``.
@@ -66,9 +68,9 @@ class RunFolder:
             how = f"--nproc-per-node={here}" if here == everywhere else "(its flags as before)"
             words = [f"torchrun {how} --"]
         for word in sys.argv:
-            if not skip and not word.startswith(("--resume=", "--start-epoch=")):
+            if not skip and not word.startswith(tuple(f"{flag}=" for flag in OF_THE_START)):
                 words.append(word)
-            skip = word in ("--resume", "--start-epoch")
+            skip = word in OF_THE_START
             if skip:
                 words.pop()
         command = f"{words[0]} {shlex.join([*words[1:], '--resume', str(self.last)])}"

@@ -9,10 +9,13 @@ import time
 
 import pytest
 import torch
-from conftest import make_images, succeed
+from conftest import make_images, save_network, succeed
+from test_errors import fails
 from warm import ROOT, run
 
 from slimming import checkpoint
+from slimming.flags import training_parser
+from slimming.run_folder import RunFolder
 
 EPOCHS = 12
 FLAGS = (
@@ -109,6 +112,34 @@ def test_resume_needs_no_other_flag_and_says_what_changed(images, tmp_path):
     assert contents["epoch"] == 2 and contents["settings"]["batch_size"] == 32
     printed = succeed("main.py", "--resume", last, "--data", images, "--no-tensorboard")
     assert "all 2 epochs are done" in printed
+
+
+@pytest.mark.parametrize("script", ["main.py", "mask-impl/main_mask.py"])
+def test_refine_beside_a_named_resume_is_an_error(tmp_path, script):
+    """Whether there are such files or not."""
+    words = ["--refine", "pruned.pth.tar", "--resume=checkpoint.pth.tar"]
+    says = ["--refine and --resume contradict", "leave --refine out", "--resume auto"]
+    fails(tmp_path, script, *words, says=says)
+
+
+def test_a_command_with_refine_can_be_started_again(images, tmp_path):
+    """With `--resume auto`: it begins with --refine, and goes on with the last checkpoint."""
+    pruned = save_network(tmp_path / "pruned", "resnet", 11, "folder", 2)
+    words = [*small_run(images, tmp_path / "out"), "--refine", pruned, "--resume", "auto"]
+    assert "is not pruned" in succeed("main.py", *words, "--lr", 0)
+    last = tmp_path / "out" / "checkpoint.pth.tar"
+    start, first = (checkpoint.read(path)["state_dict"] for path in (pruned, last))
+    assert same(start["fc.weight"], first["fc.weight"])
+    assert "epochs 1 to 2" in succeed("main.py", *words, "--epochs", 2)
+
+
+def test_how_to_continue_names_one_file(tmp_path, monkeypatch):
+    args = training_parser("").parse_args(["--save", str(tmp_path)])
+    (tmp_path / "checkpoint.pth.tar").touch()
+    words = ["main.py", "--refine", "a", "--refine=b", "--resume", "auto", "--lr", "1"]
+    monkeypatch.setattr(sys, "argv", words)
+    told = RunFolder(args, "vgg").how_to_continue()
+    assert told.endswith(f": python main.py --lr 1 --resume {tmp_path}/checkpoint.pth.tar")
 
 
 def test_dropout_is_drawn_anew_in_a_resumed_run(images, tmp_path):
