@@ -108,12 +108,9 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 def load(args: argparse.Namespace) -> Subject:
     """The network in ``args.path``. UserError where flags contradict the file or each other."""
-    contents, name = checkpoint.read(args.path), (args.data_path or "").lower()
-    flag, said = ("dataset", name) if name in datasets.ON_DISK else ("data", args.data_path)
-    if said and getattr(args, flag) not in (None, said):
-        raise UserError(f"--{flag} {getattr(args, flag)} and --data_path {said} contradict")
-    if said:
-        setattr(args, flag, said)
+    contents = checkpoint.read(args.path)
+    flags.split_data_path(args)
+    if args.data_path:
         args.dataset = args.dataset or contents.get("dataset") or "folder"
     if args.arch == "resnet" and str(contents.get("arch")).startswith("resnet"):
         args.arch = contents["arch"]  # the original says --model resnet to its ResNet-56

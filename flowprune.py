@@ -95,8 +95,8 @@ def make_parser() -> cli.Parser:
     flags.flag(group, "--resume", "FILE", text=text)
 
     group = flags.data_flags(parser, ", else that of --data_path")
-    text = "CIFAR10, CIFAR100, or a folder with train/ and test/"
-    flags.flag(group, "--data_path", "DIR", str, "CIFAR100", text)
+    text = "CIFAR10, CIFAR100, or a folder with train/ and test/ (default: CIFAR100)"
+    flags.flag(group, "--data_path", "DIR", text=text)
     flags.true_or_false(group, "--download", "download CIFAR if it is not there")
     text = "outputs of the network, at least as many as the data has classes (default: as many)"
     flags.flag(group, "--num_classes", "N", count, text=text)
@@ -179,16 +179,14 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
 
 def _choose_data(args: argparse.Namespace) -> None:
     """--data_path as --dataset and --data. UserError if CIFAR is not there nor to be downloaded."""
-    name = args.data_path.lower()
-    if name not in datasets.ON_DISK and args.dataset in (None, "folder"):
-        args.data = args.data or args.data_path
-    if args.dataset or args.resume not in (None, "auto"):  # the checkpoint says which data
+    known = args.dataset or args.resume not in (None, "auto")  # the checkpoint says which data
+    args.data_path = args.data_path or (None if known else "CIFAR100")
+    flags.split_data_path(args)
+    args.dataset = args.dataset or (None if known else "folder")
+    if known or args.dataset == "folder":
         return
-    args.dataset = name if name in datasets.ON_DISK else "folder"
-    if args.dataset == "folder":
-        return
-    folder = Path(args.data or f"./data.{name}")
-    if not args.download and not (folder / datasets.ON_DISK[name]).is_dir():
+    folder = Path(args.data or f"./data.{args.dataset}")
+    if not args.download and not (folder / datasets.ON_DISK[args.dataset]).is_dir():
         raise UserError(
             f"{args.data_path} is not in {folder}: add --download True, say where with --data, "
             "or try --dataset digits"

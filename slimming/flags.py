@@ -196,6 +196,21 @@ def data_flags(
     return group
 
 
+def split_data_path(args: argparse.Namespace) -> None:
+    """Read ``--data_path`` as ``--dataset`` (CIFAR10, CIFAR100) or as ``--data`` (a folder).
+
+    UserError if it contradicts that flag.
+    """
+    name = (args.data_path or "").lower()
+    flag, said = ("dataset", name) if name in datasets.ON_DISK else ("data", args.data_path)
+    if said and getattr(args, flag) not in (None, said):
+        raise UserError(
+            f"--{flag} {getattr(args, flag)} and --data_path {said} contradict each other: leave "
+            "one of them out"
+        )
+    setattr(args, flag, said or getattr(args, flag))
+
+
 def output_flags(parser: Parser, save: str, filename: str) -> argparse._ArgumentGroup:
     """Where results go: the default folder, the names that --filename replaces."""
     group = parser.add_argument_group("output")

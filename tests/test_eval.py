@@ -211,6 +211,8 @@ WRONG = [
     ("good --num_classes 7", "10, 7"),
     ("good --data_path CIFAR100", "'digits', 'cifar100'"),
     ("good --data_path CIFAR10 --dataset digits", "digits cifar10"),
+    ("cifar --data_path CIFAR100 --dataset cifar10", "--dataset cifar10, --data_path cifar100"),
+    ("good --data_path here --data there", "--data there, --data_path here"),
     ("good --test_acc --flops maybe", "maybe"),
     ("cut", "cut short"),
     ("missing", "No such file"),

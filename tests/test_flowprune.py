@@ -226,6 +226,8 @@ def test_a_killed_process_goes_on(images, tmp_path):
     assert "slim resnet-56" in printed and "before: the full network" in printed
     tuned = checkpoint.read(tmp_path / "tuned" / "checkpoint.pth.tar")
     assert tuned["cfg"] == checkpoint.read(last)["cfg"]
+    fails(tmp_path, "flowprune.py", "--resume", last, "--data_path", "CIFAR10",
+          says=["holds dataset 'folder'", "'cifar10' was asked"])  # fmt: skip
     fails(tmp_path, "flowprune.py", "--resume", tmp_path / "tuned" / "checkpoint.pth.tar",
           "--data_path", images, says="holds no record of rounds")  # fmt: skip
 
@@ -279,6 +281,10 @@ def test_two_processes_end_with_one_network(images, tmp_path):
         ("--data_path CIFAR10", "--download True"),
         ("--data_path CIFAR10 --resume auto", "--download True"),
         ("--data_path nowhere", "nowhere"),
+        ("--data_path CIFAR10 --dataset digits", "--dataset digits and --data_path cifar10"),
+        ("--data_path cifar100 --dataset cifar10", "--dataset cifar10 and --data_path cifar100"),
+        ("--data_path CIFAR100 --dataset folder", "--dataset folder and --data_path cifar100"),
+        ("--data_path here --data there", "--data there and --data_path here contradict"),
         ("--pretrained_path none.pth.tar", "none.pth.tar"),
         ("--num_classes 1", "--num_classes 1 is too few: the data has 2 classes"),
     ],
