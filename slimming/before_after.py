@@ -111,6 +111,8 @@ def print_choice(choice: pruning.Choice) -> None:
             f"warning: {name} would have lost every channel; it keeps the one with the largest "
             "scaling factor"
         )
+    for line in reporting.rounding_warnings(choice):
+        print(f"warning: {line}")
     if 1 - after / before > choice.percent + 0.01:
         print(
             f"warning: {1 - after / before:.0%} were pruned, because many scaling factors equal "

@@ -20,7 +20,8 @@ TOLERANCE = 1e-4
 class Choice:
     """Which channels stay: ``keep``, a part of ``alive``, after ``threshold`` on |γ|.
 
-    ``rescued`` names the layers that would have lost every channel and keep their largest |γ|.
+    ``rescued`` names the layers that would have lost every channel and keep their largest |γ|,
+    ``spared`` counts the channels that stay for the sake of a multiple alone.
     """
 
     percent: float
@@ -28,6 +29,7 @@ class Choice:
     alive: Masks
     keep: Masks
     rescued: list[str]
+    spared: int = 0
 
     @property
     def channels(self) -> tuple[int, int]:
@@ -102,8 +104,9 @@ def choose_channels(
     keep = {name: alive[name] & (factors[name] > threshold) for name in factors}
     rescued = [name for name, mask in keep.items() if at_least_one and not mask.any()]
     keep = keep_one(model, keep) if at_least_one else keep
-    keep = {n: round_up(mask, factors[n], alive[n], round_to) for n, mask in keep.items()}
-    return Choice(percent, float(threshold), alive, keep, rescued)
+    rounded = {n: round_up(mask, factors[n], alive[n], round_to) for n, mask in keep.items()}
+    spared = sum(int(rounded[n].sum() - mask.sum()) for n, mask in keep.items())
+    return Choice(percent, float(threshold), alive, rounded, rescued, spared)
 
 
 def round_up(

@@ -47,14 +47,15 @@ def choose(
         cuts, threshold = _lowest_of_each(scored, by_group, may_go, ratio), math.nan
     else:
         cuts, threshold = _lowest_of_all(scored, by_group, may_go, ratio)
-    keep, rescued = {}, []
+    keep, rescued, spared = {}, [], 0
     for group in scored:
         units, name = by_group[group.name], group.name
         if cuts[name].any() and torch.equal(cuts[name], may_go[name]):
             rescued.append(name)
         shifted = units - units.min()  # `round_up` takes scores from 0
         keep[name] = round_up(~cuts[name], shifted, alive[name], round_to)
-    return Choice(ratio, threshold, alive, keep, rescued)
+        spared += int((keep[name] & cuts[name]).sum())
+    return Choice(ratio, threshold, alive, keep, rescued, spared)
 
 
 def _unit_scores(group: Group, scores: Scores) -> torch.Tensor | None:

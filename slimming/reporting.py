@@ -68,6 +68,18 @@ def layers_text(choice: Choice) -> str:
     return table(["BN layer", "before", "after", "pruned"], rows)
 
 
+def rounding_warnings(choice: Choice) -> list[str]:
+    """A warning if --round-to undoes most of the pruning."""
+    before, after = choice.channels
+    if not choice.percent or choice.spared <= before - after:
+        return []
+    would = choice.spared + before - after
+    return [
+        f"--round-to keeps {choice.spared} of the {would} channels that would have been pruned: a "
+        "smaller multiple, or a larger share to prune, removes more"
+    ]
+
+
 class TensorBoard:
     """Scalars and a histogram of every BN's γ after each epoch; silent where ``enabled`` is false.
 

@@ -81,6 +81,7 @@ def prune(args: argparse.Namespace, base: Path, folder: Path, record: Record) ->
     checkpoint.write(pruned, written)
     layers = layer_by_layer(model, slim, "kernel" in args.pruning_method)
     warnings = [f"{name} keeps one channel alone" for name in choice.rescued] if choice else []
+    warnings += reporting.rounding_warnings(choice) if choice else []
     if "kernel" in args.pruning_method:
         warnings += _short_of(args, layers[WEIGHTS])
     for line in warnings:

@@ -7,7 +7,7 @@ import torch
 from conftest import SMALLEST, randomize
 
 from models import densenet, resnet, vgg
-from slimming import checkpoint, profiling, pruning
+from slimming import checkpoint, profiling, pruning, reporting
 from slimming.checkpoint import Network
 from slimming.errors import UserError
 from slimming.sparsity import batch_norms
@@ -156,3 +156,14 @@ def test_rounding_keeps_more_of_the_largest_never_fewer(small):
             assert factors[name][mask].min() >= factors[name][~mask].max()
     slim = pruning.slim(small, rounded.keep)
     assert relative(slim, pruning.masked(small, rounded.keep)) <= 1e-4
+
+
+@pytest.mark.parametrize("percent, round_to, warned", [(0.6, 2, 0), (0.1, 128, 1), (0.6, 4096, 1)])
+def test_rounding_that_undoes_the_pruning_is_a_warning(small, percent, round_to, warned):
+    plain, choice = (pruning.choose_channels(small, percent, round_to=n) for n in (1, round_to))
+    gone, left = (before - after for before, after in (plain.channels, choice.channels))
+    assert choice.spared == gone - left and (choice.spared > left) == bool(warned)
+    found = reporting.rounding_warnings(choice)
+    assert len(found) == warned and not reporting.rounding_warnings(plain)
+    assert not found or f"--round-to keeps {gone - left} of the {gone} channels" in found[0]
+    assert not reporting.rounding_warnings(pruning.choose_channels(small, 0, round_to=round_to))

@@ -92,6 +92,14 @@ def test_no_fine_tuning_no_pruning_and_what_falls_short(photos, tmp_path):
     checkpoint.load(folder / "mobilenet_pruned.pth")
 
 
+def test_a_multiple_that_undoes_the_pruning_is_a_warning(photos, tmp_path):
+    words = ["--round-to", 4096, "--finetune-epochs", 0, "--global-pruning"]
+    printed = succeed("run.py", *flags(photos, tmp_path, *words))
+    folder, _ = experiment(tmp_path)
+    assert "warning: --round-to keeps" in printed
+    assert "--round-to keeps" in (folder / "report.html").read_text()
+
+
 def test_a_killed_experiment_ends_as_if_it_had_not_been(photos, tmp_path):
     words = ["--pruning-method", "kernel", "--save-model", "--finetune-epochs", 3]
     whole, killed = (flags(photos, tmp_path / name, *words) for name in ("whole", "killed"))

@@ -1,7 +1,7 @@
 """The paper's workflow as people type it: sparsify, prune, fine-tune, and the same once more."""
 
 import pytest
-from conftest import SMALLEST, succeed
+from conftest import SMALLEST, save_network, succeed
 
 from slimming import checkpoint
 
@@ -55,6 +55,13 @@ def test_two_passes(arch, images, tmp_path):
         out / "last",
         "--no-tensorboard",
     )
+
+
+@pytest.mark.parametrize("script", ["resprune.py", "mask-impl/prune_mask.py"])
+def test_a_multiple_that_undoes_the_pruning_is_a_warning(tmp_path, script):
+    path = save_network(tmp_path / "resnet", "resnet", 11)
+    printed = succeed(script, "--model", path, "--percent", 0.3, "--round-to", 4096, "--no-cuda")
+    assert "warning: --round-to keeps 207 of the 207 channels" in printed
 
 
 @pytest.mark.parametrize("arch, percent", [("vgg", 0.5), ("resnet", 0.97), ("densenet", 0.97)])
