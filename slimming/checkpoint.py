@@ -17,6 +17,7 @@ from slimming import files
 from slimming.errors import UserError
 
 MASKS = ".indexes"
+WRAPPED = "module."  # what DataParallel and DistributedDataParallel put before each name
 STORED = {
     "arch": (str,),
     "depth": (int,),
@@ -98,8 +99,9 @@ def write(path: str | Path, contents: dict) -> None:
 def read(path: str | Path) -> dict:
     """The contents of a checkpoint, on the CPU. It is data only: code in a file is refused.
 
-    UserError if the file is missing, empty, cut short, something else, or holds more than tensors
-    and plain values.
+    A file that is a state dict itself is read as a checkpoint that holds nothing else, and names
+    that DataParallel gave as those of the network in it. UserError if the file is missing, empty,
+    cut short, something else, or holds more than tensors and plain values.
     """
     try:
         data = Path(path).read_bytes()
@@ -119,12 +121,23 @@ def read(path: str | Path) -> dict:
         raise UserError(
             f"{path} is not a readable checkpoint: empty, cut short or another kind of file"
         ) from error
+    if contents and _is_state_dict(contents):
+        contents = {"state_dict": contents}
     if not isinstance(contents, dict) or not isinstance(contents.get("state_dict"), dict):
         raise UserError(f"{path} is no checkpoint of this suite: it holds no state_dict")
-    entries = contents["state_dict"].items()
-    if not all(isinstance(n, str) and isinstance(v, torch.Tensor) for n, v in entries):
+    state = contents["state_dict"]
+    if not _is_state_dict(state):
         raise UserError(f"{path} is no checkpoint of this suite: its state_dict is not of tensors")
-    return contents
+    if all(name.startswith(WRAPPED) for name in state):
+        state = {name.removeprefix(WRAPPED): value for name, value in state.items()}
+    return {**contents, "state_dict": state}
+
+
+def _is_state_dict(value: object) -> bool:
+    """Whether ``value`` is a dict of tensors by name."""
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items()
+    )
 
 
 def describe(path: str | Path, contents: dict, given: dict) -> dict:
@@ -291,5 +304,8 @@ def _match_masks(state: dict, model: nn.Module) -> dict:
 
 
 def _count_outputs(state: dict) -> int | None:
-    heads = [state[name] for name in ("classifier.weight", "fc.weight") if name in state]
-    return len(heads[0]) if heads and heads[0].dim() else None
+    """The rows of the classifier's weight; of one by another name, the last in the network."""
+    weights = {name: weight for name, weight in state.items() if weight.dim() > 1}
+    heads = [weights[name] for name in ("classifier.weight", "fc.weight") if name in weights]
+    heads += list(weights.values())[-1:]
+    return len(heads[0]) if heads else None

@@ -97,13 +97,14 @@ def parse_pruning(parser: Parser) -> argparse.Namespace:
 
 
 def _replaceable(target: Path, model: Path) -> bool:
-    """Whether ``target`` is the result of an earlier pruning, and not what is to be pruned now."""
+    """Whether ``target`` is the result of an earlier pruning, which says how wide the network is,
+    and not what is to be pruned now."""
     try:
         contents = checkpoint.read(target)
     except UserError:
         return False
     trained = contents.get("epoch") or contents.get("optimizer")
-    return not trained and not (model.exists() and target.samefile(model))
+    return "cfg" in contents and not trained and not (model.exists() and target.samefile(model))
 
 
 def training_parser(description: str, others: tuple[str, ...] = ()) -> Parser:

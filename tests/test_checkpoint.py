@@ -53,6 +53,31 @@ def test_a_file_of_the_original_suite_loads_with_the_flags_values(small, tmp_pat
     assert all(torch.equal(model.state_dict()[name], state[name]) for name in state)
 
 
+@pytest.mark.parametrize("prefix", ["", "module."], ids=["plain", "DataParallel"])
+@pytest.mark.parametrize("arch", [*SMALLEST, "mobilenet", "resnet-56", "squeezenet1_1"])
+def test_a_bare_state_dict_loads_with_the_flags_values(tmp_path, arch, prefix):
+    """The number of classes follows from the weights."""
+    network = Network(arch, SMALLEST.get(arch), "folder", 7)
+    state = network.build().state_dict()
+    torch.save({prefix + name: value for name, value in state.items()}, tmp_path / "bare")
+    with pytest.raises(UserError, match=r"does not say .*: give --arch .*--dataset"):
+        checkpoint.load(tmp_path / "bare")
+    given = {"arch": arch, "depth": network.depth, "dataset": "folder"}
+    model, found, _ = checkpoint.load(tmp_path / "bare", given)
+    assert found == network
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
+
+
+def test_names_of_data_parallel_are_those_of_the_network(saved, tmp_path):
+    contents = checkpoint.read(saved)
+    wrapped = torch.nn.DataParallel(checkpoint.load(saved)[0]).state_dict()
+    torch.save({**contents, "state_dict": wrapped}, tmp_path / "wrapped")
+    assert checkpoint.read(tmp_path / "wrapped")["state_dict"].keys() == {
+        name.removeprefix("module.") for name in wrapped
+    }
+    assert checkpoint.load(tmp_path / "wrapped")[1] == checkpoint.load(saved)[1]
+
+
 @pytest.mark.parametrize(
     "flag, value", [("arch", "vgg"), ("depth", 20), ("dataset", "cifar10"), ("num_classes", 100)]
 )
@@ -98,6 +123,7 @@ def test_a_damaged_byte_is_found_or_harmless(saved, tmp_path):
     "contents",
     [
         [1, 2],
+        {},
         {"no": "state_dict"},
         {"state_dict": [1]},
         {"state_dict": {"a": 1}},

@@ -163,6 +163,19 @@ def test_weights_of_another_network(tmp_path, files):
     fails(tmp_path, "resprune.py", "--model", old, says="give --depth --dataset")
 
 
+def test_bare_weights(tmp_path, files):
+    """Of no run; what they are of is for flags to say; and nobody writes over them."""
+    bare = tmp_path / "pruned.pth.tar"
+    torch.save(torch.load(files / "resnet", weights_only=True)["state_dict"], bare)
+    fails(tmp_path, "resprune.py", "--model", bare, says="would be lost")
+    words = ["--save", tmp_path / "other", "--depth", "11"]
+    fails(tmp_path, "resprune.py", "--model", bare, *words, says="give --dataset")
+    words = ["--arch", "resnet", "--depth", "11", "--dataset", "digits"]
+    fails(tmp_path, "main.py", "--resume", bare, *words, says="--refine trains them")
+    fails(tmp_path, "resprune.py", "--model", files / "resnet", "--save", tmp_path,
+          says="would be lost")  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "flags, says",
     [

@@ -159,6 +159,16 @@ def test_networks_without_bn_or_a_record_of_training(tmp_path, told):
     assert (found["epoch"], found["best_prec1"]) == (None, 0.5) and not found["pruned"]
 
 
+def test_a_bare_state_dict_is_what_the_flags_say(tmp_path, told):
+    whole = save_network(tmp_path / "whole", "resnet", 11)
+    torch.save(checkpoint.load(whole)[0].state_dict(), tmp_path / "bare")
+    flags = ("--model", "resnet", "--depth", 11, "--dataset", "digits")
+    found, expected = told(tmp_path / "bare", *flags), told(whole)
+    assert (found["epoch"], found["best_prec1"]) == (None, None)
+    of_the_file = ("checkpoint", "file_bytes", "epoch", "best_prec1")
+    assert all(found[name] == expected[name] for name in expected if name not in of_the_file)
+
+
 def test_a_loss_that_is_no_number_is_null(tmp_path, told):
     model, network, _ = checkpoint.load(save_network(tmp_path / "dense", "resnet", 11))
     model.fc.weight.data.fill_(torch.nan)
@@ -214,6 +224,9 @@ WRONG = [
     ("cifar --data_path CIFAR100 --dataset cifar10", "--dataset cifar10, --data_path cifar100"),
     ("good --data_path here --data there", "--data there, --data_path here"),
     ("good --test_acc --flops maybe", "maybe"),
+    ("bare", "does not say its arch and depth and dataset: give --arch --depth --dataset"),
+    ("bare --model resnet --dataset digits", "does not say its depth: give --depth"),
+    ("bare --model resnet --depth 20 --dataset digits", "does not hold a resnet-20"),
     ("cut", "cut short"),
     ("missing", "No such file"),
     ("folder", "a folder without"),
@@ -227,6 +240,7 @@ WRONG = [
 def wrong(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wrong")
     save_network(folder / "good", "resnet", 11)
+    torch.save(checkpoint.load(folder / "good")[0].state_dict(), folder / "bare")
     save_network(folder / "cifar", "resnet", 11, "cifar10")
     save_network(folder / "three", "resnet", 11, "folder", num_classes=3)
     (folder / "cut").write_bytes((folder / "good").read_bytes()[:20_000])
