@@ -36,11 +36,14 @@ class RunFolder:
         self.events = self.path / (f"tensorboard_{name}" if name else "tensorboard")
 
     def prepare(self) -> None:
-        """Make the folder. Another run's results in it are moved aside, not overwritten."""
+        """Make the folder. Another run's results in it are moved aside, not overwritten.
+
+        Events alone are no results: those of a run that stopped before its first checkpoint.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         older = [p for p in (self.best, self.curves, self.events, self.last) if p.exists()]
         continued = self.resumed and self.last.exists() and self.last.samefile(self.resumed)
-        if continued or not older:
+        if continued or older in ([], [self.events]):
             return
         number = 1
         while (self.path / f"previous-{number}").exists():

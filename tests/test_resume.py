@@ -13,7 +13,9 @@ from conftest import make_images, save_network, succeed
 from test_errors import fails
 from warm import ROOT, run
 
-from slimming import checkpoint
+import main
+from slimming import checkpoint, training
+from slimming.errors import Interrupted
 from slimming.flags import training_parser
 from slimming.run_folder import RunFolder
 
@@ -192,6 +194,26 @@ def test_another_run_in_the_same_folder_is_moved_not_overwritten(images, tmp_pat
     before = (tmp_path / "out" / "checkpoint.pth.tar").read_bytes()
     assert "previous-1" in succeed("main.py", *flags, "--seed", "2")
     assert (tmp_path / "out" / "previous-1" / "checkpoint.pth.tar").read_bytes() == before
+
+
+def test_a_run_that_stopped_before_its_first_checkpoint_was_none(images, tmp_path, monkeypatch):
+    """Nothing is moved aside for it: its events are empty."""
+    words = [*small_run(images, tmp_path / "out"), "--no-cuda"]
+    words.remove("--no-tensorboard")
+    monkeypatch.setattr(sys, "argv", ["main.py", *map(str, words)])
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="start again"):
+        patch.setattr(training, "train", interrupt)
+        main.main()
+    main.main()
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {"checkpoint.pth.tar", "model_best.pth.tar", "curves.png", "tensorboard"}
+    main.main()
+    aside = tmp_path / "out" / "previous-1"
+    assert {path.name for path in aside.iterdir()} == left, "a run with its events"
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
 
 
 def test_momentum_of_the_original_suite_is_no_obstacle(images, tmp_path):
