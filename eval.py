@@ -23,6 +23,7 @@ from slimming import (
     datasets,
     files,
     flags,
+    kernels,
     profiling,
     pruning,
     reporting,
@@ -39,7 +40,6 @@ ANSWERS = {
 }
 SWITCHES = (*ANSWERS, "--pruned", "--download")
 IN_FOLDER = (*flags.TO_PRUNE, "*_rebuilt.pth", "*_pruned.pth", "*_base.pth")  # the first of them
-SPARSE = 0.01  # share of zero weights that is no chance: a fresh VGG has 2 of 9 million
 BATCHES = (1, 64)  # images of which latency is measured
 SIZES = ("parameters", "effective_parameters", "FLOPs", "effective_FLOPs", "bytes")
 LINES = {  # what a person reads of each answer
@@ -119,7 +119,7 @@ def load(args: argparse.Namespace) -> Subject:
     slim, dense = map(channels, models)
     whole = profiling.count_parameters(models[0])
     left, _ = profiling.count_effective(models[0], network.image_size)
-    pruned = slim != dense or left < (1 - SPARSE) * whole
+    pruned = slim != dense or left < (1 - kernels.SPARSE) * whole
     if args.pruned not in (None, pruned):
         held = "pruned" if pruned else "dense"
         raise UserError(f"{args.path} holds a {held} network, but --pruned {args.pruned} was given")

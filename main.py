@@ -4,10 +4,10 @@
     python main.py -sr --s 0.0001 --dataset cifar10 --arch vgg --depth 19
 """
 
-from slimming import cli, flags
+from slimming import cli, flags, kernels
 from slimming.checkpoint import save_checkpoint
 from slimming.experiment import Experiment
-from slimming.sparsity import L1Penalty, update_bn, updateBN
+from slimming.sparsity import GradientMask, L1Penalty, update_bn, updateBN
 from slimming.training import test, train
 
 __all__ = ["save_checkpoint", "test", "train", "updateBN", "update_bn"]
@@ -17,7 +17,9 @@ def main() -> None:
     args = flags.parse_training(__doc__, others=("flowprune", "run"))
     experiment = Experiment(args)
     penalty = [L1Penalty(experiment.model, args.s)] if args.sr else []
-    experiment.fit(on_gradients=penalty)
+    zeros = kernels.held_zeros(experiment.model)  # of run.py --pruning-method kernel
+    held = GradientMask(experiment.model, experiment.optimizer, zeros)
+    experiment.fit(on_gradients=[*penalty, held])
 
 
 if __name__ == "__main__":

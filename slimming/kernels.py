@@ -16,6 +16,7 @@ from slimming.dependencies import Group
 from slimming.pruning import Choice, Masks
 
 PATTERNS = 16  # different patterns a layer may use: a kernel of a fast program is one of a few
+SPARSE = 0.001  # share of zero weights that is no chance: a fresh VGG has 2 of 9 million
 
 
 def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
@@ -92,6 +93,13 @@ def zero_masks(model: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
     """The weights of convolutions that are not zero: what `GradientMask` shall keep as it is."""
     weights = [layer.weight for layer in convolutions(model).values()]
     return {weight: (weight != 0).to(weight.dtype) for weight in weights if (weight == 0).any()}
+
+
+def held_zeros(model: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
+    """`zero_masks` of a network that was pruned inside its filters; nothing of any other one."""
+    weights = [layer.weight for layer in convolutions(model).values()]
+    zeros = sum(int((weight == 0).sum()) for weight in weights)
+    return zero_masks(model) if zeros > SPARSE * sum(w.numel() for w in weights) else {}
 
 
 def unread_channels(model: nn.Module, found: list[Group]) -> Choice:

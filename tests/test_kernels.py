@@ -2,12 +2,15 @@
 
 import pytest
 import torch
-from conftest import randomize
+from conftest import randomize, save_network
+from test_resume import same
 from torch import nn
 
+import main
 from models import mobilenet, vgg
-from slimming import kernels, profiling, structured
+from slimming import checkpoint, kernels, profiling, structured
 from slimming.dependencies import groups
+from slimming.experiment import Experiment
 from slimming.sparsity import GradientMask
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -116,6 +119,59 @@ def test_depthwise_kernels_have_patterns_and_keep_their_filters():
     assert set(masks) == {"0"} and masks["0"].flatten(2).sum(2).unique().tolist() == [4]
     kernels.zero_weights(net, masks)
     assert [list(keep.shape) for keep in kernels.zero_masks(net).values()] == [[8, 1, 3, 3]]
+
+
+@pytest.mark.parametrize(
+    "build, choose, ratio",
+    [(lambda: vgg(depth=11), kernels.kernel_masks, 0.1), (mobilenet, kernels.pattern_masks, 0.5)],
+    ids=["vgg", "mobilenet: depthwise kernels alone have patterns, 1 % of the weights"],
+)
+def test_few_zeros_are_chance_and_many_are_held(build, choose, ratio):
+    net = build()
+    next(net.parameters()).data.view(-1)[:3] = 0
+    assert not kernels.held_zeros(net) and kernels.zero_masks(net)
+    masks = choose(net, ratio)
+    kernels.zero_weights(net, masks)
+    held = kernels.held_zeros(net)
+    for name, keep in masks.items():
+        weight = net.get_submodule(name).weight
+        assert torch.equal(held[weight], (weight != 0).float()) and (weight != 0).sum() > 0
+        assert not held[weight][~keep].any()
+
+
+@pytest.mark.parametrize("choose", [kernels.kernel_masks, kernels.pattern_masks, None])
+def test_refine_holds_the_zeros_of_a_pruned_network_alone(images, tmp_path, monkeypatch, choose):
+    """Stopped and resumed it ends as if it had not been. Three zeros of chance learn."""
+    start = save_network(tmp_path / "start", "resnet", 11, "folder", 2)
+    net, network, _ = checkpoint.load(start)
+    three = torch.arange(16 * 3 * 9).view(16, 3, 3, 3) > 2
+    masks = choose(net, 0.5) if choose else {"conv1": three}
+    kernels.zero_weights(net, masks)
+    checkpoint.write(start, checkpoint.contents_of(net, network, 0, 0.0))
+    words = ["main.py", "--refine", start, "--data", images, "-sr", "--epochs", 2, "--amp"]
+    words += ["--batch-size", 32, "--no-cuda", "--no-tensorboard", "--resume", "auto", "--save"]
+
+    def refine(folder):
+        monkeypatch.setattr("sys.argv", list(map(str, [*words, tmp_path / folder])))
+        main.main()
+        return checkpoint.read(tmp_path / folder / "checkpoint.pth.tar")
+
+    whole = refine("whole")
+    one_epoch = Experiment._one_epoch
+
+    def stopped(self, epoch, *told):
+        if epoch == 1:
+            raise KeyError("killed")
+        return one_epoch(self, epoch, *told)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyError, match="killed"):
+        patch.setattr(Experiment, "_one_epoch", stopped)
+        refine("stopped")
+    assert same(refine("stopped"), whole)
+    for name, keep in masks.items():
+        weight = whole["state_dict"][f"{name}.weight"]
+        assert weight[keep].count_nonzero() == keep.sum()
+        assert weight[~keep].count_nonzero() == (0 if choose else 3)
 
 
 def test_what_counts_is_what_is_not_zero():
