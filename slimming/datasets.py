@@ -73,8 +73,10 @@ def _torchvision(name: str, folder: Path, split: str) -> Split:
         "fashionmnist": datasets.FashionMNIST,
     }
     which = {"split": split} if name == "svhn" else {"train": split == "train"}
+    inner = folder / kinds[name].__name__  # of MNIST
     try:
-        data = kinds[name](root=str(folder), download=True, **which)
+        with files.no_empty_folders(inner / "raw", inner, folder, *folder.parents):
+            data = kinds[name](root=str(folder), download=True, **which)
     except Exception as error:  # no network, no disk, a broken file: the library raises many kinds
         reason = " ".join(str(error).split())[:200]
         raise UserError(

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from slimming.errors import UserError
@@ -53,6 +54,20 @@ def find(path: Path, *patterns: str) -> Path:
         if found:
             raise UserError(f"{path} holds {', '.join(f.name for f in found)}: name the file")
     raise UserError(f"{path} is a folder without {' or '.join(patterns)}: name the file")
+
+
+@contextlib.contextmanager
+def no_empty_folders(*folders: Path) -> Iterator[None]:
+    """Where the block fails, remove those of the ``folders`` (inner ones first) that it made and
+    left empty."""
+    missing = [folder for folder in folders if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # not empty, or never made
+                folder.rmdir()
+        raise
 
 
 def _flush_folder(folder: Path) -> None:
