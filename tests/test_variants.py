@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import main
 import models
 import resprune
 from slimming import checkpoint, datasets, files, preact_report, profiling, pruning, sparsity
-from slimming.before_after import Dense
+from slimming.before_after import Dense, print_next_step
 from slimming.errors import UserError
 
 # as the suite of preact_res20 printed it
@@ -170,7 +171,7 @@ def test_the_only_pruned_network_of_a_folder_is_found(type_in, tmp_path):
 def test_the_summary_of_preact_res20_to_the_letter(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = [line.rpartition(" ")[2] for line in PRINTED.splitlines() if ".pth.tar" in line]
-    paths = [files.Path(word) for word in words]
+    paths = [Path(word) for word in words]
     for path, size in zip(paths, (1_800_000, 1_800_000 * (1 - 0.534249)), strict=True):
         path.parent.mkdir(parents=True)
         path.write_bytes(bytes(round(size)))
@@ -222,3 +223,11 @@ def test_the_summary_of_preact_res20_to_the_letter(tmp_path, monkeypatch):
 def test_main_says_which_script_takes_the_flags(tmp_path, words, says):
     line = fails(tmp_path, "main.py", *shlex.split(words), says=says)
     assert line.startswith(f"main.py: error: {says}") and line.count("error") == 1
+
+
+def test_each_pruned_network_is_fine_tuned_in_a_folder_of_its_own(capsys):
+    told = {"data": None, "device": None, "no_cuda": False, "save": Path("pruned")}
+    for filename, folder in ((None, "pruned/refined"), ("b", "pruned/b_refined")):
+        args = argparse.Namespace(target="b.pth.tar", filename=filename, **told)
+        print_next_step(Dense(args, None, None, {}, None), 0.9, 0.1, "main.py")
+        assert capsys.readouterr().out.endswith(f" --save {folder}\n")
