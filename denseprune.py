@@ -6,17 +6,21 @@ after each BN passes on only the channels that the next convolution still reads.
     python denseprune.py --dataset cifar10 --depth 40 --percent 0.4 --model logs/model_best.pth.tar
 """
 
-from slimming import before_after, cli, flags, pruning
+from slimming.cli import entry, flags
+from slimming.pruning import wired
+from slimming.pruning.proof import prove_equal
+from slimming.pruning.threshold import choose_channels
+from slimming.workflows import before_after
 
 
 def main() -> None:
     args = flags.parse_pruning(flags.pruning_parser(__doc__))
     dense = before_after.load(args, arch="densenet")
-    choice = pruning.choose_channels(dense.model, args.percent, round_to=args.round_to)
-    slim = pruning.slim(dense.model, choice.keep)
-    proof = pruning.prove_equal(slim, pruning.masked(dense.model, choice.keep), dense.images)
+    choice = choose_channels(dense.model, args.percent, round_to=args.round_to)
+    slim = wired.slim(dense.model, choice.keep)
+    proof = prove_equal(slim, wired.masked(dense.model, choice.keep), dense.images)
     before_after.report(dense, slim, choice, proof)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

@@ -16,21 +16,20 @@ import torch
 from torch import nn
 
 from models import widths
-from slimming import (
-    checkpoint,
-    cli,
-    data,
-    datasets,
-    files,
-    flags,
-    kernels,
-    profiling,
-    pruning,
-    reporting,
-    training,
-)
+from slimming.cli import entry, flags
+from slimming.cli import parser as flag_types
+from slimming.cli.parser import Parser
+from slimming.data import datasets, loading
+from slimming.data.stream import Stream
 from slimming.errors import UserError
-from slimming.streaming import Stream
+from slimming.measuring import profiling
+from slimming.pruning import kernels, wired
+from slimming.pruning.scaling import alive_channels, present_channels
+from slimming.pruning.threshold import keep_one
+from slimming.reports import tables
+from slimming.runtime.device import choose_device
+from slimming.storage import architecture, checkpoint, files
+from slimming.training import loop
 
 ANSWERS = {
     "--train_acc": "top-1 and loss on the training images",
@@ -59,7 +58,7 @@ class Subject:
 
     args: argparse.Namespace
     contents: dict
-    network: checkpoint.Network
+    network: architecture.Network
     model: nn.Module
     models: list[nn.Module]
     layers: dict[str, list[int]]  # the channels that each puts out: of the slim, of the dense
@@ -72,11 +71,11 @@ def main() -> None:
     print(as_json(found) if args.json else as_text(found))
 
 
-def make_parser() -> cli.Parser:
-    parser = cli.Parser(__doc__)
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="file or its folder")
     flags.flag(parser, "--model_path", "FILE", text="the same as CHECKPOINT")
-    kind = {"dest": "arch", "metavar": "NAME", "type": cli.architecture}
+    kind = {"dest": "arch", "metavar": "NAME", "type": flag_types.architecture}
     told = "vgg, mobilenet, resnet, resnet-56, ... (default: that of the checkpoint)"
     parser.add_argument("--model", "--arch", help=told, **kind)
     flags.flag(parser, "--depth", "N", flags.COUNT, text="depth, where the file does not say")
@@ -114,7 +113,7 @@ def load(args: argparse.Namespace) -> Subject:
         args.dataset = args.dataset or contents.get("dataset") or "folder"
     if args.arch == "resnet" and str(contents.get("arch")).startswith("resnet"):
         args.arch = contents["arch"]  # the original says --model resnet to its ResNet-56
-    model, network = checkpoint.rebuild(args.path, contents, vars(args))
+    model, network = architecture.rebuild(args.path, contents, vars(args))
     models = [without_masked_channels(model, network), replace(network, cfg=None).build()]
     slim, dense = map(channels, models)
     whole = profiling.count_parameters(models[0])
@@ -123,23 +122,23 @@ def load(args: argparse.Namespace) -> Subject:
     if args.pruned not in (None, pruned):
         held = "pruned" if pruned else "dense"
         raise UserError(f"{args.path} holds a {held} network, but --pruned {args.pruned} was given")
-    args.pruned, args.device = pruned, training.choose_device(args.device, args.no_cuda)
+    args.pruned, args.device = pruned, choose_device(args.device, args.no_cuda)
     model, *models = (m.to(args.device).eval() for m in (model, *models))
     layers = {name: [slim[name], dense[name]] for name in dense}
     return Subject(args, contents, network, model, models, layers)
 
 
-def without_masked_channels(model: nn.Module, network: checkpoint.Network) -> nn.Module:
+def without_masked_channels(model: nn.Module, network: architecture.Network) -> nn.Module:
     """The slim network that a masked one (of mask-impl) stands for; any other as it is."""
-    alive = pruning.alive_channels(model)
+    alive = alive_channels(model)
     if network.cfg or not hasattr(model, "wiring") or all(m.all() for m in alive.values()):
         return model
-    return pruning.slim(model, pruning.keep_one(model, alive))
+    return wired.slim(model, keep_one(model, alive))
 
 
 def channels(model: nn.Module) -> dict[str, int]:
     """The channels that each layer puts out; of a BN those that its selection passes on."""
-    present = {name: int(mask.sum()) for name, mask in pruning.present_channels(model).items()}
+    present = {name: int(mask.sum()) for name, mask in present_channels(model).items()}
     return {name: shape[-1] for name, shape in widths(model).items()} | present
 
 
@@ -201,15 +200,15 @@ def score(subject: Subject, part: str) -> dict:
             f"{network.dataset} is not in {folder}: add --download, say with --data where it is, "
             "or ask for --flops or --compression alone"
         )
-    loader = data.batches(network.dataset, part, batch, args.device, pixels, args)
+    loader = loading.batches(network.dataset, part, batch, args.device, pixels, args)
     loader.augment = False
     if isinstance(loader, Stream):  # which would still crop at random
         samples, classes, device = loader.pictures.samples, loader.classes, args.device
         loader = Stream(samples, classes, pixels, device, args.workers, batch, augment=False)
     told = subject.contents
     asked = None if told.get("classes") else args.num_classes  # the file knows better
-    data.check_classes(loader, network.num_classes, told, args.path, asked)
-    return training.test(subject.model, loader)._asdict()
+    loading.check_classes(loader, network.num_classes, told, args.path, asked)
+    return loop.test(subject.model, loader)._asdict()
 
 
 def as_json(found: dict) -> str:
@@ -229,14 +228,14 @@ def as_text(found: dict) -> str:
     for counts, group in itertools.groupby(found["layers"].items(), key=lambda item: item[1]):
         names = [name for name, _ in group]
         rows.append([" ... ".join(dict.fromkeys((names[0], names[-1]))), *map(str, counts)])
-    lines += ["", reporting.table(["layers", "channels", "dense"], rows), ""]
+    lines += ["", tables.table(["layers", "channels", "dense"], rows), ""]
     rows = []
     for name, full in found["dense"].items():
         cells = [f"{round(value, 3):,}" for value in (found[name], full)]
         rows.append([name, *cells, f"{full / max(found[name], 1e-9):.2f}x"])
-    lines.append(reporting.table(["", "this", "dense", "dense / this"], rows))
+    lines.append(tables.table(["", "this", "dense", "dense / this"], rows))
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

@@ -10,11 +10,15 @@ import argparse
 import json
 from pathlib import Path
 
-from slimming import cli, datasets, dependencies, files, flags
+from slimming.cli import entry, flags
+from slimming.cli.parser import Parser, number
+from slimming.data import datasets
 from slimming.errors import UserError
-from slimming.experiment import Experiment
-from slimming.importance import MEASURES
-from slimming.rounds import LR, Rounds
+from slimming.pruning.groups import need_library
+from slimming.pruning.importance import MEASURES
+from slimming.storage import files
+from slimming.training.trainer import Experiment
+from slimming.workflows.rounds import LR, Rounds
 
 MODELS = ("vgg", "mobilenet", "resnet-56", "resnet-34", "resnet-18")
 FULL_RATE = 80  # epochs at LR, of 160: rounds and warm-up fit into them
@@ -22,7 +26,7 @@ FULL_RATE = 80  # epochs at LR, of 160: rounds and warm-up fit into them
 
 def main() -> None:
     args = flags.parse_run(make_parser(), SETTINGS, complete)
-    dependencies.need_library()
+    need_library()
     args.refine = None  # the pretrained network is args.start; it is pruned, not fine-tuned
     experiment = Experiment(args, settings=SETTINGS)
     rounds = Rounds(args, experiment)
@@ -30,9 +34,9 @@ def main() -> None:
     rounds.report()
 
 
-def make_parser() -> cli.Parser:
-    parser = cli.Parser(__doc__)
-    number, count = cli.number, flags.COUNT
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
+    count = flags.COUNT
     group = parser.add_argument_group("network and pruning")
     group.add_argument("--model", choices=MODELS, default="resnet-56", help="(default: resnet-56)")
     text = "start from this network of main.py instead of fresh weights"
@@ -194,4 +198,4 @@ def _choose_data(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

@@ -4,11 +4,12 @@
     python main.py -sr --s 0.0001 --dataset cifar10 --arch vgg --depth 19
 """
 
-from slimming import cli, flags, kernels
-from slimming.checkpoint import save_checkpoint
-from slimming.experiment import Experiment
-from slimming.sparsity import GradientMask, L1Penalty, update_bn, updateBN
-from slimming.training import test, train
+from slimming.cli import entry, flags
+from slimming.pruning import kernels
+from slimming.storage.checkpoint import save_checkpoint
+from slimming.training.loop import test, train
+from slimming.training.penalties import GradientMask, L1Penalty, update_bn, updateBN
+from slimming.training.trainer import Experiment
 
 __all__ = ["save_checkpoint", "test", "train", "updateBN", "update_bn"]
 
@@ -23,4 +24,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

@@ -10,10 +10,17 @@ only those that the block still reads. Inside a block, filters go as in a VGG.
 import argparse
 from pathlib import Path
 
-from slimming import before_after, checkpoint, cli, files, flags, preact_report, pruning
+from slimming.cli import entry, flags
+from slimming.cli.parser import Parser
+from slimming.pruning import wired
+from slimming.pruning.proof import prove_equal
+from slimming.pruning.threshold import choose_channels
+from slimming.reports import preact
+from slimming.storage import architecture, checkpoint, files
+from slimming.workflows import before_after
 
 
-def make_parser() -> cli.Parser:
+def make_parser() -> Parser:
     parser = flags.pruning_parser(__doc__)
     text = "--model, but then 0.4 is the default of --percent, results go by default to "
     text += "./ckpts/pruned/preact_res<depth>_pruned.pth.tar, and a summary line by line is printed"
@@ -33,7 +40,7 @@ def parse() -> argparse.Namespace:
     path = files.find(Path(args.ckpt_dir), *flags.TO_PRUNE)
     parser.set_defaults(model=str(path), percent=0.4)
     if not args.save:
-        depth = checkpoint.describe(path, checkpoint.read(path), vars(args))["depth"]
+        depth = architecture.describe(path, checkpoint.read(path), vars(args))["depth"]
         name = args.filename or f"preact_res{depth}_pruned"  # several share that folder
         parser.set_defaults(save="ckpts/pruned", filename=name)
     return flags.parse_pruning(parser)
@@ -42,13 +49,13 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     dense = before_after.load(args, arch="resnet")
-    choice = pruning.choose_channels(dense.model, args.percent, round_to=args.round_to)
-    slim = pruning.slim(dense.model, choice.keep)
-    proof = pruning.prove_equal(slim, pruning.masked(dense.model, choice.keep), dense.images)
+    choice = choose_channels(dense.model, args.percent, round_to=args.round_to)
+    slim = wired.slim(dense.model, choice.keep)
+    proof = prove_equal(slim, wired.masked(dense.model, choice.keep), dense.images)
     measured = before_after.report(dense, slim, choice, proof)
     if args.ckpt_dir:
-        print(f"\n{preact_report.text(dense, slim, choice, *measured)}")
+        print(f"\n{preact.text(dense, slim, choice, *measured)}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

@@ -11,9 +11,12 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from slimming import cli, files, flags, methods, stages
+from slimming.cli import entry, flags
+from slimming.cli.parser import Parser, architecture, number
 from slimming.errors import Interrupted, UserError
-from slimming.importance import MEASURES
+from slimming.pruning.importance import MEASURES
+from slimming.storage import files
+from slimming.workflows import methods, stages
 
 INTERNAL = {
     "label",
@@ -47,14 +50,14 @@ def main() -> None:
         stages.report(args, folder, record, config_of(args))
 
 
-def make_parser() -> cli.Parser:
-    parser = cli.Parser(__doc__)
-    number, count = cli.number, flags.COUNT
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
+    count = flags.COUNT
     shares = number(float, 0, 1, below=True)
     group = parser.add_argument_group("network and results")
     text = "resnet18, resnet50, vgg16, mobilenet_v3_large, any other classification model of"
     text += " torchvision, or a network of main.py"
-    flags.flag(group, "--model", "NAME", cli.architecture, "resnet18", text)
+    flags.flag(group, "--model", "NAME", architecture, "resnet18", text)
     text = "start from torchvision's weights of this name instead of fresh ones: DEFAULT"
     flags.flag(group, "--weights", "NAME", text=text)
     flags.flag(group, "--output-dir", "DIR", Path, Path("experiments"), "where experiments go")
@@ -204,4 +207,4 @@ class _Tee:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

@@ -21,9 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measure
 from models import NETWORKS
-from slimming import checkpoint, cli, files, profiling, pruning, training
-from slimming.deploy import deploy
-from slimming.sparsity import batch_norms
+from slimming.cli import entry
+from slimming.measuring import profiling
+from slimming.measuring.deploy import deploy
+from slimming.pruning import wired
+from slimming.pruning.scaling import batch_norms
+from slimming.pruning.threshold import choose_channels
+from slimming.runtime.device import LAYOUT, choose_device
+from slimming.storage import architecture, files
 
 CASES = {"vgg": (19, 0.7), "resnet": (164, 0.4), "densenet": (40, 0.4)}
 HEADER = ["network", "γ", "--round-to", "batch", "FLOP ratio"]
@@ -42,16 +47,16 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = make_parser().parse_args()
-    device = training.choose_device(args.device)
+    device = choose_device(args.device)
     rows = []
     networks = [(arch, "random", random_network(arch)) for arch in CASES]
     for path in args.model:
-        model, network, _ = checkpoint.load(files.find(path, "model_best.pth.tar"))
+        model, network, _ = architecture.load(files.find(path, "model_best.pth.tar"))
         networks.append((network.arch, "trained", model))
     for (arch, factors, dense), multiple in itertools.product(networks, (1, 16)):
         percent = CASES[arch][1]
-        keep = pruning.choose_channels(dense, percent, round_to=multiple).keep
-        slim = pruning.slim(dense, keep)
+        keep = choose_channels(dense, percent, round_to=multiple).keep
+        slim = wired.slim(dense, keep)
         title = {"network": f"{arch}-{dense.depth} at {percent:.0%}", "γ": factors}
         title["--round-to"] = multiple
         for batch in (64, 1):
@@ -80,12 +85,12 @@ def random_network(arch: str) -> nn.Module:
 @torch.no_grad()
 def latencies(dense, slim, batch: int, rounds: int, device: torch.device) -> dict[str, float]:
     """Median seconds of a forward pass of each form."""
-    images = torch.randn(batch, 3, 32, 32, device=device).to(memory_format=training.LAYOUT)
+    images = torch.randn(batch, 3, 32, 32, device=device).to(memory_format=LAYOUT)
     forms = {"dense": dense, "dense deployed": deploy(dense), "slim": slim}
     forms["slim deployed"] = deploy(slim)
     tasks = {}
     for name, form in forms.items():
-        form.to(memory_format=training.LAYOUT)
+        form.to(memory_format=LAYOUT)
         tasks[name] = functools.partial(form, images)
     seconds = measure.in_turns(tasks, rounds, device, f"batch {batch}")
     return {name: statistics.median(times) for name, times in seconds.items()}
@@ -106,4 +111,4 @@ def row(dense: nn.Module, slim: nn.Module, seconds: dict[str, float]) -> dict:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from slimming import optional, reporting
+from slimming.reports import tables
+from slimming.runtime import optional
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -65,7 +66,7 @@ def merged(name: str, rows: list[dict], key: list[str]) -> list[dict]:
 def write(name: str, about: dict, header: list[str], rows: list[dict], notes: str = "") -> None:
     """Print the table and write it as Markdown and JSON into benchmarks/results/."""
     cells = [[str(row[column]) for column in header] for row in rows]
-    print(reporting.table(header, cells))
+    print(tables.table(header, cells))
     lines = ["| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *cells]]
     told = "\n".join(f"- {key}: {value}" for key, value in about.items())
     RESULTS.mkdir(exist_ok=True)

@@ -18,8 +18,11 @@ sys.path.insert(0, str(ROOT))
 
 import flowprune
 from benchmarks import measure
-from slimming import checkpoint, cli, training
-from slimming.importance import MEASURES
+from slimming.cli import entry
+from slimming.cli.parser import plain_name
+from slimming.pruning.importance import MEASURES
+from slimming.runtime.device import choose_device
+from slimming.storage import checkpoint
 
 EPOCH = re.compile(r"epoch (\d+)/\d+, lr \S+, ([\d.]+) s")  # how a run tells of an epoch
 HEADER = ["measure", "network", "data", "pruning", "epochs", "seed", "top-1, last", "top-1, best"]
@@ -34,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--data", help="folder of the dataset")
     text = "what the table calls the data (default: --dataset)"
-    parser.add_argument("--data-name", type=cli.plain_name, help=text)
+    parser.add_argument("--data-name", type=plain_name, help=text)
     parser.add_argument("--prune_percent", type=float, default=75)
     parser.add_argument("--n_rounds", type=int, default=5)
     parser.add_argument("--warmup_epochs", type=int, default=3)
@@ -50,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = make_parser().parse_args()
     name = f"measures-{args.data_name or args.dataset}"
-    about = measure.machine(training.choose_device(args.device))
+    about = measure.machine(choose_device(args.device))
     for seed in args.seeds:
         for chosen in args.measure or MEASURES:
             rows = measure.merged(name, [row_of(chosen, seed, args)], HEADER[:6])
@@ -109,4 +112,4 @@ def log_of(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

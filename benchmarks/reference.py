@@ -10,8 +10,9 @@ from torch import nn
 from torchvision import transforms
 
 from models import NETWORKS
-from slimming import data, training
-from slimming.sparsity import L1Penalty
+from slimming.data.pixels import MEAN, STD
+from slimming.training.optimizer import make_optimizer
+from slimming.training.penalties import L1Penalty
 
 BATCH, S = 64, 1e-4
 # the loop with one change more at a time; the last one is the suite but for its memory
@@ -44,7 +45,7 @@ def reference_epoch(arch, depth, images, labels, device, changes=()):
             transforms.RandomCrop(32),
             transforms.RandomHorizontalFlip(),
             transforms.ToTensor(),
-            transforms.Normalize(data.MEAN, data.STD),
+            transforms.Normalize(MEAN, STD),
         ]
     )
     pixels = images.permute(0, 2, 3, 1).numpy()
@@ -66,7 +67,7 @@ def reference_epoch(arch, depth, images, labels, device, changes=()):
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
     penalty = functools.partial(update_bn_by_loop, model)
     if "fused step" in changes:
-        optimizer, penalty = training.make_optimizer(model, 0.01, 0.9, 1e-4), L1Penalty(model, S)
+        optimizer, penalty = make_optimizer(model, 0.01, 0.9, 1e-4), L1Penalty(model, S)
 
     def run():
         model.train()

@@ -16,7 +16,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import measure
-from slimming import checkpoint, cli, profiling, training
+from slimming.cli import entry
+from slimming.cli.parser import plain_name
+from slimming.measuring import profiling
+from slimming.runtime.device import choose_device
+from slimming.storage import architecture, checkpoint
 
 # arch: pruning script, depth, s, percentages
 CASES = {
@@ -42,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", help="folder of the dataset")
     parser.add_argument(
         "--data-name",
-        type=cli.plain_name,
+        type=plain_name,
         help="what the table calls the data (default: --dataset)",
     )
     parser.add_argument("--epochs", type=int, default=160, help="of each training stage")
@@ -57,7 +61,7 @@ def main() -> None:
     name = args.data_name or args.dataset
     for arch in args.arch or CASES:
         rows = measure.merged(f"reproduce-{name}", reproduce(arch, args), HEADER[:3])
-        about = measure.machine(training.choose_device(args.device))
+        about = measure.machine(choose_device(args.device))
         measure.write(f"reproduce-{name}", about, HEADER, rows)
 
 
@@ -82,7 +86,7 @@ def reproduce(arch: str, args: argparse.Namespace) -> list[dict]:
         stages = [checkpoint.read(path) for path in (baseline, sparse, pruned, tuned)]
         names = ("baseline", "sparsity", "pruned", "fine-tuned")
         scores = {n: f"{c['best_prec1']:.2%}" for n, c in zip(names, stages, strict=True)}
-        sizes = [profiling.count_parameters(checkpoint.load(p)[0]) for p in (sparse, tuned)]
+        sizes = [profiling.count_parameters(architecture.load(p)[0]) for p in (sparse, tuned)]
         rows.append(
             {
                 "network": f"{arch}-{depth} at {percent:.0%}",
@@ -114,4 +118,4 @@ def run(script: str, *words) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

@@ -3,7 +3,7 @@
 `reference` is the loop of the original scripts (see reference.py): PIL transforms in a DataLoader
 with one worker, fp32, NCHW, a penalty loop over the modules, channel selection that finds its
 indices with NumPy in every forward. The suite trains with its own loader and its own
-`slimming.training.train`.
+`slimming.training.loop.train`.
 
     python benchmarks/speed.py [--device cuda] [--quick] [--each]
 """
@@ -28,9 +28,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import measure
 from benchmarks.reference import BATCH, CHANGES, S, changes_of, reference_epoch, update_bn_by_loop
 from models import NETWORKS
-from slimming import cli, data, datasets, profiling, training
-from slimming.memory import keep_freed_memory
-from slimming.sparsity import L1Penalty
+from slimming.cli import entry
+from slimming.data.batches import Batches
+from slimming.data.pixels import Split
+from slimming.measuring import profiling
+from slimming.runtime.device import choose_device, compiled
+from slimming.runtime.memory import keep_freed_memory
+from slimming.runtime.precision import Precision
+from slimming.training import loop
+from slimming.training.optimizer import make_optimizer
+from slimming.training.penalties import L1Penalty
 
 CASES = (("vgg", 19), ("resnet", 164), ("densenet", 40), ("resnet", 20))
 HEADER = ["network", "variant", "images/s", "ms/step", "ratio", "penalty", "peak memory (MB)"]
@@ -49,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = make_parser().parse_args()
-    device = training.choose_device(args.device)
+    device = choose_device(args.device)
     variants = ["reference", *(CHANGES if args.each else ()), "fp32", "amp"]
     if (args.compile or device.type == "cuda") and not args.quick:
         variants.append("amp+compile")
@@ -150,17 +157,17 @@ def make_epoch(variant: str, arch: str, depth: int, steps: int, device: torch.de
     labels = torch.randint(10, (steps * BATCH,))
     if variant in ("reference", *CHANGES[:-1]):
         return reference_epoch(arch, depth, images, labels, device, changes_of(variant))
-    split = datasets.Split(images.to(device), labels.to(device), [""] * 10)
-    loader = data.Batches(split, BATCH, augment=True)
+    split = Split(images.to(device), labels.to(device), [""] * 10)
+    loader = Batches(split, BATCH, augment=True)
     model = NETWORKS[arch](depth=depth).to(device, memory_format=torch.channels_last)
-    optimizer = training.make_optimizer(model, 0.01, 0.9, 1e-4)
-    precision = training.Precision(device, amp="amp" in variant)
+    optimizer = make_optimizer(model, 0.01, 0.9, 1e-4)
+    precision = Precision(device, amp="amp" in variant)
     penalty = [L1Penalty(model, S)]
-    trained = training.compiled(model, device) if "compile" in variant else model
+    trained = compiled(model, device) if "compile" in variant else model
 
     def run():
         with contextlib.redirect_stdout(io.StringIO()):
-            training.train(trained, loader, optimizer, 0, penalty, precision, steps + 1)
+            loop.train(trained, loader, optimizer, 0, penalty, precision, steps + 1)
 
     return run
 
@@ -203,4 +210,4 @@ def _resident_peak() -> float:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

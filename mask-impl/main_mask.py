@@ -9,11 +9,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `models` is the suite's
 
-from slimming import cli, flags
-from slimming.checkpoint import save_checkpoint
-from slimming.experiment import Experiment
-from slimming.sparsity import BN_grad_zero, GradientMask, L1Penalty, updateBN
-from slimming.training import test, train
+from slimming.cli import entry, flags
+from slimming.storage.checkpoint import save_checkpoint
+from slimming.training.loop import test, train
+from slimming.training.penalties import BN_grad_zero, GradientMask, L1Penalty, updateBN
+from slimming.training.trainer import Experiment
 
 __all__ = ["BN_grad_zero", "save_checkpoint", "test", "train", "updateBN"]
 
@@ -29,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

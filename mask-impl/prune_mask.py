@@ -13,7 +13,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `models` is the suite's
 
-from slimming import before_after, cli, flags, pruning
+from slimming.cli import entry, flags
+from slimming.pruning import wired
+from slimming.pruning.proof import prove_equal
+from slimming.pruning.threshold import choose_channels, keep_one
+from slimming.workflows import before_after
 
 NETWORKS = importlib.import_module("mask-impl.models").NETWORKS
 
@@ -21,14 +25,12 @@ NETWORKS = importlib.import_module("mask-impl.models").NETWORKS
 def main() -> None:
     args = flags.parse_pruning(flags.pruning_parser(__doc__))
     dense = before_after.load(args, arch=None, networks=NETWORKS)
-    choice = pruning.choose_channels(
-        dense.model, args.percent, at_least_one=False, round_to=args.round_to
-    )
-    masked = pruning.masked(dense.model, choice.keep)
-    slim = pruning.slim(masked, pruning.keep_one(masked, choice.keep))
-    proof = pruning.prove_equal(slim, masked, dense.images)
+    choice = choose_channels(dense.model, args.percent, at_least_one=False, round_to=args.round_to)
+    masked = wired.masked(dense.model, choice.keep)
+    slim = wired.slim(masked, keep_one(masked, choice.keep))
+    proof = prove_equal(slim, masked, dense.images)
     before_after.report(dense, slim, choice, proof, masked)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

@@ -1,4 +1,4 @@
-"""What a person can put right, said in one line. `slimming.cli.run` prints it and exits."""
+"""What a person can put right, said in one line. `slimming.cli.entry.run` prints it and exits."""
 
 
 class UserError(Exception):

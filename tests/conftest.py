@@ -11,8 +11,8 @@ from PIL import Image
 from warm import run
 
 from models import NETWORKS
-from slimming import checkpoint
-from slimming.sparsity import batch_norms
+from slimming.pruning.scaling import batch_norms
+from slimming.storage import architecture, checkpoint
 
 SMALLEST = {"vgg": 11, "resnet": 11, "densenet": 7}  # the smallest depth of each network
 
@@ -37,10 +37,10 @@ def randomize(model, seed=0):
 
 def save_network(path, arch, depth, dataset="digits", num_classes=10, **more):
     """Write a checkpoint of a network with random scaling factors; return the path."""
-    network = checkpoint.Network(arch, depth, dataset, num_classes)
+    network = architecture.Network(arch, depth, dataset, num_classes)
     torch.manual_seed(0)
     model = randomize(NETWORKS[arch](depth=depth, num_classes=num_classes))
-    checkpoint.write(path, checkpoint.contents_of(model, network, 1, 0.5, **more))
+    checkpoint.write(path, architecture.contents_of(model, network, 1, 0.5, **more))
     return path
 
 

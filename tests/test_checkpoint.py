@@ -10,9 +10,11 @@ from conftest import SMALLEST, randomize, save_network
 from warm import ROOT
 
 from models import resnet
-from slimming import checkpoint, files, pruning
-from slimming.checkpoint import Network
 from slimming.errors import UserError
+from slimming.pruning import wired
+from slimming.pruning.threshold import choose_channels
+from slimming.storage import architecture, checkpoint, files
+from slimming.storage.architecture import Network
 
 
 class Evil:
@@ -29,10 +31,10 @@ def saved(tmp_path):
 
 def test_whoever_holds_a_checkpoint_rebuilds_its_network_without_flags(small, tmp_path):
     arch = type(small).__name__
-    slim = pruning.slim(small, pruning.choose_channels(small, 0.4).keep)
+    slim = wired.slim(small, choose_channels(small, 0.4).keep)
     network = Network(arch, SMALLEST[arch], "digits", 10, slim.cfg)
-    checkpoint.write(tmp_path / "slim", checkpoint.contents_of(slim, network, 3, 0.5))
-    model, found, contents = checkpoint.load(tmp_path / "slim")
+    checkpoint.write(tmp_path / "slim", architecture.contents_of(slim, network, 3, 0.5))
+    model, found, contents = architecture.load(tmp_path / "slim")
     assert found == network and contents["epoch"] == 3 and contents["best_prec1"] == 0.5
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -45,8 +47,8 @@ def test_a_file_of_the_original_suite_loads_with_the_flags_values(small, tmp_pat
     arch = type(small).__name__
     torch.save({"state_dict": state, "cfg": small.cfg}, tmp_path / "old")
     with pytest.raises(UserError, match="--arch --depth --dataset"):
-        checkpoint.load(tmp_path / "old")
-    model, network, _ = checkpoint.load(
+        architecture.load(tmp_path / "old")
+    model, network, _ = architecture.load(
         tmp_path / "old", {"arch": arch, "depth": small.depth, "dataset": "cifar10"}
     )
     assert network.num_classes == 10
@@ -61,21 +63,21 @@ def test_a_bare_state_dict_loads_with_the_flags_values(tmp_path, arch, prefix):
     state = network.build().state_dict()
     torch.save({prefix + name: value for name, value in state.items()}, tmp_path / "bare")
     with pytest.raises(UserError, match=r"does not say .*: give --arch .*--dataset"):
-        checkpoint.load(tmp_path / "bare")
+        architecture.load(tmp_path / "bare")
     given = {"arch": arch, "depth": network.depth, "dataset": "folder"}
-    model, found, _ = checkpoint.load(tmp_path / "bare", given)
+    model, found, _ = architecture.load(tmp_path / "bare", given)
     assert found == network
     assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
 
 
 def test_names_of_data_parallel_are_those_of_the_network(saved, tmp_path):
     contents = checkpoint.read(saved)
-    wrapped = torch.nn.DataParallel(checkpoint.load(saved)[0]).state_dict()
+    wrapped = torch.nn.DataParallel(architecture.load(saved)[0]).state_dict()
     torch.save({**contents, "state_dict": wrapped}, tmp_path / "wrapped")
     assert checkpoint.read(tmp_path / "wrapped")["state_dict"].keys() == {
         name.removeprefix("module.") for name in wrapped
     }
-    assert checkpoint.load(tmp_path / "wrapped")[1] == checkpoint.load(saved)[1]
+    assert architecture.load(tmp_path / "wrapped")[1] == architecture.load(saved)[1]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def test_names_of_data_parallel_are_those_of_the_network(saved, tmp_path):
 def test_a_flag_that_contradicts_is_an_error_that_names_both(saved, flag, value):
     stored = checkpoint.read(saved)[flag]
     with pytest.raises(UserError) as error:
-        checkpoint.load(saved, {flag: value})
+        architecture.load(saved, {flag: value})
     assert repr(stored) in str(error.value) and repr(value) in str(error.value)
 
 
@@ -116,7 +118,7 @@ def test_a_damaged_byte_is_found_or_harmless(saved, tmp_path):
             whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :]
         )
         with contextlib.suppress(UserError):
-            checkpoint.load(tmp_path / "flipped")
+            architecture.load(tmp_path / "flipped")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +138,7 @@ def test_a_damaged_byte_is_found_or_harmless(saved, tmp_path):
 def test_other_data_is_one_clear_error(tmp_path, contents):
     torch.save(contents, tmp_path / "other")
     with pytest.raises(UserError, match="other"):
-        checkpoint.load(tmp_path / "other", {"arch": "vgg", "depth": 11, "dataset": "cifar10"})
+        architecture.load(tmp_path / "other", {"arch": "vgg", "depth": 11, "dataset": "cifar10"})
 
 
 def test_masks_that_contradict_the_widths_are_an_error(saved):
@@ -144,7 +146,7 @@ def test_masks_that_contradict_the_widths_are_an_error(saved):
     contents["state_dict"]["layer1.0.select.indexes"][3] = 0
     checkpoint.write(saved, contents)
     with pytest.raises(UserError, match="masks and widths"):
-        checkpoint.load(saved)
+        architecture.load(saved)
 
 
 def test_a_write_that_fails_keeps_the_old_file_and_leaves_nothing(saved):
@@ -181,18 +183,18 @@ def test_weights_with_and_without_selection_load_into_each_other():
     masked = importlib.import_module("mask-impl.models").NETWORKS
     network = Network("resnet", 11, "digits", 10)
     model = randomize(resnet(depth=11))
-    bare = checkpoint.load_network("x", {"state_dict": model.state_dict()}, network, masked)
-    back = checkpoint.load_network("x", {"state_dict": bare.state_dict()}, network)
+    bare = architecture.load_network("x", {"state_dict": model.state_dict()}, network, masked)
+    back = architecture.load_network("x", {"state_dict": bare.state_dict()}, network)
     assert all(torch.equal(v, back.state_dict()[n]) for n, v in model.state_dict().items())
     model.select.indexes.data[0] = 0
     with pytest.raises(UserError, match="not for mask-impl"):
-        checkpoint.load_network("x", {"state_dict": model.state_dict()}, network, masked)
+        architecture.load_network("x", {"state_dict": model.state_dict()}, network, masked)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests" / "checkpoints").iterdir(), key=str))
 def test_files_of_earlier_versions_load_and_compute_the_same(path):
     """Written on 2026-11-21, each with the logits of two images."""
-    model, _, contents = checkpoint.load(path)
+    model, _, contents = architecture.load(path)
     state = model.state_dict()
     assert all(torch.equal(state[name], value) for name, value in contents["state_dict"].items())
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))

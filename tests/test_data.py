@@ -8,7 +8,9 @@ import torch
 from conftest import make_images
 from PIL import Image
 
-from slimming import data, datasets
+from slimming.data import datasets, image_folder
+from slimming.data.batches import Batches, crop, flip
+from slimming.data.pixels import MEAN, STD, Split, normalize
 from slimming.errors import UserError
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\nshowpage\n"
@@ -18,9 +20,9 @@ def test_normalisation_equals_torchvision():
     from torchvision import transforms
 
     pixels = torch.randint(256, (1, 3, 32, 32), dtype=torch.uint8)
-    plain = transforms.Compose([transforms.ToTensor(), transforms.Normalize(data.MEAN, data.STD)])
+    plain = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
     expected = plain(pixels[0].permute(1, 2, 0).numpy())
-    torch.testing.assert_close(data.normalize(pixels)[0], expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(normalize(pixels)[0], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_crop_and_flip_equal_pil():
@@ -30,7 +32,7 @@ def test_crop_and_flip_equal_pil():
     pixels = torch.randint(256, (20, 3, 32, 32), dtype=torch.uint8)
     shift = torch.randint(9, (20, 2))
     mirrored = torch.arange(20) % 2 == 0
-    got = data.flip(data.crop(pixels, shift), mirrored)
+    got = flip(crop(pixels, shift), mirrored)
     for i in range(20):
         image = functional.pad(Image.fromarray(pixels[i].permute(1, 2, 0).numpy()), 4)
         image = functional.crop(image, int(shift[i, 0]), int(shift[i, 1]), 32, 32)
@@ -40,8 +42,8 @@ def test_crop_and_flip_equal_pil():
 
 def batches(count=100, **settings):
     images = torch.arange(count * 3 * 32 * 32).view(count, 3, 32, 32) % 256
-    split = datasets.Split(images.byte(), torch.arange(count), ["a"])
-    return data.Batches(split, 32, augment=True, **settings)
+    split = Split(images.byte(), torch.arange(count), ["a"])
+    return Batches(split, 32, augment=True, **settings)
 
 
 def test_an_epoch_is_a_function_of_seed_and_epoch_alone():
@@ -166,7 +168,7 @@ def test_deep_grey_keeps_its_upper_bits_and_floats_are_refused(images):
 
 def test_the_cache_is_used_until_a_file_changes(images, monkeypatch):
     before = datasets.load("folder", images, "train")
-    monkeypatch.setattr(datasets, "_decode", None)  # a second decoding would fail
+    monkeypatch.setattr(image_folder, "_decode", None)  # a second decoding would fail
     assert torch.equal(datasets.load("folder", images, "train").images, before.images)
     monkeypatch.undo()
     Image.new("RGB", (32, 32), (9, 9, 9)).save(images / "train" / "blue" / "0.png")
@@ -204,6 +206,6 @@ def test_a_read_only_folder_is_decoded_without_a_cache(images, monkeypatch, caps
     def refuse(path, data, suffix):
         raise UserError("cannot write")
 
-    monkeypatch.setattr(datasets.files, "write_bytes", refuse)
+    monkeypatch.setattr(image_folder.files, "write_bytes", refuse)
     assert len(datasets.load("folder", images, "train").images) == 96
     assert "not kept" in capsys.readouterr().out

@@ -8,8 +8,11 @@ from conftest import randomize
 from torch import nn
 
 from models import NETWORKS, PAPER_DEPTH
-from slimming import deploy, pruning
-from slimming.sparsity import batch_norms
+from slimming.measuring import deploy
+from slimming.pruning import wired
+from slimming.pruning.proof import prove_equal
+from slimming.pruning.scaling import batch_norms
+from slimming.pruning.threshold import choose_channels
 
 IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -17,10 +20,10 @@ IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 @pytest.mark.parametrize("percent", [None, 0.1, 0.4, 0.7, 0.95])
 def test_deployed_equals_the_network(small, percent):
     if percent is not None:
-        small = pruning.slim(small, pruning.choose_channels(small, percent).keep)
+        small = wired.slim(small, choose_channels(small, percent).keep)
     before = copy.deepcopy(small.state_dict())
     deployed = deploy.deploy(small)
-    assert pruning.prove_equal(deployed, small, IMAGES) <= 1e-4
+    assert prove_equal(deployed, small, IMAGES) <= 1e-4
     assert not batch_norms(deployed)
     assert all(torch.equal(before[name], value) for name, value in small.state_dict().items())
 
@@ -29,9 +32,9 @@ def test_deployed_equals_the_network(small, percent):
 def test_the_networks_of_the_paper_deployed(arch, depth):
     torch.manual_seed(0)
     dense = randomize(NETWORKS[arch](depth=depth, num_classes=10))
-    slim = pruning.slim(dense, pruning.choose_channels(dense, 0.4).keep)
+    slim = wired.slim(dense, choose_channels(dense, 0.4).keep)
     for model in (dense, slim):
-        assert pruning.prove_equal(deploy.deploy(model), model, IMAGES) <= 1e-4
+        assert prove_equal(deploy.deploy(model), model, IMAGES) <= 1e-4
 
 
 def test_channels_without_a_scale_are_constants(small):
@@ -40,7 +43,7 @@ def test_channels_without_a_scale_are_constants(small):
         bn.weight.data[::3] = 0
         bn.weight.data[1::6] = 1e-35
         bn.weight.data[2::6] = -1e-12
-    assert pruning.prove_equal(deploy.deploy(small), small, IMAGES) <= 1e-4
+    assert prove_equal(deploy.deploy(small), small, IMAGES) <= 1e-4
 
 
 def test_two_sizes_and_layouts_of_images(small):
@@ -59,4 +62,4 @@ def test_a_convolution_that_runs_twice_takes_no_batch_norm():
             return self.fc((self.conv(self.bn(self.conv(x)))).mean((2, 3)))
 
     model = randomize(Twice())
-    assert pruning.prove_equal(deploy.deploy(model), model, IMAGES) <= 1e-4
+    assert prove_equal(deploy.deploy(model), model, IMAGES) <= 1e-4

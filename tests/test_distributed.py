@@ -13,7 +13,11 @@ import torch.distributed as dist
 from conftest import make_images, succeed
 from warm import ROOT, run
 
-from slimming import checkpoint, data, datasets, distributed
+from slimming.data.batches import Batches
+from slimming.data.order import weight
+from slimming.data.pixels import Split
+from slimming.runtime import distributed
+from slimming.storage import checkpoint
 
 FLAGS = (
     "-sr --s 0.001 --dataset folder --arch resnet --depth 11 --batch-size 16 --seed 3 "
@@ -47,8 +51,8 @@ def run_all(*words, **settings):
 
 def share(rank, ranks, count=50, augment=True):
     images = torch.arange(count).view(count, 1, 1, 1).expand(count, 3, 32, 32).byte()
-    split = datasets.Split(images, torch.arange(count), ["a"])
-    return data.Batches(split, 16, augment=augment, rank=rank, ranks=ranks)
+    split = Split(images, torch.arange(count), ["a"])
+    return Batches(split, 16, augment=augment, rank=rank, ranks=ranks)
 
 
 def test_the_shares_of_all_processes_are_the_batches_of_one():
@@ -57,7 +61,7 @@ def test_the_shares_of_all_processes_are_the_batches_of_one():
     # the last batch, of 2 images, is too small for 3 processes to train on
     for batch, *pieces in zip(whole[:-1], *parts, strict=True):
         assert torch.equal(torch.cat(pieces).sort().values, batch.sort().values)
-    weights = [data.weight(share(0, 3), 0, len(part[0])) for part in parts]
+    weights = [weight(share(0, 3), 0, len(part[0])) for part in parts]
     assert [len(part[0]) for part in parts] == [6, 5, 5] and sum(weights) == pytest.approx(3)
 
 

@@ -12,18 +12,15 @@ from conftest import SMALLEST, make_images, randomize, save_network, succeed
 from test_errors import UNREACHABLE, fails
 
 from models import NETWORKS, widths, zoo
-from slimming import (
-    checkpoint,
-    cli,
-    data,
-    datasets,
-    importance,
-    profiling,
-    pruning,
-    structured,
-    training,
-)
-from slimming.checkpoint import Network
+from slimming.cli import entry
+from slimming.data import datasets, loading
+from slimming.data.pixels import Split
+from slimming.measuring import profiling
+from slimming.pruning import importance, slicing, wired
+from slimming.pruning.threshold import choose_channels
+from slimming.storage import architecture, checkpoint
+from slimming.storage.architecture import Network
+from slimming.training import loop
 
 judge = importlib.import_module("eval")  # the name of a builtin
 DIGITS = {}
@@ -34,7 +31,7 @@ def digits():
     """50 images of each part."""
     for part in ("train", "test"):
         images, labels, classes = datasets.load("digits", None, part)
-        DIGITS[part] = datasets.Split(images[:50], labels[:50], classes)
+        DIGITS[part] = Split(images[:50], labels[:50], classes)
 
 
 @pytest.fixture
@@ -53,15 +50,15 @@ def told(monkeypatch, capsys):
 
 
 def save(path, model, network):
-    checkpoint.write(path, checkpoint.contents_of(model, network, 3, 0.25))
+    checkpoint.write(path, architecture.contents_of(model, network, 3, 0.25))
     return path
 
 
 def plain_score(model, dataset="digits", part="test"):
     args = argparse.Namespace(data=None, workers=1)
-    loader = data.batches(dataset, part, 256, torch.device("cpu"), 32, args)
+    loader = loading.batches(dataset, part, 256, torch.device("cpu"), 32, args)
     loader.augment = False
-    return training.test(model, loader)._asdict()
+    return loop.test(model, loader)._asdict()
 
 
 def check(found, model, dense, path):
@@ -82,20 +79,20 @@ def pruned_by_magnitude(arch, make):
     torch.manual_seed(0)
     dense = randomize(make())
     scores = importance.MEASURES["l1"](importance.Evidence(dense, []))
-    slim = structured.prune(dense, scores, 0.5, torch.randn(2, 3, 32, 32)).model
-    return dense, slim, Network(arch, None, "digits", 10, structured.cfg_of(slim))
+    slim = slicing.prune(dense, scores, 0.5, torch.randn(2, 3, 32, 32)).model
+    return dense, slim, Network(arch, None, "digits", 10, slicing.cfg_of(slim))
 
 
 @pytest.mark.parametrize("arch", SMALLEST)
 def test_a_dense_network_and_its_slim_one(tmp_path, told, arch):
     path = save_network(tmp_path / "model_best.pth.tar", arch, SMALLEST[arch])
-    dense, network, _ = checkpoint.load(path)
+    dense, network, _ = architecture.load(path)
     found = told(tmp_path)
     check(found, dense, dense, path)
     assert not found["pruned"] and set(found["compression"].values()) == {1}
     assert (found["arch"], found["epoch"], found["best_prec1"]) == (arch, 1, 0.5)
-    choice = pruning.choose_channels(dense, 0.4)
-    slim = pruning.slim(dense, choice.keep)
+    choice = choose_channels(dense, 0.4)
+    slim = wired.slim(dense, choice.keep)
     path = save(tmp_path / "slim", slim, Network(arch, network.depth, "digits", 10, slim.cfg))
     found = told("--model_path", path, "--model", arch, "--pruned", "True")
     check(found, slim, dense, path)
@@ -126,22 +123,22 @@ def test_networks_pruned_by_their_structure(tmp_path, told, arch, make):
 
 @pytest.mark.parametrize("arch", SMALLEST)
 def test_a_masked_network_counts_as_the_slim_one(tmp_path, told, arch):
-    dense = checkpoint.load(save_network(tmp_path / "dense", arch, SMALLEST[arch]))[0]
-    keep = pruning.choose_channels(dense, 0.5).keep
+    dense = architecture.load(save_network(tmp_path / "dense", arch, SMALLEST[arch]))[0]
+    keep = choose_channels(dense, 0.5).keep
     masked = importlib.import_module("mask-impl.models").NETWORKS[arch](
         depth=SMALLEST[arch], num_classes=10
     )
-    own = pruning.masked(dense, keep).state_dict()
+    own = wired.masked(dense, keep).state_dict()
     masked.load_state_dict({name: own[name] for name in masked.state_dict()})
     path = save(tmp_path / "masked", masked, Network(arch, SMALLEST[arch], "digits", 10))
-    found, slim = told(path, "--pruned", "true"), pruning.slim(dense, keep)
+    found, slim = told(path, "--pruned", "true"), wired.slim(dense, keep)
     check(found, slim, dense, path)
     assert found["compression"]["parameters"] > 1
 
 
 def test_weights_that_are_zero_are_told_apart(tmp_path, told):
     path = save_network(tmp_path / "dense", "resnet", 11)
-    model, network, _ = checkpoint.load(path)
+    model, network, _ = architecture.load(path)
     model.layer1[0].conv2.weight.data.zero_()
     gone = model.layer1[0].conv2.weight.numel()
     found = told(save(tmp_path / "zeros", model, network), "--pruned")
@@ -161,7 +158,7 @@ def test_networks_without_bn_or_a_record_of_training(tmp_path, told):
 
 def test_a_bare_state_dict_is_what_the_flags_say(tmp_path, told):
     whole = save_network(tmp_path / "whole", "resnet", 11)
-    torch.save(checkpoint.load(whole)[0].state_dict(), tmp_path / "bare")
+    torch.save(architecture.load(whole)[0].state_dict(), tmp_path / "bare")
     flags = ("--model", "resnet", "--depth", 11, "--dataset", "digits")
     found, expected = told(tmp_path / "bare", *flags), told(whole)
     assert (found["epoch"], found["best_prec1"]) == (None, None)
@@ -170,7 +167,7 @@ def test_a_bare_state_dict_is_what_the_flags_say(tmp_path, told):
 
 
 def test_a_loss_that_is_no_number_is_null(tmp_path, told):
-    model, network, _ = checkpoint.load(save_network(tmp_path / "dense", "resnet", 11))
+    model, network, _ = architecture.load(save_network(tmp_path / "dense", "resnet", 11))
     model.fc.weight.data.fill_(torch.nan)
     assert told(save(tmp_path / "nan", model, network), "--test_acc")["test"]["loss"] is None
 
@@ -180,7 +177,7 @@ def test_flags_select_what_is_told(tmp_path, told):
     assert told("--flops", path).keys() == {"FLOPs", "effective_FLOPs"}
     assert told(path, "--compression=True", "--flops", "false").keys() == {"compression"}
     found = told("--train_acc", path, "--test_acc")
-    model = checkpoint.load(path)[0]
+    model = architecture.load(path)[0]
     assert found == {
         part: pytest.approx(plain_score(model, part=part), rel=1e-5) for part in ("test", "train")
     }
@@ -203,7 +200,7 @@ def test_the_command(tmp_path):
     path = save_network(tmp_path / "net", "resnet", 11)
     found = json.loads(succeed("eval.py", path, "--json"))
     assert 0 < found["latency_1_ms"] < found["latency_64_ms"]
-    assert found["test"] == pytest.approx(plain_score(checkpoint.load(path)[0]), rel=1e-5)
+    assert found["test"] == pytest.approx(plain_score(architecture.load(path)[0]), rel=1e-5)
     text = judge.as_text(found)
     assert "resnet-11 for digits" in text and "layer3.0.conv1" in text and "latency_64_ms" in text
     assert f"top-1 {found['test']['prec1']:.2%}" in text and f"{found['FLOPs']:,}" in text
@@ -240,7 +237,7 @@ WRONG = [
 def wrong(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wrong")
     save_network(folder / "good", "resnet", 11)
-    torch.save(checkpoint.load(folder / "good")[0].state_dict(), folder / "bare")
+    torch.save(architecture.load(folder / "good")[0].state_dict(), folder / "bare")
     save_network(folder / "cifar", "resnet", 11, "cifar10")
     save_network(folder / "three", "resnet", 11, "folder", num_classes=3)
     (folder / "cut").write_bytes((folder / "good").read_bytes()[:20_000])
@@ -254,7 +251,7 @@ def test_what_is_wrong_is_one_line(wrong, monkeypatch, capsys, words, says):
     monkeypatch.chdir(wrong)
     monkeypatch.setattr("sys.argv", ["eval.py", *words.split()])
     with pytest.raises(SystemExit) as stopped:
-        cli.run(judge.main)
+        entry.run(judge.main)
     printed = capsys.readouterr()
     assert stopped.value.code == 2 and not printed.out
     assert len(printed.err.splitlines()) == 1

@@ -10,8 +10,14 @@ from conftest import SMALLEST, randomize
 
 from benchmarks.reference import ClassicSelection, update_bn_by_loop
 from models import NETWORKS
-from slimming import data, datasets, pruning, training
-from slimming.sparsity import L1Penalty
+from slimming.data.batches import Batches
+from slimming.data.pixels import Split
+from slimming.pruning import wired
+from slimming.pruning.threshold import choose_channels
+from slimming.runtime.device import LAYOUT, compiled
+from slimming.training import loop
+from slimming.training.optimizer import make_optimizer
+from slimming.training.penalties import L1Penalty
 
 # lr and batch keep the rounding of fp32 from growing by chaos; s is so large that it shows
 STEPS, BATCH, LR, S = 20, 16, 0.0003, 1.0
@@ -22,7 +28,7 @@ def batches():
     draw = torch.Generator().manual_seed(5)
     images = torch.randint(256, (STEPS * BATCH, 3, 32, 32), dtype=torch.uint8, generator=draw)
     labels = torch.randint(10, (len(images),), generator=draw)
-    return data.Batches(datasets.Split(images, labels, [""] * 10), BATCH, augment=True)
+    return Batches(Split(images, labels, [""] * 10), BATCH, augment=True)
 
 
 def network(arch, pruned):
@@ -31,7 +37,7 @@ def network(arch, pruned):
     if not pruned:
         return model
     model = randomize(model)
-    return pruning.slim(model, pruning.choose_channels(model, 0.4).keep)
+    return wired.slim(model, choose_channels(model, 0.4).keep)
 
 
 def classic_losses(model, s=S):
@@ -56,9 +62,9 @@ def classic_losses(model, s=S):
 
 
 def suite_losses(model, wrap=lambda model: model):
-    """`slimming.training.train` as main.py calls it; a hook sees what each step computes."""
-    model = model.to(memory_format=training.LAYOUT)
-    optimizer = training.make_optimizer(model, LR, **SETTINGS)
+    """`slimming.training.loop.train` as main.py calls it; a hook sees what each step computes."""
+    model = model.to(memory_format=LAYOUT)
+    optimizer = make_optimizer(model, LR, **SETTINGS)
     labels = iter([labels for _, labels in batches()])
     losses = []
 
@@ -67,7 +73,7 @@ def suite_losses(model, wrap=lambda model: model):
 
     trained = wrap(model)
     trained.register_forward_hook(note)
-    training.train(trained, batches(), optimizer, 0, [L1Penalty(model, S)])
+    loop.train(trained, batches(), optimizer, 0, [L1Penalty(model, S)])
     return losses
 
 
@@ -89,5 +95,5 @@ def test_the_loss_curve_shows_the_penalty():
 def test_the_compiled_network_has_the_same_loss_curve():
     model = network("resnet", True)
     plain = suite_losses(copy.deepcopy(model))
-    wrapped = suite_losses(model, lambda m: training.compiled(m, torch.device("cpu")))
+    wrapped = suite_losses(model, lambda m: compiled(m, torch.device("cpu")))
     assert wrapped == pytest.approx(plain, rel=1e-4)

@@ -15,10 +15,14 @@ from test_resume import same
 from warm import ROOT
 
 import flowprune
-from slimming import checkpoint, dependencies, flags, profiling, structured
-from slimming.experiment import Experiment
-from slimming.importance import MEASURES
-from slimming.rounds import Rounds
+from slimming.cli import flags
+from slimming.measuring import profiling
+from slimming.pruning import slicing
+from slimming.pruning.groups import count_filters, groups
+from slimming.pruning.importance import MEASURES
+from slimming.storage import architecture, checkpoint
+from slimming.training.trainer import Experiment
+from slimming.workflows.rounds import Rounds
 
 FLAGS = "--batch-size 8 --imp_samples 8 --no-tensorboard --device cpu".split()
 TWO = "--epochs 4 --bypass --warmup_epochs 1 --n_rounds 2".split()
@@ -80,7 +84,7 @@ def test_filters_left_and_the_record_of_a_run(flow, tmp_path):
     words = ["--bypass", "True", "--track_stats", "True", "--use_l2=False", "--epochs", 4]
     saved = flow(*words, "--warmup_epochs", 1, "--thresholds", "[20,60]", "--amp")
     told = saved["flow"]
-    largest = max(int(g.filters.max()) for g in dependencies.groups(*_full("resnet-56")))
+    largest = max(int(g.filters.max()) for g in groups(*_full("resnet-56")))
     for done, gone in zip(told["rounds"], (0.2, 0.6), strict=True):
         assert 0 <= done["filters"] - told["dense"]["filters"] * (1 - gone) < largest
     stats = json.loads((tmp_path / "out" / "stats.json").read_text())
@@ -88,14 +92,14 @@ def test_filters_left_and_the_record_of_a_run(flow, tmp_path):
         epochs = {phase: [e["epoch"] for e in told] for phase, told in stats[part].items()}
         assert epochs == {"warmup": [0], "pruning": [1, 2], "final": [3]}
     assert stats["rounds"] == told["rounds"] and (tmp_path / "out" / "flow.png").stat().st_size
-    model, network, _ = checkpoint.load(tmp_path / "out" / "checkpoint.pth.tar")
+    model, network, _ = architecture.load(tmp_path / "out" / "checkpoint.pth.tar")
     images = torch.rand(1, 3, 32, 32)
-    left = dependencies.count_filters(dependencies.groups(model, images))
+    left = count_filters(groups(model, images))
     assert network.num_classes == 2 and left == told["rounds"][-1]["filters"]
 
 
 def _full(arch):
-    model = checkpoint.Network(arch, None, "folder", 2).build()
+    model = architecture.Network(arch, None, "folder", 2).build()
     return model, torch.rand(1, 3, 32, 32)
 
 
@@ -132,7 +136,7 @@ def test_num_classes_beyond_those_of_the_data(flow, images, monkeypatch, tmp_pat
     words = ["--bypass", "--prune_percent", 50]
 
     def outputs(path):
-        model, network, contents = checkpoint.load(path)
+        model, network, contents = architecture.load(path)
         assert contents["classes"] == ["blue", "red"]
         return {network.num_classes, model.fc.out_features, len(contents["state_dict"]["fc.bias"])}
 
@@ -235,8 +239,8 @@ def test_a_killed_process_goes_on(images, tmp_path):
 @pytest.mark.parametrize("keep", [True, False])
 def test_momentum_follows_its_channels(built, monkeypatch, keep):
     experiment, rounds = built("--preserve_moment", keep, "--prune_percent", 50)
-    slims, apply = [], structured.apply
-    monkeypatch.setattr(structured, "apply", lambda *a: slims.append(apply(*a)) or slims[0])
+    slims, apply = [], slicing.apply
+    monkeypatch.setattr(slicing, "apply", lambda *a: slims.append(apply(*a)) or slims[0])
     dense, state = experiment.model, experiment.optimizer.state
     before = {}
     for name, p in dense.named_parameters():
@@ -263,7 +267,7 @@ def test_two_processes_end_with_one_network(images, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("round 1 of 1") == done.stdout.count("stats.json") == 1, "one voice"
     last = tmp_path / "out" / "checkpoint.pth.tar"
-    checkpoint.load(last)
+    architecture.load(last)
     for epoch in range(2):
         assert same(*(torch.load(tmp_path / f"{epoch}-{rank}.pth") for rank in range(2)))
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from slimming import html_report, reporting
+from slimming.reports import page, plots
 
 OPEN_ENDED = {"meta", "img"}
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -84,9 +84,9 @@ CONFIG = {"command": "python run.py --ratio 0.7", "lr": 0.05, "milestones": [80,
 
 def test_the_page_says_every_figure_and_loads_nothing(tmp_path, metrics):
     path = tmp_path / "new" / "report.html"
-    html_report.write_report(path, CONFIG, metrics, {"Loss and top-1": PNG})
+    page.write_report(path, CONFIG, metrics, {"Loss and top-1": PNG})
     source = path.read_text(encoding="utf-8")
-    page = Page(source)
+    seen = Page(source)
     for words in (
         "VGG-19, CIFAR-10, pruned by 70%|taylor · NVIDIA H100 · torch 2.15.0|the ratio is high"
         "|dense 93.81% pruned 10.00% fine-tuned 93.52%|-0.29 points|0.2500|+0"
@@ -95,11 +95,11 @@ def test_the_page_says_every_figure_and_loads_nothing(tmp_path, metrics):
         "|features.0|64|48|25.0%|1,064|13|98.8%|1,128|61|94.6%|3.4e-07"
         "|python run.py --ratio 0.7|lr|0.05|[80, 120]|seed"
     ).split("|"):
-        assert words in page.seen, words
-    assert "effective" not in page.seen.lower()
-    assert all(address.startswith("data:image/png;base64,") for address in page.loads)
-    assert page.alts == ["Loss and top-1"]
-    assert not page.tags & {"script", "link", "a", "iframe"}
+        assert words in seen.seen, words
+    assert "effective" not in seen.seen.lower()
+    assert all(address.startswith("data:image/png;base64,") for address in seen.loads)
+    assert seen.alts == ["Loss and top-1"]
+    assert not seen.tags & {"script", "link", "a", "iframe"}
     assert "http:" not in source and "https:" not in source and "url(" not in source
 
 
@@ -109,25 +109,25 @@ def test_text_from_outside_never_becomes_html(metrics):
     metrics |= {"warnings": [evil], "layers": {evil: [[evil, 2, 1]]}}
     metrics["stages"][1]["name"] = evil
     metrics["stages"][1]["latency"] = {evil: 1.0}
-    source = html_report.page({"command": evil, evil: evil}, metrics, {evil: PNG})
+    source = page.page({"command": evil, evil: evil}, metrics, {evil: PNG})
     assert "<b>" not in source
     assert Page(source).seen.count("<b>") >= 10
 
 
 def test_effective_counts_are_shown_and_explained_where_weights_are_zero(metrics):
     metrics["stages"][-1] |= {"effective parameters": 1_000_000, "effective FLOPs": 50_000_000}
-    seen = Page(html_report.page(CONFIG, metrics, {})).seen
-    assert html_report.EFFECTIVE in seen
+    seen = Page(page.page(CONFIG, metrics, {})).seen
+    assert page.EFFECTIVE in seen
     for words in "effective: 20.00× fewer|effective: 16.00× fewer|1,000,000|50.0".split("|"):
         assert words in seen
 
 
 def test_a_larger_and_slower_network_is_called_so(metrics):
     metrics["stages"] = [stage("base", 0.9, 1_000_000), stage("fine-tuned", 0.9, 2_000_000)]
-    seen = Page(html_report.page(CONFIG, metrics, {})).seen
+    seen = Page(page.page(CONFIG, metrics, {})).seen
     assert "2.00× more" in seen and "2.00× larger" in seen and "2.00× slower" in seen
     metrics["stages"][1] = metrics["stages"][0]
-    assert "the same" in Page(html_report.page(CONFIG, metrics, {})).seen
+    assert "the same" in Page(page.page(CONFIG, metrics, {})).seen
 
 
 def test_missing_pieces_leave_a_whole_page(metrics):
@@ -140,23 +140,23 @@ def test_missing_pieces_leave_a_whole_page(metrics):
         [stage("base", 0.5, 1000), stage("pruned", 0.1, 0)],
     ):
         metrics |= {"stages": stages, "layers": {}, "difference": None, "warnings": []}
-        seen = Page(html_report.page({}, metrics, {})).seen
+        seen = Page(page.page({}, metrics, {})).seen
         assert "None" not in seen and "Layers" not in seen and "Settings" not in seen
-    Page(html_report.page({}, {}, {}))
-    Page(html_report.page({}, dict.fromkeys(metrics), {}))
+    Page(page.page({}, {}, {}))
+    Page(page.page({}, dict.fromkeys(metrics), {}))
 
 
 def test_weights_and_layers_are_drawn():
     before = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3))
     after = copy.deepcopy(before)
     prune.l1_unstructured(after[0], "weight", 0.5)
-    weights = reporting.conv_weights(after)
+    weights = plots.conv_weights(after)
     assert len(weights) == 216 + 288 and int((weights == 0).sum()) == 108
     after[2].weight.data.fill_(float("nan"))
     for model in (after, nn.Linear(2, 2)):
-        assert reporting.draw_weights(before, model).startswith(PNG)
-    assert reporting.draw_weights(nn.Linear(2, 2), nn.Linear(2, 2)).startswith(PNG)
-    assert torch.equal(reporting.conv_weights(nn.Linear(2, 2)), torch.zeros(0))
+        assert plots.draw_weights(before, model).startswith(PNG)
+    assert plots.draw_weights(nn.Linear(2, 2), nn.Linear(2, 2)).startswith(PNG)
+    assert torch.equal(plots.conv_weights(nn.Linear(2, 2)), torch.zeros(0))
     for count in (0, 3, 60):
         rows = [(f"features.{i}", 64, 64 - i) for i in range(count)]
-        assert reporting.draw_layers(rows, "filters").startswith(PNG)
+        assert plots.draw_layers(rows, "filters").startswith(PNG)

@@ -10,8 +10,8 @@ from conftest import randomize
 from torch import nn
 
 from slimming.errors import UserError
-from slimming.importance import GRADIENT_FREE, MEASURES, SECOND_ORDER, Evidence
-from slimming.tracking import Tracker
+from slimming.pruning.importance import GRADIENT_FREE, MEASURES, SECOND_ORDER, Evidence
+from slimming.pruning.tracking import Tracker
 
 T = 3.0  # temperature
 FILTERS, NORMS = ("0", "3", "8"), ("1", "4")

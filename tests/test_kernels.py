@@ -8,10 +8,12 @@ from torch import nn
 
 import main
 from models import mobilenet, vgg
-from slimming import checkpoint, kernels, profiling, structured
-from slimming.dependencies import groups
-from slimming.experiment import Experiment
-from slimming.sparsity import GradientMask
+from slimming.measuring import profiling
+from slimming.pruning import kernels, slicing
+from slimming.pruning.groups import groups
+from slimming.storage import architecture, checkpoint
+from slimming.training.penalties import GradientMask
+from slimming.training.trainer import Experiment
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -98,7 +100,7 @@ def test_channels_that_nothing_reads_are_removed_and_nothing_changes(build):
             conv.weight[:, ::2] = 0
         dense = net(IMAGES)
         found = groups(net, IMAGES)
-        slim = structured.apply(net, found, kernels.unread_channels(net, found), IMAGES).model
+        slim = slicing.apply(net, found, kernels.unread_channels(net, found), IMAGES).model
         difference = (slim(IMAGES) - dense).abs().max() / dense.abs().max()
     assert difference <= 1e-5
     assert profiling.count_parameters(slim) < 0.8 * profiling.count_parameters(net)
@@ -143,11 +145,11 @@ def test_few_zeros_are_chance_and_many_are_held(build, choose, ratio):
 def test_refine_holds_the_zeros_of_a_pruned_network_alone(images, tmp_path, monkeypatch, choose):
     """Stopped and resumed it ends as if it had not been. Three zeros of chance learn."""
     start = save_network(tmp_path / "start", "resnet", 11, "folder", 2)
-    net, network, _ = checkpoint.load(start)
+    net, network, _ = architecture.load(start)
     three = torch.arange(16 * 3 * 9).view(16, 3, 3, 3) > 2
     masks = choose(net, 0.5) if choose else {"conv1": three}
     kernels.zero_weights(net, masks)
-    checkpoint.write(start, checkpoint.contents_of(net, network, 0, 0.0))
+    checkpoint.write(start, architecture.contents_of(net, network, 0, 0.0))
     words = ["main.py", "--refine", start, "--data", images, "-sr", "--epochs", 2, "--amp"]
     words += ["--batch-size", 32, "--no-cuda", "--no-tensorboard", "--resume", "auto", "--save"]
 

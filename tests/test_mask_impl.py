@@ -15,10 +15,12 @@ from conftest import SMALLEST, make_images, randomize, save_network, succeed
 from warm import ROOT
 
 import models
-from slimming import checkpoint, pruning
-from slimming.checkpoint import Network
 from slimming.errors import UserError
-from slimming.sparsity import batch_norms
+from slimming.pruning import wired
+from slimming.pruning.scaling import batch_norms
+from slimming.pruning.threshold import choose_channels
+from slimming.storage import architecture, checkpoint
+from slimming.storage.architecture import Network
 
 MASK_NETWORKS = importlib.import_module("mask-impl.models").NETWORKS
 PRUNER = {"vgg": "vggprune.py", "resnet": "resprune.py", "densenet": "denseprune.py"}
@@ -108,7 +110,7 @@ def test_the_networks_are_classes_beside_those_of_the_suite(arch):
     assert not any("indexes" in name for name in model.state_dict())
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert type(copied) is build and torch.equal(logits(copied), logits(model))
-    slim = pruning.slim(model, pruning.choose_channels(model, 0.4).keep)
+    slim = wired.slim(model, choose_channels(model, 0.4).keep)
     assert type(slim) is models.NETWORKS[arch]
     assert arch == "vgg" or isinstance(slim.select, models.channel_selection)
 
@@ -117,7 +119,7 @@ def test_the_networks_are_classes_beside_those_of_the_suite(arch):
 @pytest.mark.parametrize("arch", SMALLEST)
 def test_a_pruned_file_of_the_original_is_a_full_network(original, arch, networks):
     given = {"arch": arch, "depth": SMALLEST[arch], "dataset": "cifar10"}
-    model, network, contents = checkpoint.load(original / f"{arch}.pth.tar", given, networks)
+    model, network, contents = architecture.load(original / f"{arch}.pth.tar", given, networks)
     assert network == Network(arch, SMALLEST[arch], "cifar10", 10, cfg=None)
     assert torch.equal(logits(model), torch.load(original / f"{arch}.logits"))
     assert contents["cfg"] == kept(model, model.state_dict())
@@ -142,7 +144,7 @@ def test_the_scripts_read_a_pruned_file_of_the_original(original, arch, tmp_path
     assert "compression" in printed
     prune = ["--model", path, *told, "--percent", 0.1, "--save"]
     succeed(PRUNER[arch], *prune, tmp_path / "slim")
-    assert checkpoint.load(tmp_path / "slim" / "pruned.pth.tar")[1].cfg
+    assert architecture.load(tmp_path / "slim" / "pruned.pth.tar")[1].cfg
     succeed("mask-impl/prune_mask.py", "--arch", arch, *prune, tmp_path / "masked")
     again = checkpoint.read(tmp_path / "masked" / "pruned.pth.tar")["cfg"]
     pairs = [pair for pair in zip(again, pruned["cfg"], strict=True) if pair[0] != "M"]
@@ -157,7 +159,7 @@ def test_main_py_trains_the_full_network_of_such_a_file(original, tmp_path):
     )
     assert "resnet-11 for folder (10 classes)" in printed and "slim" not in printed
     assert "is not pruned" not in printed
-    assert checkpoint.load(tmp_path / "checkpoint.pth.tar")[1].cfg is None
+    assert architecture.load(tmp_path / "checkpoint.pth.tar")[1].cfg is None
 
 
 @pytest.mark.parametrize("arch", SMALLEST)
@@ -172,29 +174,29 @@ def test_ours_carry_the_kept_channels(original, arch, tmp_path):
         *("--data", original / "data", "--save", tmp_path / "out"),
     )
     target = tmp_path / "out" / "pruned.pth.tar"
-    model, network, pruned = checkpoint.load(target, networks=MASK_NETWORKS)
+    model, network, pruned = architecture.load(target, networks=MASK_NETWORKS)
     assert pruned["cfg"] == kept(model, pruned["state_dict"]) and 0 in pruned["cfg"]
     assert str(pruned["cfg"]) in (tmp_path / "out" / "prune.txt").read_text()
     assert network == Network(arch, SMALLEST[arch], "folder", 10, cfg=None)
     # a file from before has None there
     checkpoint.write(target, {**pruned, "cfg": None})
-    before, known, _ = checkpoint.load(target, networks=MASK_NETWORKS)
+    before, known, _ = architecture.load(target, networks=MASK_NETWORKS)
     assert known == network and torch.equal(logits(before), logits(model))
 
 
 def test_the_shapes_of_the_weights_say_which_cfg_it_is(small, tmp_path):
     arch, path = type(small).__name__, tmp_path / "file"
     network = Network(arch, SMALLEST[arch], "cifar10", 10)
-    keep = pruning.choose_channels(small, 0.4).keep
-    slim, masked = pruning.slim(small, keep), pruning.masked(small, keep)
+    keep = choose_channels(small, 0.4).keep
+    slim, masked = wired.slim(small, keep), wired.masked(small, keep)
     for model, cfg in ((slim, slim.cfg), (masked, None), (small, None)):
         told = replace(network, cfg=slim.cfg)  # the same list beside all of them
-        checkpoint.write(path, checkpoint.contents_of(model, told, 0, 0.5))
-        loaded, found, _ = checkpoint.load(path)
+        checkpoint.write(path, architecture.contents_of(model, told, 0, 0.5))
+        loaded, found, _ = architecture.load(path)
         assert found == replace(network, cfg=cfg)
         assert torch.equal(logits(loaded), logits(model))
-    checkpoint.write(path, checkpoint.contents_of(small, replace(network, cfg=small.cfg), 0, 0.5))
-    assert checkpoint.load(path)[1] == network
+    checkpoint.write(path, architecture.contents_of(small, replace(network, cfg=small.cfg), 0, 0.5))
+    assert architecture.load(path)[1] == network
 
 
 @pytest.mark.parametrize(
@@ -204,20 +206,20 @@ def test_a_cfg_that_fits_neither_is_one_clear_error(tmp_path, cfg):
     contents = checkpoint.read(save_network(tmp_path / "file", "resnet", 11))
     checkpoint.write(tmp_path / "file", {**contents, "cfg": cfg})
     with pytest.raises(UserError, match=r"resnet-11") as error:
-        checkpoint.load(tmp_path / "file")
+        architecture.load(tmp_path / "file")
     assert "\n" not in str(error.value)
 
 
 def test_a_mask_on_a_slim_network_leaves_it_its_shapes(original, tmp_path):
-    dense, network, _ = checkpoint.load(save_network(tmp_path / "dense", "vgg", 11, "folder"))
-    slim = pruning.slim(dense, pruning.choose_channels(dense, 0.8).keep)
+    dense, network, _ = architecture.load(save_network(tmp_path / "dense", "vgg", 11, "folder"))
+    slim = wired.slim(dense, choose_channels(dense, 0.8).keep)
     known = replace(network, cfg=slim.cfg)
-    checkpoint.write(tmp_path / "slim", checkpoint.contents_of(slim, known, 0, 0.5))
+    checkpoint.write(tmp_path / "slim", architecture.contents_of(slim, known, 0, 0.5))
     succeed(
         *("mask-impl/prune_mask.py", "--model", tmp_path / "slim", "--percent", 0.4),
         *("--data", original / "data", "--save", tmp_path / "out"),
     )
-    masked, found, _ = checkpoint.load(tmp_path / "out" / "pruned.pth.tar")
+    masked, found, _ = architecture.load(tmp_path / "out" / "pruned.pth.tar")
     assert found == known
-    keep = pruning.choose_channels(slim, 0.4, at_least_one=False).keep
-    assert torch.equal(logits(masked), logits(pruning.masked(slim, keep)))
+    keep = choose_channels(slim, 0.4, at_least_one=False).keep
+    assert torch.equal(logits(masked), logits(wired.masked(slim, keep)))

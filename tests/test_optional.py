@@ -12,7 +12,11 @@ from test_errors import fails
 from warm import ROOT
 
 from models import resnet
-from slimming import data, datasets, optional, training
+from slimming.data.batches import Batches
+from slimming.data.pixels import Split
+from slimming.runtime import optional
+from slimming.training import loop
+from slimming.training.optimizer import make_optimizer
 
 NEEDED = {"torch", "torchvision", "numpy", "pillow"}  # pillow comes with torchvision
 PARTS = {"sklearn": "scikit-learn", "scipy": "scipy", "torch_pruning": "torch-pruning"}
@@ -123,10 +127,10 @@ def test_without_a_bar_a_terminal_gets_lines(monkeypatch, capsys):
     monkeypatch.setattr(optional, "load", lambda *_: None)
     for stream in (sys.stdout, sys.stderr):
         monkeypatch.setattr(stream, "isatty", lambda: True)
-    split = datasets.Split(torch.zeros(64, 3, 32, 32).byte(), torch.zeros(64).long(), ["a"])
+    split = Split(torch.zeros(64, 3, 32, 32).byte(), torch.zeros(64).long(), ["a"])
     model = resnet(depth=11, num_classes=1)
-    optimizer = training.make_optimizer(model, 0.1, 0.9, 0)
-    training.train(model, data.Batches(split, 16), optimizer, log_interval=1)
+    optimizer = make_optimizer(model, 0.1, 0.9, 0)
+    loop.train(model, Batches(split, 16), optimizer, log_interval=1)
     assert capsys.readouterr().out.count("Train Epoch: 0") == 4
 
 

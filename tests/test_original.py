@@ -21,8 +21,10 @@ from models import channel_selection, densenet, resnet, vgg
 from models.channel_selection import Mask
 from models.densenet import BasicBlock, Transition
 from models.preresnet import Bottleneck
-from slimming import checkpoint, deploy, profiling, pruning
-from slimming.sparsity import batch_norms
+from slimming.measuring import deploy, profiling
+from slimming.pruning import wired
+from slimming.pruning.scaling import batch_norms
+from slimming.storage import architecture, checkpoint
 
 main_mask = importlib.import_module("mask-impl.main_mask")
 
@@ -225,7 +227,7 @@ def test_growth_dropout_and_compression_work_from_training_to_fine_tuning(tmp_pa
     succeed(*pruner, "--save", tmp_path / "slim")
     refine = ["main.py", "--refine", tmp_path / "slim", *flags, "--save", tmp_path / "refined"]
     succeed(*refine)
-    model, network, contents = checkpoint.load(tmp_path / "refined" / "model_best.pth.tar")
+    model, network, contents = architecture.load(tmp_path / "refined" / "model_best.pth.tar")
     options = {"growthRate": 6, "dropRate": 0.2, "compressionRate": 2}
     assert network.options == model.options == contents["options"] == options
     assert model.trans1.conv1.out_channels == (12 + 2 * 6) // 2
@@ -334,8 +336,8 @@ def test_a_pruning_loop_that_walks_the_modules_gives_the_same_network():
     model = randomize(resnet(depth=20))
     walked, keep = prune_by_walking(model, 0.3)
     x = torch.randn(2, 3, 32, 32)
-    assert torch.equal(walked(x), pruning.slim(model, keep)(x))
-    reference = pruning.masked(model, keep)(x)
+    assert torch.equal(walked(x), wired.slim(model, keep)(x))
+    reference = wired.masked(model, keep)(x)
     torch.testing.assert_close(walked(x), reference, rtol=1e-4, atol=1e-4)
 
 

@@ -7,10 +7,15 @@ import torch
 from conftest import SMALLEST, randomize
 
 from models import densenet, resnet, vgg
-from slimming import checkpoint, profiling, pruning, reporting
-from slimming.checkpoint import Network
 from slimming.errors import UserError
-from slimming.sparsity import batch_norms
+from slimming.measuring import profiling
+from slimming.pruning import wired
+from slimming.pruning.proof import prove_equal
+from slimming.pruning.scaling import alive_channels, batch_norms, scaling_factors
+from slimming.pruning.threshold import choose_channels, keep_one
+from slimming.reports import tables
+from slimming.storage import architecture
+from slimming.storage.architecture import Network
 
 MASK_NETWORKS = importlib.import_module("mask-impl.models").NETWORKS
 IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -27,8 +32,8 @@ def relative(a, b):
 
 @pytest.mark.parametrize("percent", [0.0, 0.1, 0.4, 0.7, 0.95, 0.999])
 def test_slim_equals_masked(small, percent):
-    keep = pruning.choose_channels(small, percent).keep
-    slim, masked = pruning.slim(small, keep), pruning.masked(small, keep)
+    keep = choose_channels(small, percent).keep
+    slim, masked = wired.slim(small, keep), wired.masked(small, keep)
     assert relative(slim, masked) <= 1e-4
     assert profiling.count_parameters(slim) < profiling.count_parameters(small)
 
@@ -39,41 +44,41 @@ def test_slim_equals_masked(small, percent):
 def test_slim_equals_masked_at_the_depths_people_use(build, depth):
     torch.manual_seed(0)
     model = randomize(build(depth=depth))
-    keep = pruning.choose_channels(model, 0.6).keep
-    assert relative(pruning.slim(model, keep), pruning.masked(model, keep)) <= 1e-4
+    keep = choose_channels(model, 0.6).keep
+    assert relative(wired.slim(model, keep), wired.masked(model, keep)) <= 1e-4
 
 
 @pytest.mark.parametrize("percent", [0.1, 0.4, 0.7, 0.95])
 def test_slim_equals_the_mask_implementation_with_the_same_weights(small, percent):
     arch = type(small).__name__
-    keep = pruning.choose_channels(small, percent).keep
+    keep = choose_channels(small, percent).keep
     network = Network(arch, SMALLEST[arch], "digits", 10)
     contents = {"state_dict": small.state_dict()}
-    without_selection = checkpoint.load_network("x", contents, network, MASK_NETWORKS)
+    without_selection = architecture.load_network("x", contents, network, MASK_NETWORKS)
     assert not any("indexes" in name for name in without_selection.state_dict())
-    pruning.zero_channels(without_selection, keep)
-    assert relative(pruning.slim(small, keep), without_selection) <= 1e-4
+    wired.zero_channels(without_selection, keep)
+    assert relative(wired.slim(small, keep), without_selection) <= 1e-4
 
 
 def test_pruning_a_slim_network_again(small):
-    first = pruning.slim(small, pruning.choose_channels(small, 0.4).keep)
-    choice = pruning.choose_channels(first, 0.5)
-    second = pruning.slim(first, choice.keep)
-    assert relative(second, pruning.masked(first, choice.keep)) <= 1e-4
+    first = wired.slim(small, choose_channels(small, 0.4).keep)
+    choice = choose_channels(first, 0.5)
+    second = wired.slim(first, choice.keep)
+    assert relative(second, wired.masked(first, choice.keep)) <= 1e-4
     before, after = choice.channels
-    assert before == sum(int(k.sum()) for k in pruning.alive_channels(first).values())
+    assert before == sum(int(k.sum()) for k in alive_channels(first).values())
     assert after == sum(c for c in second.cfg if c != "M")
     assert 0.4 <= after / before <= 0.51  # half of what was left, not of the full network
 
 
 def test_both_passes_equal_one_pass_with_the_same_channels(small):
     """Slicing a slice is slicing: 30 % and then more ends where going there at once ends."""
-    at_once = pruning.choose_channels(small, 0.7)
-    first = pruning.slim(small, pruning.choose_channels(small, 0.3).keep)
-    alive = pruning.alive_channels(first)
-    factors = pruning.scaling_factors(first)
-    keep = pruning.keep_one(first, {n: alive[n] & (factors[n] > at_once.threshold) for n in alive})
-    assert relative(pruning.slim(first, keep), pruning.slim(small, at_once.keep)) <= 1e-4
+    at_once = choose_channels(small, 0.7)
+    first = wired.slim(small, choose_channels(small, 0.3).keep)
+    alive = alive_channels(first)
+    factors = scaling_factors(first)
+    keep = keep_one(first, {n: alive[n] & (factors[n] > at_once.threshold) for n in alive})
+    assert relative(wired.slim(first, keep), wired.slim(small, at_once.keep)) <= 1e-4
 
 
 def test_the_threshold_is_the_value_at_the_paper_s_position():
@@ -85,85 +90,85 @@ def test_the_threshold_is_the_value_at_the_paper_s_position():
         strict=True,
     ):
         bn.weight.data.copy_(part)
-    choice = pruning.choose_channels(model, 0.7)
+    choice = choose_channels(model, 0.7)
     ranked = sorted(values.abs().tolist())
     assert choice.threshold == ranked[int(2752 * 0.7)]
     assert choice.channels == (2752, sum(v > choice.threshold for v in ranked))
-    assert pruning.choose_channels(model, 0.0).threshold == ranked[0]
+    assert choose_channels(model, 0.0).threshold == ranked[0]
 
 
 def test_a_layer_that_would_be_empty_keeps_its_largest_factor(small):
     name, bn = list(batch_norms(small).items())[1]
     bn.weight.data.mul_(1e-6)
-    choice = pruning.choose_channels(small, 0.5)
+    choice = choose_channels(small, 0.5)
     assert choice.rescued == [name]
     assert choice.keep[name].nonzero().flatten().tolist() == [int(bn.weight.abs().argmax())]
-    unguarded = pruning.choose_channels(small, 0.5, at_least_one=False)
+    unguarded = choose_channels(small, 0.5, at_least_one=False)
     assert not unguarded.keep[name].any() and not unguarded.rescued
 
 
 def test_a_fully_zeroed_layer_has_a_slim_network_too(small):
     """The mask implementation may lose whole layers; one zero channel stands for each."""
-    keep = pruning.choose_channels(small, 0.5, at_least_one=False).keep
+    keep = choose_channels(small, 0.5, at_least_one=False).keep
     for name in list(keep)[1:3]:
         keep[name][:] = False
-    masked = pruning.masked(small, keep)
-    assert relative(pruning.slim(masked, pruning.keep_one(masked, keep)), masked) <= 1e-4
+    masked = wired.masked(small, keep)
+    assert relative(wired.slim(masked, keep_one(masked, keep)), masked) <= 1e-4
 
 
 def test_dead_channels_do_not_count(small):
-    keep = pruning.choose_channels(small, 0.4).keep
-    masked = pruning.masked(small, keep)
-    again = pruning.choose_channels(masked, 0.0)
+    keep = choose_channels(small, 0.4).keep
+    masked = wired.masked(small, keep)
+    again = choose_channels(masked, 0.0)
     assert again.channels[0] == sum(int(k.sum()) for k in keep.values())
 
 
 def test_scaling_factors_that_are_not_finite_are_refused(small):
     next(iter(batch_norms(small).values())).weight.data[0] = float("nan")
     with pytest.raises(UserError, match="not finite"):
-        pruning.choose_channels(small, 0.5)
+        choose_channels(small, 0.5)
 
 
 def test_the_proof_finds_a_slim_network_that_is_wrong(small):
-    keep = pruning.choose_channels(small, 0.4).keep
-    slim, masked = pruning.slim(small, keep), pruning.masked(small, keep)
-    assert pruning.prove_equal(slim, masked, IMAGES) <= 1e-4
+    keep = choose_channels(small, 0.4).keep
+    slim, masked = wired.slim(small, keep), wired.masked(small, keep)
+    assert prove_equal(slim, masked, IMAGES) <= 1e-4
     list(batch_norms(slim).values())[-1].bias.data += 0.1
     with pytest.raises(UserError, match="nothing is written"):
-        pruning.prove_equal(slim, masked, IMAGES)
+        prove_equal(slim, masked, IMAGES)
     list(batch_norms(slim).values())[-1].bias.data[0] = float("nan")
     with pytest.raises(UserError, match="nothing is written"):
-        pruning.prove_equal(slim, masked, IMAGES)
+        prove_equal(slim, masked, IMAGES)
 
 
 def test_parameters_and_flops_fall_with_the_channels():
     model = randomize(resnet(depth=20))
     keep = {n: torch.arange(bn.num_features) % 2 == 0 for n, bn in batch_norms(model).items()}
-    slim = pruning.slim(model, keep)
+    slim = wired.slim(model, keep)
     assert profiling.count_flops(slim) < 0.5 * profiling.count_flops(model)
     assert slim.cfg == [c // 2 for c in model.cfg]
 
 
 def test_rounding_keeps_more_of_the_largest_never_fewer(small):
-    plain = pruning.choose_channels(small, 0.6)
-    rounded = pruning.choose_channels(small, 0.6, round_to=8)
-    factors = pruning.scaling_factors(small)
+    plain = choose_channels(small, 0.6)
+    rounded = choose_channels(small, 0.6, round_to=8)
+    factors = scaling_factors(small)
     for name, mask in rounded.keep.items():
         assert mask.sum() % 8 == 0 or torch.equal(mask, rounded.alive[name])
         assert mask.sum() - plain.keep[name].sum() < 8
         assert (mask >= plain.keep[name]).all()
         if not mask.all():
             assert factors[name][mask].min() >= factors[name][~mask].max()
-    slim = pruning.slim(small, rounded.keep)
-    assert relative(slim, pruning.masked(small, rounded.keep)) <= 1e-4
+    slim = wired.slim(small, rounded.keep)
+    assert relative(slim, wired.masked(small, rounded.keep)) <= 1e-4
 
 
 @pytest.mark.parametrize("percent, round_to, warned", [(0.6, 2, 0), (0.1, 128, 1), (0.6, 4096, 1)])
 def test_rounding_that_undoes_the_pruning_is_a_warning(small, percent, round_to, warned):
-    plain, choice = (pruning.choose_channels(small, percent, round_to=n) for n in (1, round_to))
+    plain, choice = (choose_channels(small, percent, round_to=n) for n in (1, round_to))
     gone, left = (before - after for before, after in (plain.channels, choice.channels))
     assert choice.spared == gone - left and (choice.spared > left) == bool(warned)
-    found = reporting.rounding_warnings(choice)
-    assert len(found) == warned and not reporting.rounding_warnings(plain)
+    found = tables.rounding_warnings(choice)
+    assert len(found) == warned and not tables.rounding_warnings(plain)
     assert not found or f"--round-to keeps {gone - left} of the {gone} channels" in found[0]
-    assert not reporting.rounding_warnings(pruning.choose_channels(small, 0, round_to=round_to))
+    assert not tables.rounding_warnings(choose_channels(small, 0, round_to=round_to))

@@ -14,7 +14,7 @@ import flowprune
 import resprune
 import run
 from benchmarks import inference, measures, reproduce, speed
-from slimming import flags
+from slimming.cli import flags
 
 README = (ROOT / "README.md").read_text()
 TOLD = README + (ROOT / "benchmarks" / "README.md").read_text()
@@ -80,6 +80,6 @@ def test_the_command_of_torchrun_needs_nothing_before_the_script():
 def test_the_programs_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for program in [block for kind, block in BLOCKS if kind == "python"]:
-        for path in re.findall(r'checkpoint.load\("(.*?)"\)', program):
+        for path in re.findall(r'architecture.load\("(.*?)"\)', program):
             save_network(tmp_path / path, "vgg", 11)
         exec(program, {"torch": torch})

@@ -14,10 +14,11 @@ from test_errors import fails
 from warm import ROOT, run
 
 import main
-from slimming import checkpoint, training
+from slimming.cli.flags import training_parser
 from slimming.errors import Interrupted
-from slimming.flags import training_parser
-from slimming.run_folder import RunFolder
+from slimming.storage import architecture, checkpoint
+from slimming.training import loop
+from slimming.training.run_folder import RunFolder
 
 EPOCHS = 12
 FLAGS = (
@@ -66,7 +67,7 @@ def test_killed_three_times_and_resumed(tmp_path, extra):
         time.sleep(rng.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
-        checkpoint.load(last)  # always loadable
+        architecture.load(last)  # always loadable
         print(f"kill {kill}: after epoch {checkpoint.read(last)['epoch']}")
     succeed("main.py", *flags, "--save", tmp_path / "killed", "--resume", last)
     for name in ("checkpoint.pth.tar", "model_best.pth.tar"):
@@ -185,7 +186,7 @@ def test_ctrl_c_says_how_to_continue(images, tmp_path):
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert len(stderr.splitlines()) == 1 and f"--resume {last}" in stderr
-    checkpoint.load(last)
+    architecture.load(last)
 
 
 def test_another_run_in_the_same_folder_is_moved_not_overwritten(images, tmp_path):
@@ -202,7 +203,7 @@ def test_a_run_that_stopped_before_its_first_checkpoint_was_none(images, tmp_pat
     words.remove("--no-tensorboard")
     monkeypatch.setattr(sys, "argv", ["main.py", *map(str, words)])
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="start again"):
-        patch.setattr(training, "train", interrupt)
+        patch.setattr(loop, "train", interrupt)
         main.main()
     main.main()
     left = {path.name for path in (tmp_path / "out").iterdir()}

@@ -13,7 +13,7 @@ from test_errors import fails
 from test_resume import same
 from warm import ROOT
 
-from slimming import checkpoint
+from slimming.storage import architecture, checkpoint
 
 METHODS = {  # each by one of the two rankings
     "channel": ["--global-pruning"],
@@ -56,7 +56,7 @@ def test_each_method(photos, tmp_path, method):
         assert metrics["difference"] < 1e-4 and tuned["parameters"] < 0.7 * base["parameters"]
     else:
         assert tuned["effective parameters"] < base["parameters"]
-    model, _, _ = checkpoint.load(folder / "mobilenet_rebuilt.pth")
+    model, _, _ = architecture.load(folder / "mobilenet_rebuilt.pth")
     assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
 
 
@@ -89,7 +89,7 @@ def test_no_fine_tuning_no_pruning_and_what_falls_short(photos, tmp_path):
     assert "warning: intra-kernel removed" in printed
     folder, metrics = experiment(tmp_path / "none")
     assert [stage["name"] for stage in metrics["stages"]] == ["base", "pruned"]
-    checkpoint.load(folder / "mobilenet_pruned.pth")
+    architecture.load(folder / "mobilenet_pruned.pth")
 
 
 def test_a_multiple_that_undoes_the_pruning_is_a_warning(photos, tmp_path):

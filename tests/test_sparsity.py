@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from models import resnet
-from slimming import training
-from slimming.sparsity import GradientMask, L1Penalty, batch_norms
+from slimming.pruning.scaling import batch_norms
+from slimming.training.optimizer import make_optimizer
+from slimming.training.penalties import GradientMask, L1Penalty
 
 S = 0.01
 
@@ -18,7 +19,7 @@ def gradients(model, precision_dtype, scale, penalty_in_loss):
     """Gradients of every γ; the penalty is either part of the loss or added by `L1Penalty`."""
     torch.manual_seed(0)
     images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
-    optimizer = training.make_optimizer(model, 0.1, 0.9, 1e-4)
+    optimizer = make_optimizer(model, 0.1, 0.9, 1e-4)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale != 1)
     with torch.autocast("cpu", precision_dtype, enabled=precision_dtype is not None):
         loss = F.cross_entropy(model(images), labels)
@@ -60,7 +61,7 @@ def test_masked_channels_stay_zero_through_momentum_weight_decay_and_penalty():
     model = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 4, 3)
     )
-    optimizer = training.make_optimizer(model, 0.1, 0.9, 0.01)
+    optimizer = make_optimizer(model, 0.1, 0.9, 0.01)
     images = torch.randn(4, 3, 8, 8)
 
     def step(edits):

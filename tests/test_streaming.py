@@ -6,9 +6,11 @@ import torch
 from conftest import make_images, succeed
 from PIL import Image
 
-from slimming import checkpoint, data, datasets
+from slimming.data import image_folder
+from slimming.data.pixels import normalize
+from slimming.data.stream import Stream
 from slimming.errors import UserError
-from slimming.streaming import Stream
+from slimming.storage import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +19,7 @@ def large(tmp_path_factory):
 
 
 def stream(folder, part, workers=0, **settings):
-    _, samples, classes = datasets.scan_folder(folder, part)
+    _, samples, classes = image_folder.scan_folder(folder, part)
     settings = {"batch_size": 16, "augment": part == "train", "seed": 1, **settings}
     return Stream(samples, classes, 48, torch.device("cpu"), workers, **settings)
 
@@ -43,7 +45,7 @@ def test_the_test_is_the_centre_and_shares_are_disjoint(large):
     whole, labels = epoch(stream(large, "test"), 0)
     with Image.open(large / "test" / "blue" / "0.png") as image:
         scaled = image.resize((72, 54), Image.Resampling.BILINEAR).crop((12, 3, 60, 51))
-    expected = data.normalize(torch.from_numpy(np.array(scaled)).permute(2, 0, 1)[None])
+    expected = normalize(torch.from_numpy(np.array(scaled)).permute(2, 0, 1)[None])
     torch.testing.assert_close(whole[:1], expected, rtol=0, atol=0.05)
     parts = [epoch(stream(large, "test", rank=rank, ranks=2), 0)[1] for rank in range(2)]
     assert torch.equal(torch.cat(parts).sort().values, labels.sort().values)

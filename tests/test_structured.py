@@ -6,10 +6,12 @@ from conftest import randomize
 from torch import nn
 
 from models import PAPER_DEPTH, constructor, resnet
-from slimming import checkpoint, dependencies, profiling, ranking, structured
-from slimming.dependencies import count_filters, groups
 from slimming.errors import UserError
-from slimming.importance import MEASURES, Evidence
+from slimming.measuring import profiling
+from slimming.pruning import ranking, slicing
+from slimming.pruning.groups import count_filters, groups
+from slimming.pruning.importance import MEASURES, Evidence
+from slimming.storage import architecture, checkpoint
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 OURS = "vgg mobilenet resnet-56"  # resnet-18 is torchvision's resnet18
@@ -30,7 +32,7 @@ def scores(model, measure="l1"):
 
 
 def prune(model, ratio=0.5, measure="l1", images=IMAGES, **kwargs):
-    return structured.prune(model, scores(model, measure), ratio, images, **kwargs)
+    return slicing.prune(model, scores(model, measure), ratio, images, **kwargs)
 
 
 @torch.no_grad()
@@ -72,13 +74,13 @@ def test_slim_is_the_dense_network_without_the_channels_and_its_cfg_rebuilds_it(
         size = profiling.count_parameters
         assert size(slim.model) < (1 - ratio / 3) * size(dense)
 
-    again = build(arch, cfg=structured.cfg_of(slim.model))
+    again = build(arch, cfg=slicing.cfg_of(slim.model))
     again.load_state_dict(slim.model.state_dict())
     assert torch.equal(logits(again), logits(slim.model))
     depth = 11 if arch in PAPER_DEPTH else None
-    network = checkpoint.Network(arch, depth, "cifar10", 10, structured.cfg_of(slim.model))
-    checkpoint.write(tmp_path / "slim", checkpoint.contents_of(slim.model, network, 1, 0.5))
-    loaded, read, _ = checkpoint.load(tmp_path / "slim")
+    network = architecture.Network(arch, depth, "cifar10", 10, slicing.cfg_of(slim.model))
+    checkpoint.write(tmp_path / "slim", architecture.contents_of(slim.model, network, 1, 0.5))
+    loaded, read, _ = architecture.load(tmp_path / "slim")
     assert read == network and torch.equal(logits(loaded), logits(slim.model))
 
 
@@ -114,7 +116,7 @@ def test_a_network_of_the_user_s_own(ratio, local):
     assert logits(dense).std(0).min() > 1e-4  # else equal logits would say nothing
     assert relative(logits(slim.model), logits_without(dense, slim.kept)) <= 1e-4
     assert slim.model.stem.out_channels % 4 == 0
-    sliced = structured.slice_tensors(dense, dense.state_dict(), slim.kept)
+    sliced = slicing.slice_tensors(dense, dense.state_dict(), slim.kept)
     for name, value in slim.model.state_dict().items():
         assert torch.equal(sliced[name], value)
 
@@ -149,7 +151,7 @@ def test_ignored_layers_and_the_classifier_stay_whole(word):
 def test_a_slim_network_is_pruned_again():
     dense = randomize(build("resnet-56"))
     second = prune(prune(dense, 0.4, local=True).model, 0.5, local=True)
-    again = build("resnet-56", cfg=structured.cfg_of(second.model))
+    again = build("resnet-56", cfg=slicing.cfg_of(second.model))
     again.load_state_dict(second.model.state_dict())
     assert torch.equal(logits(again), logits(second.model)) and second.difference <= 1e-4
 
@@ -166,7 +168,7 @@ class Sum(nn.Module):
 
 def test_the_score_of_a_unit_is_the_mean_of_the_layers_that_have_it():
     dense, pairs = Sum(), torch.tensor([3.0, 2.0])
-    keep = structured.prune(dense, {"whole": pairs.repeat(8), "low": pairs.repeat(4)}, 0.5, IMAGES)
+    keep = slicing.prune(dense, {"whole": pairs.repeat(8), "low": pairs.repeat(4)}, 0.5, IMAGES)
     assert keep.kept["fc"]["in"].tolist() == [True, False] * 8
 
 
@@ -234,7 +236,7 @@ def test_no_branch_of_a_concatenation_is_emptied():
 def test_equal_scores_go_from_all_layers_alike():
     """As those of γ before training do."""
     slim = prune(build("resnet-56"), 0.5, "bn").model
-    for name, (_, *out) in structured.cfg_of(slim).items():
+    for name, (_, *out) in slicing.cfg_of(slim).items():
         full = 16 * 2 ** (int(name[5]) - 1) if name.startswith("layer") else 16
         assert not name.endswith("conv1") or out[0] == pytest.approx(full / 2, abs=1)
 
@@ -244,9 +246,9 @@ def test_layers_keep_what_they_must():
     with torch.no_grad():
         for name in least:
             dense.get_submodule(name).weight.mul_(1e-6)
-    found = dependencies.groups(dense, IMAGES)
+    found = groups(dense, IMAGES)
     choice = ranking.choose(found, scores(dense, "l1"), 0.9, least=least)
-    cfg = structured.apply(dense, found, choice, IMAGES).cfg
+    cfg = slicing.apply(dense, found, choice, IMAGES).cfg
     assert cfg["layer3.0.conv1"][1] == 9 and cfg["layer1.1.conv2"][1] >= 3
     assert "layer3.0.conv1" in choice.rescued
 
@@ -264,8 +266,8 @@ def test_a_unit_counts_the_filters_that_write_it():
             x = torch.cat([self.a(x), self.b(x)], 1) + self.whole(x)
             return self.fc(self.depthwise(x).mean((2, 3)))
 
-    found = dependencies.groups(Joined(), IMAGES)
-    assert dependencies.count_filters(found) == 16 + 16 + 16
+    found = groups(Joined(), IMAGES)
+    assert count_filters(found) == 16 + 16 + 16
 
 
 def test_a_layer_of_training_alone_is_refused():
@@ -316,7 +318,7 @@ def test_shares_scores_and_images_that_cannot_be_are_refused():
     with pytest.raises(UserError, match="one tensor"):
         prune(dense, images=(IMAGES, IMAGES))
     with pytest.raises(UserError, match="8 scores for conv1"):
-        structured.prune(dense, {"conv1": torch.rand(8)}, 0.5, IMAGES)
+        slicing.prune(dense, {"conv1": torch.rand(8)}, 0.5, IMAGES)
     for wrong in ({"ratio": 1.0}, {"ratio": -0.1}, {"round_to": 0}):
         with pytest.raises(UserError, match="from 0 to below 1"):
             prune(dense, **wrong)

@@ -12,7 +12,7 @@ from test_readme import PARSERS
 from warm import run
 
 import run as experiment
-from slimming import threads
+from slimming.runtime import threads
 
 SHORT = "--arch resnet --depth 11 --epochs 1 --batch-size 32 --no-tensorboard --no-cuda".split()
 

@@ -5,9 +5,13 @@ import torch
 from conftest import SMALLEST
 
 from models import NETWORKS, resnet
-from slimming import data, datasets, training
+from slimming.data.batches import Batches
+from slimming.data.pixels import Split, normalize
 from slimming.errors import Diverged
-from slimming.sparsity import L1Penalty
+from slimming.runtime.precision import Precision
+from slimming.training import loop
+from slimming.training.optimizer import learning_rate, load_momentum, make_optimizer
+from slimming.training.penalties import L1Penalty
 
 
 def loader(count=64, augment=True):
@@ -15,7 +19,7 @@ def loader(count=64, augment=True):
     images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
     labels = torch.randint(2, (count,), generator=generator)
     images[labels == 1, 0] //= 4
-    return data.Batches(datasets.Split(images, labels, ["a", "b"]), 16, augment=augment)
+    return Batches(Split(images, labels, ["a", "b"]), 16, augment=augment)
 
 
 @pytest.mark.parametrize(
@@ -28,11 +32,11 @@ def loader(count=64, augment=True):
     ],
 )
 def test_the_learning_rate_falls_twice_for_odd_counts_too(epochs, rates):
-    assert [training.learning_rate(e, epochs, 0.1) for e in range(epochs)] == pytest.approx(rates)
+    assert [learning_rate(e, epochs, 0.1) for e in range(epochs)] == pytest.approx(rates)
 
 
 def test_the_schedule_of_the_paper():
-    rates = [training.learning_rate(e, 160, 0.1) for e in (0, 79, 80, 119, 120, 159)]
+    rates = [learning_rate(e, 160, 0.1) for e in (0, 79, 80, 119, 120, 159)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
@@ -46,11 +50,11 @@ def test_a_step_is_plain_sgd_with_the_penalty(scale):
     images, labels = next(iter(batches))
     torch.nn.functional.cross_entropy(model.train()(images), labels).backward()
     grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    optimizer = training.make_optimizer(model, 0.1, 0.9, 1e-4)
-    precision = training.Precision(torch.device("cpu"))
+    optimizer = make_optimizer(model, 0.1, 0.9, 1e-4)
+    precision = Precision(torch.device("cpu"))
     if scale:
         precision.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-    training.train(model, batches, optimizer, 0, [L1Penalty(model, 0.01)], precision)
+    loop.train(model, batches, optimizer, 0, [L1Penalty(model, 0.01)], precision)
     for name, after in model.named_parameters():
         if name.endswith("indexes"):
             assert torch.equal(after, before[name])
@@ -66,21 +70,21 @@ def test_a_step_is_plain_sgd_with_the_penalty(scale):
 def test_every_network_learns(arch, amp):
     torch.manual_seed(0)
     model = NETWORKS[arch](depth=SMALLEST[arch], num_classes=2)
-    optimizer = training.make_optimizer(model, 0.02, 0.9, 1e-4)
-    precision = training.Precision(torch.device("cpu"), amp)
+    optimizer = make_optimizer(model, 0.02, 0.9, 1e-4)
+    precision = Precision(torch.device("cpu"), amp)
     batches = loader(32)
     for epoch in range(15):
-        training.train(model, batches, optimizer, epoch, precision=precision)
-    assert training.test(model, loader(32, augment=False), precision).prec1 > 0.9
+        loop.train(model, batches, optimizer, epoch, precision=precision)
+    assert loop.test(model, loader(32, augment=False), precision).prec1 > 0.9
 
 
 def test_test_scores_the_whole_set_with_a_smaller_last_batch():
     model = resnet(depth=11, num_classes=2).eval()
     batches = loader(40, augment=False)
     images, labels, _ = batches.split
-    score = training.test(model, batches)
+    score = loop.test(model, batches)
     with torch.no_grad():
-        logits = model(data.normalize(images))
+        logits = model(normalize(images))
     loss = torch.nn.functional.cross_entropy(logits, labels).item()
     assert score.loss == pytest.approx(loss, rel=1e-4)
     assert score.prec1 == (logits.argmax(1) == labels).sum().item() / 40
@@ -90,7 +94,7 @@ def test_a_loss_that_is_not_finite_ends_the_run():
     model = resnet(depth=11, num_classes=2)
     model.fc.weight.data.fill_(float("nan"))
     with pytest.raises(Diverged, match="diverged"):
-        training.train(model, loader(), training.make_optimizer(model, 0.1, 0.9, 0))
+        loop.train(model, loader(), make_optimizer(model, 0.1, 0.9, 0))
 
 
 def test_a_first_step_that_overflows_leaves_no_trace():
@@ -99,10 +103,10 @@ def test_a_first_step_that_overflows_leaves_no_trace():
     model = resnet(depth=11, num_classes=2)
     model.fc.weight.data.mul_(1000)  # a large loss
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    optimizer = training.make_optimizer(model, 0.1, 0.9, 1e-4)
-    precision = training.Precision(torch.device("cpu"))
+    optimizer = make_optimizer(model, 0.1, 0.9, 1e-4)
+    precision = Precision(torch.device("cpu"))
     precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
-    training.train(model, loader(16), optimizer, 0, precision=precision)
+    loop.train(model, loader(16), optimizer, 0, precision=precision)
     assert precision.scaler.get_scale() < 2.0**127
     for name, after in model.named_parameters():
         assert torch.equal(after, before[name])
@@ -111,20 +115,20 @@ def test_a_first_step_that_overflows_leaves_no_trace():
 
 def test_momentum_is_taken_in_the_layout_of_the_parameters_or_not_at_all():
     model = resnet(depth=11).to(memory_format=torch.channels_last)
-    optimizer = training.make_optimizer(model, 0.1, 0.9, 0)
+    optimizer = make_optimizer(model, 0.1, 0.9, 0)
     learned = optimizer.param_groups[0]["params"]
     saved = {"state": {i: {"momentum_buffer": torch.randn(p.shape)} for i, p in enumerate(learned)}}
-    assert training.load_momentum(optimizer, saved)
+    assert load_momentum(optimizer, saved)
     for i, parameter in enumerate(learned):
         buffer = optimizer.state[parameter]["momentum_buffer"]
         assert torch.equal(buffer, saved["state"][i]["momentum_buffer"])
         assert buffer.stride() == parameter.stride()
     for wrong in (None, {}, {"state": {}}, {"state": {0: {"momentum_buffer": None}}}):
-        assert not training.load_momentum(optimizer, wrong)
+        assert not load_momentum(optimizer, wrong)
 
 
 def test_masks_are_no_weights_of_the_optimizer():
-    learned = training.make_optimizer(resnet(depth=11), 0.1, 0.9, 0).param_groups[0]["params"]
+    learned = make_optimizer(resnet(depth=11), 0.1, 0.9, 0).param_groups[0]["params"]
     assert all(p.requires_grad for p in learned)
     assert sum(p.numel() for p in learned) == sum(
         p.numel() for n, p in resnet(depth=11).named_parameters() if "indexes" not in n

@@ -13,9 +13,17 @@ from warm import run
 import main
 import models
 import resprune
-from slimming import checkpoint, datasets, files, preact_report, profiling, pruning, sparsity
-from slimming.before_after import Dense, print_next_step
+from slimming.data import datasets
+from slimming.data.pixels import Split
 from slimming.errors import UserError
+from slimming.measuring import profiling
+from slimming.pruning import wired
+from slimming.pruning.choice import Choice
+from slimming.pruning.scaling import alive_channels
+from slimming.reports import preact
+from slimming.storage import checkpoint, files
+from slimming.training import penalties
+from slimming.workflows.before_after import Dense, print_next_step
 
 # as the suite of preact_res20 printed it
 PRINTED = """\
@@ -53,7 +61,7 @@ CFG = [9, 13, 16, 7, 10, 16, 36, 32, 32, 16, 32, 32, 103, 64, 64, 125, 64, 64, 8
 
 def test_second_names():
     assert models.ChannelSelection is models.channel_selection
-    assert main.update_bn is sparsity.update_bn is sparsity.updateBN
+    assert main.update_bn is penalties.update_bn is penalties.updateBN
 
 
 @pytest.mark.parametrize(
@@ -104,7 +112,7 @@ def type_in(monkeypatch, capsys, tmp_path):
     waited for."""
     monkeypatch.chdir(tmp_path)
     digits = {part: datasets.load("digits", None, part) for part in ("train", "test")}
-    few = {part: datasets.Split(i[:40], la[:40], c) for part, (i, la, c) in digits.items()}
+    few = {part: Split(i[:40], la[:40], c) for part, (i, la, c) in digits.items()}
     monkeypatch.setattr(datasets, "_digits", few.get)
     monkeypatch.setattr(profiling, "latencies", lambda models, images: [1.0 for _ in models])
 
@@ -176,14 +184,14 @@ def test_the_summary_of_preact_res20_to_the_letter(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True)
         path.write_bytes(bytes(round(size)))
     model = randomize(models.resnet(depth=20))
-    alive = pruning.alive_channels(model)
+    alive = alive_channels(model)
     keep = {n: torch.arange(len(a)) < w for (n, a), w in zip(alive.items(), CFG, strict=True)}
-    choice = pruning.Choice(0.4, 0.1, alive, keep, [])
+    choice = Choice(0.4, 0.1, alive, keep, [])
     args = argparse.Namespace(model=paths[0], target=paths[1])
     dense = Dense(args, model, None, {}, None)
     before = {"top-1": 0.9096, "loss": 0.284, "seconds": 1.526}
     after = {"top-1": 0.1766, "loss": 7.252, "seconds": 1.526 * (1 - 0.083854)}
-    text = preact_report.text(dense, pruning.slim(model, keep), choice, before, after)
+    text = preact.text(dense, wired.slim(model, keep), choice, before, after)
     assert text.splitlines() == PRINTED.splitlines()
 
 

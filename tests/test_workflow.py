@@ -3,7 +3,7 @@
 import pytest
 from conftest import SMALLEST, save_network, succeed
 
-from slimming import checkpoint
+from slimming.storage import architecture, checkpoint
 
 PRUNER = {"vgg": "vggprune.py", "resnet": "resprune.py", "densenet": "denseprune.py"}
 
@@ -122,7 +122,7 @@ def test_the_mask_implementation(arch, percent, images, tmp_path):
 
 def _check_summary(path, contents):
     """The lines of the original, in its order, then the count that it would have given."""
-    model, _ = checkpoint.rebuild(path, contents, {})
+    model, _ = architecture.rebuild(path, contents, {})
     weights, masks = [], []
     for name, parameter in model.named_parameters():
         (masks if name.endswith("indexes") else weights).append(parameter.numel())

@@ -4,8 +4,9 @@ import sys
 
 import torch
 
-from slimming import cli, distributed
+from slimming.cli import entry
 from slimming.errors import UserError
+from slimming.runtime import distributed
 
 CPU = torch.device("cpu")
 
@@ -22,4 +23,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     distributed.PATIENCE = 2
-    cli.run(main)
+    entry.run(main)

@@ -5,8 +5,9 @@ import os
 import torch
 
 import flowprune
-from slimming import cli, distributed
-from slimming.experiment import Experiment
+from slimming.cli import entry
+from slimming.runtime import distributed
+from slimming.training.trainer import Experiment
 
 save = Experiment._save
 
@@ -19,4 +20,4 @@ def save_own(self, epoch, *told):
 
 if __name__ == "__main__":
     Experiment._save = save_own
-    cli.run(flowprune.main)
+    entry.run(flowprune.main)

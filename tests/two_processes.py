@@ -6,9 +6,14 @@ import torch
 import torch.nn.functional as F
 
 from models import vgg
-from slimming import cli, data, datasets, distributed, training
+from slimming.cli import entry
+from slimming.data.batches import Batches
+from slimming.data.pixels import Split
 from slimming.errors import UserError
-from slimming.sparsity import L1Penalty
+from slimming.runtime import distributed
+from slimming.training import loop
+from slimming.training.optimizer import make_optimizer
+from slimming.training.penalties import L1Penalty
 
 CPU = torch.device("cpu")
 
@@ -23,14 +28,14 @@ def main() -> None:
     ).to(CPU)
     alone = copy.deepcopy(model)
     images = torch.randint(256, (21, 3, 32, 32), dtype=torch.uint8)
-    split = datasets.Split(images, torch.randint(3, (21,)), ["a", "b", "c"])
-    shared = data.Batches(split, 8, augment=True, rank=rank, ranks=ranks)
+    split = Split(images, torch.randint(3, (21,)), ["a", "b", "c"])
+    shared = Batches(split, 8, augment=True, rank=rank, ranks=ranks)
 
     # Without BN, shares of unequal size give exactly the gradient of the whole batch.
-    optimizer = training.make_optimizer(model, 0.01, 0.9, 1e-4)
-    training.train(distributed.wrap(model), shared, optimizer)
-    plain = training.make_optimizer(alone, 0.01, 0.9, 1e-4)
-    for images, labels in data.Batches(split, 8, augment=True):
+    optimizer = make_optimizer(model, 0.01, 0.9, 1e-4)
+    loop.train(distributed.wrap(model), shared, optimizer)
+    plain = make_optimizer(alone, 0.01, 0.9, 1e-4)
+    for images, labels in Batches(split, 8, augment=True):
         plain.zero_grad()
         F.cross_entropy(alone(images), labels).backward()
         plain.step()
@@ -38,8 +43,8 @@ def main() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
     network = vgg(depth=11, num_classes=3)
-    optimizer = training.make_optimizer(network, 0.1, 0.9, 1e-4)
-    training.train(distributed.wrap(network), shared, optimizer, 0, [L1Penalty(network, 0.01)])
+    optimizer = make_optimizer(network, 0.1, 0.9, 1e-4)
+    loop.train(distributed.wrap(network), shared, optimizer, 0, [L1Penalty(network, 0.01)])
     distributed.share_buffers(network)
     for name, value in network.state_dict().items():
         largest, smallest = value.clone(), value.clone()
@@ -58,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

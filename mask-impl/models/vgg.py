@@ -4,7 +4,7 @@ from .suite import suite
 
 
 class vgg(suite.vgg):
-    """The suite's VGG, with the same arguments. ``slim_form`` is what `slimming.pruning.slim`
+    """The suite's VGG, with the same arguments. ``slim_form`` is what `slimming.pruning.wired.slim`
     makes of it."""
 
     slim_form = suite.vgg

@@ -1,0 +1,1 @@
+"""The name of a dataset -> batches on the device."""

@@ -1,0 +1,113 @@
+"""Batches on the training device: shuffle, crop, flip and normalise whole batches of uint8."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, IterableDataset
+
+from slimming.data.order import shares
+from slimming.data.pixels import Split, normalize
+from slimming.runtime.randomness import epoch_generator
+
+PAD = 4
+
+
+def crop(images: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Pad (N, 3, H, W) with PAD black pixels and cut H x W out at ``shift`` (N, 2), 0 to 2 PAD."""
+    height, width = images.shape[2:]
+    padded = F.pad(images, (PAD,) * 4)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: (N, 3, 9, 9, H, W)
+    rows = torch.arange(len(images), device=images.device)
+    return windows[rows, :, shift[:, 0], shift[:, 1]]
+
+
+def flip(images: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+    """Mirror the (N, 3, H, W) images where ``mirrored`` (N,) is true."""
+    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
+
+
+@dataclass
+class Batches:
+    """Iterate over (normalised images (B, 3, 32, 32), labels (B,)) on ``split``'s device.
+
+    With ``augment`` the order, crops and flips of an epoch are functions of ``seed`` and ``epoch``
+    alone; set ``epoch`` before iterating. Without, the images come in order, as they are. The last
+    batch may be smaller. Of several processes each gets its part of every batch: number ``rank`` of
+    ``ranks``, whose ``batch_size`` is that of all together.
+    """
+
+    split: Split
+    batch_size: int
+    augment: bool = False
+    mirror: bool = True
+    seed: int = 0
+    epoch: int = 0
+    rank: int = 0
+    ranks: int = 1
+
+    def __len__(self) -> int:
+        return -(-self.num_images // self.batch_size)
+
+    @property
+    def num_images(self) -> int:
+        return len(self.split.images)
+
+    @property
+    def classes(self) -> list[str]:
+        return self.split.classes
+
+    @property
+    def device(self) -> torch.device:
+        return self.split.images.device
+
+    def first(self, count: int) -> torch.Tensor:
+        """The first images, normalised."""
+        return normalize(self.split.images[:count])
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        images, labels, _ = self.split
+        if self.augment:
+            order, shift, mirrored = (draw.to(images.device) for draw in self._draws())
+        for own in shares(self):
+            if self.augment:
+                batch = flip(crop(images[order[own]], shift[own]), mirrored[own])
+                yield normalize(batch), labels[order[own]]
+            else:
+                yield normalize(images[own]), labels[own]
+
+    def _draws(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The whole epoch's order (N,), crops (N, 2) and flips (N,), drawn on the CPU: the same in
+        every process."""
+        generator, n = epoch_generator(self.seed, self.epoch), self.num_images
+        order = torch.randperm(n, generator=generator)
+        shift = torch.randint(2 * PAD + 1, (n, 2), generator=generator)
+        mirrored = torch.randint(2, (n,), generator=generator).bool()
+        return order, shift, mirrored & self.mirror
+
+
+class Moved:
+    """The batches of any iterable of (images, labels), such as torch's DataLoader, on ``device``.
+
+    ``num_images`` of an epoch is 0 where the loader does not tell.
+    """
+
+    rank, ranks = 0, 1
+
+    def __init__(self, loader: Iterable, device: torch.device):
+        self.loader, self.device, self.epoch, self.num_images = loader, device, 0, 0
+        if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
+            whole = loader.batch_size if loader.drop_last else None
+            self.num_images = len(loader) * whole if whole else len(loader.sampler)
+            self.batch_size = loader.batch_size or -(-self.num_images // len(loader))
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        set_epoch = getattr(getattr(self.loader, "sampler", None), "set_epoch", None)
+        if set_epoch:  # a DistributedSampler shuffles by it
+            set_epoch(self.epoch)
+        for images, labels in self.loader:
+            yield (
+                images.to(self.device, non_blocking=True),
+                labels.to(self.device, non_blocking=True),
+            )

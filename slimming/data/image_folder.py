@@ -1,0 +1,170 @@
+"""Image folders: <root>/train/<class>/*, decoded once into a cache."""
+
+import functools
+import hashlib
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from slimming.data.pixels import OFFLINE, SIZE, Split
+from slimming.errors import UserError
+from slimming.runtime import optional
+from slimming.storage import checkpoint, files
+
+CACHE = ".network-slimming-{split}.pt"
+
+
+def scan_folder(folder: Path, split: str) -> tuple[Path, list, list[str]]:
+    """The (path, label) of every image of a part of an image folder: (root, samples, classes).
+
+    UserError if a class has no images in it, or train and test do not have the same classes.
+    """
+    root = _split_folder(folder, split)
+    samples, classes = _scan(root)
+    if split == "test":
+        _, known = _scan(_split_folder(folder, "train"))
+        for missing, where in [
+            (set(known) - set(classes), root),
+            (set(classes) - set(known), _split_folder(folder, "train")),
+        ]:
+            if missing:
+                raise UserError(
+                    f"{where} has no images of class {', '.join(sorted(missing))}: "
+                    f"every class needs images in train and test; {OFFLINE}"
+                )
+    return root, samples, classes
+
+
+def _image_folder(folder: Path, split: str, workers: int) -> Split:
+    root, samples, classes = scan_folder(folder, split)
+    cache, state = folder / CACHE.format(split=split), _fingerprint(root, samples)
+    images = _read_cache(cache, state)
+    if images is None:
+        images = _decode([path for path, _ in samples], workers, f"decoding {root}")
+        _write_cache(cache, state, images)
+    labels = torch.tensor([label for _, label in samples])
+    return Split(images, labels, classes)
+
+
+def _split_folder(folder: Path, split: str) -> Path:
+    for name in ("train",) if split == "train" else ("test", "val"):
+        if (folder / name).is_dir():
+            return folder / name
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no folder {folder}: --data DIR names your image folder; {OFFLINE}"
+        )
+    kinds = "train/" if split == "train" else "test/ or val/"
+    raise UserError(
+        f"{folder} has no {kinds} folder: --data DIR takes DIR/train/<class>/… and "
+        f"DIR/test/<class>/… (or val/); {OFFLINE}"
+    )
+
+
+def _scan(root: Path) -> tuple[list, list[str]]:
+    from PIL import Image
+    from torchvision.datasets import ImageFolder
+
+    endings = {end for end, kind in Image.registered_extensions().items() if kind in _formats()}
+    try:
+        found = ImageFolder(
+            str(root),
+            allow_empty=True,
+            is_valid_file=lambda path: Path(path).suffix.lower() in endings,
+        )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{root} holds no class folders with images ({reason}): it takes "
+            f"{root}/<class>/<image>; {OFFLINE}"
+        ) from error
+    filled = {label for _, label in found.samples}
+    empty = [name for name, label in found.class_to_idx.items() if label not in filled]
+    if empty:
+        raise UserError(
+            f"{root} has no images of class {', '.join(empty)}: every class folder "
+            f"needs images that Pillow can read; {OFFLINE}"
+        )
+    return found.samples, found.classes
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """What Pillow reads, but EPS: that is a program for Ghostscript, and must not run."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in Image.OPEN if name != "EPS"]
+
+
+def _decode(paths: list[str], workers: int, title: str) -> torch.Tensor:
+    from PIL import Image
+
+    images = np.empty((len(paths), SIZE, SIZE, 3), dtype=np.uint8)
+
+    def decode(i: int) -> None:
+        image = read_image(paths[i])
+        if image.size != (SIZE, SIZE):
+            image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        images[i] = np.asarray(image)
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(max(1, workers)) as pool:
+        warnings.simplefilter("ignore")  # of odd metadata; a broken image is an error
+        decoded = pool.map(decode, range(len(paths)))
+        settings = {"desc": title, "total": len(paths), "unit": "img", "leave": False}
+        for _ in optional.bar(decoded, **settings, disable=None):
+            pass
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def read_image(path: str):
+    """The Pillow image in a file, as RGB. UserError, naming the file, if it cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            return _to_rgb(image)
+    except Exception as error:  # Pillow raises as many kinds as there are formats
+        raise UserError(f"cannot read the image {path} ({error}): mend or remove it") from error
+
+
+def _to_rgb(image):
+    """A Pillow image of any mode as RGB; 16-bit grey keeps its upper 8 bits."""
+    from PIL import Image
+
+    if image.mode == "F":
+        raise ValueError("its pixels are floats of no known range: convert them to 8 bits")
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.int64) >> 8
+        image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _fingerprint(root: Path, samples: list) -> str:
+    """A digest of the name, size and time of change of every file."""
+    digest = hashlib.sha256(f"{SIZE}".encode())
+    for path, _ in samples:
+        stat = os.stat(path)
+        name = os.path.relpath(path, root)
+        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _read_cache(cache: Path, state: str) -> torch.Tensor | None:
+    try:
+        stored = torch.load(cache, weights_only=True)
+        return stored["images"] if stored["state"] == state else None
+    except Exception:  # missing or damaged: the images are decoded again
+        return None
+
+
+def _write_cache(cache: Path, state: str, images: torch.Tensor) -> None:
+    try:
+        contents = checkpoint.serialize({"state": state, "images": images})
+        files.write_bytes(cache, contents, suffix=f".{os.getpid()}.tmp")
+    except UserError as error:
+        print(f"note: the decoded images are not kept for the next run: {error}")

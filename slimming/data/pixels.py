@@ -1,0 +1,52 @@
+"""Small images as uint8 (N, 3, 32, 32), and what they are normalised by."""
+
+import functools
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+SIZE = 32
+
+
+OFFLINE = "--dataset digits needs no download"
+
+
+class Split(NamedTuple):
+    """Images (N, 3, 32, 32) uint8, their labels (N,) int64, and the names of the classes."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    classes: list[str]
+
+
+MEAN = (0.4914, 0.4822, 0.4465)
+
+
+STD = (0.2023, 0.1994, 0.2010)
+
+
+def normalize(images: torch.Tensor) -> torch.Tensor:
+    """uint8 (N, 3, H, W) images as floats of mean 0 and deviation 1: (x / 255 - mean) / std."""
+    mean, std = _mean_and_std(images.device)
+    return images.float().div_(255).sub_(mean).div_(std)
+
+
+@functools.cache  # a copy to a GPU in each batch would wait for it
+def _mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    return tuple(torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
+
+
+def to_32x32(images: torch.Tensor) -> torch.Tensor:
+    """Three equal channels for grey uint8 images (N, H, W); (N, 3, 32, 32) for any (N, 3, H, W).
+
+    28x28 images are padded with black, others are resized (bilinear).
+    """
+    if images.dim() == 3:
+        images = images[:, None].expand(-1, 3, -1, -1)
+    if images.shape[2:] == (28, 28):
+        return F.pad(images, (2, 2, 2, 2))
+    if images.shape[2:] == (SIZE, SIZE):
+        return images.contiguous()
+    resized = F.interpolate(images.float(), (SIZE, SIZE), mode="bilinear", align_corners=False)
+    return resized.round().clamp(0, 255).byte()

@@ -1,0 +1,104 @@
+"""Image folders that do not fit into memory: decoded and augmented by DataLoader workers."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from slimming.data import image_folder
+from slimming.data.order import shares
+from slimming.data.pixels import normalize
+from slimming.errors import UserError
+from slimming.runtime.randomness import epoch_generator
+
+
+class Stream:
+    """The batches of an image folder at ``size`` x ``size`` pixels, like `Batches`.
+
+    For training, random resized crops and mirror images; order and augmentation are functions of
+    ``seed`` and ``epoch``, whatever the number of ``workers``. For the test, the centre.
+    """
+
+    def __init__(
+        self,
+        samples: list,
+        classes: list[str],
+        size: int,
+        device: torch.device,
+        workers: int,
+        batch_size: int,
+        augment: bool,
+        seed: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+    ):
+        self.classes, self.device, self.batch_size = classes, device, batch_size
+        self.num_images, self.augment, self.seed = len(samples), augment, seed
+        self.epoch, self.rank, self.ranks = 0, rank, ranks
+        self.pictures = _Pictures(samples, size, augment, seed)
+        self.loader = DataLoader(
+            self.pictures,
+            batch_sampler=_Order(self),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+        )
+
+    def __len__(self) -> int:
+        return -(-self.num_images // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        try:
+            for images, labels in self.loader:
+                images = images.to(self.device, non_blocking=True)
+                yield normalize(images), labels.to(self.device, non_blocking=True)
+        except UserError as error:  # a worker wraps the line into a traceback
+            raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
+
+    def first(self, count: int) -> torch.Tensor:
+        """The first images, normalised."""
+        chosen = [self.pictures[0, i][0] for i in range(min(count, self.num_images))]
+        return normalize(torch.stack(chosen).to(self.device))
+
+
+class _Order:
+    """Lists of (epoch, index): the batches of this process in the current epoch."""
+
+    def __init__(self, stream: Stream):
+        self.stream = stream
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        stream = self.stream
+        order = torch.arange(stream.num_images)
+        if stream.augment:
+            generator = epoch_generator(stream.seed, stream.epoch)
+            order = torch.randperm(stream.num_images, generator=generator)
+        for own in shares(stream):
+            yield [(stream.epoch, i) for i in order[own].tolist()]
+
+
+class _Pictures(Dataset):
+    """(epoch, index) -> an image (3, size, size) uint8 and its label."""
+
+    def __init__(self, samples: list, size: int, augment: bool, seed: int):
+        from torchvision.transforms import v2
+
+        self.samples, self.seed, self.augment = samples, seed, augment
+        steps = [v2.Resize(size * 8 // 7), v2.CenterCrop(size)]
+        if augment:
+            steps = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
+        self.transform = v2.Compose([*steps, v2.PILToTensor()])
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int]:
+        epoch, index = key
+        path, label = self.samples[index]
+        image = image_folder.read_image(path)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(epoch_generator(self.seed, epoch, index).initial_seed())
+            return self.transform(image), label

@@ -1,0 +1,185 @@
+"""The form of a network for inference only: BN folded away, no channel moved without need."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.fx.experimental import optimization
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from models.channel_selection import gather_channels
+from models.densenet import BasicBlock
+from slimming.pruning.scaling import batch_norms, present_channels, selections
+
+GATHERING = 36  # multiplications that take as long as moving one value, on a CPU
+TINY = 1e-30  # a scale below it counts as 0: what divides by it is not finite
+
+
+class _Selected(nn.Module):
+    """What stands for a BN that stays whole and the selection behind it.
+
+    (N, C or more, H, W) -> (N, kept, H, W), channels last. ``kept``: indices, or None for all C.
+    """
+
+    def __init__(self, keep: torch.Tensor):
+        super().__init__()
+        self.channels = len(keep)
+        self.register_buffer("kept", None if keep.all() else keep.nonzero().flatten())
+
+    def rows(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The kept channels as (N, H, W, kept), and where a result may be written over them."""
+        if self.kept is None:
+            return x[:, : self.channels].permute(0, 2, 3, 1), None
+        rows = gather_channels(x, self.kept).permute(0, 2, 3, 1)
+        return rows, rows  # what was gathered is nobody else's
+
+
+class SelectedAffine(_Selected):
+    """Gather channels, then scale and shift them: scale · x[:, kept] + shift, before a ReLU."""
+
+    def __init__(self, scale: torch.Tensor, shift: torch.Tensor, keep: torch.Tensor):
+        super().__init__(keep)
+        self.register_buffer("scale", scale[keep])
+        self.register_buffer("shift", shift[keep])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows, out = self.rows(x)
+        return torch.addcmul(self.shift, rows, self.scale, out=out).permute(0, 3, 1, 2)
+
+
+class SelectedClamp(_Selected):
+    """BN and ReLU as one pass over the kept channels, where what reads them is linear per pixel.
+
+    ReLU(scale · x + shift) = scale · clamp(x) + shift, with the clamp at x = -shift / scale, from
+    below where scale is positive and from above where it is negative. Scale and shift of the
+    clamped x go into the reader: see `_fold`.
+    """
+
+    def __init__(self, scale: torch.Tensor, shift: torch.Tensor, keep: torch.Tensor):
+        super().__init__(keep)
+        bend = -shift / scale
+        infinite = torch.full_like(bend, torch.inf)
+        self.register_buffer("low", torch.where(scale > TINY, bend, -infinite)[keep])
+        high = torch.where(scale < -TINY, bend, infinite)[keep]
+        self.register_buffer("high", None if (high == torch.inf).all() else high)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows, out = self.rows(x)
+        return torch.clamp(rows, self.low, self.high, out=out).permute(0, 3, 1, 2)
+
+
+class DenseStage(nn.Module):
+    """The blocks of a dense stage, each writing its channels into one map: no concatenation."""
+
+    def __init__(self, blocks: nn.Sequential):
+        super().__init__()
+        self.blocks = blocks
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, c, h, w = x.shape
+        growth = self.blocks[0].conv1.out_channels
+        maps = x.new_empty(n, h, w, c + growth * len(self.blocks)).permute(0, 3, 1, 2)
+        maps[:, :c] = x
+        for block in self.blocks:
+            maps[:, c : c + growth] = block.grow(maps)  # which reads the first c channels alone
+            c += growth
+        return maps
+
+
+@torch.no_grad()
+def deploy(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` for inference only, with outputs equal within rounding.
+
+    A BN right behind the convolution that writes it is folded into that convolution. A BN in front
+    of channel selection works on the kept channels alone, and becomes a clamp where the layer that
+    reads them can take its scale and shift. The copy is channels_last, in eval mode, and has no
+    BatchNorm left: it cannot be trained or pruned. ValueError if ``model`` has none. Of a network
+    without ``wiring()`` each BN behind a convolution is folded, where PyTorch can trace it and no
+    such layer runs twice.
+    """
+    if not hasattr(model, "wiring"):
+        return _fused(model).requires_grad_(False).to(memory_format=torch.channels_last)
+    if not batch_norms(model):
+        raise ValueError("the model has no BatchNorm: it is a deployment form already")
+    present, whole = present_channels(model), selections(model)
+    small = copy.deepcopy(model).eval()
+    for layer, _, writes in model.wiring():
+        if writes:
+            fused = fuse_conv_bn_eval(small.get_submodule(layer), small.get_submodule(writes))
+            small.set_submodule(layer, fused)
+            small.set_submodule(writes, nn.Identity())
+    for name, selection in whole.items():
+        keep = present[name].to(next(model.parameters()).device)
+        readers = [layer for layer, reads, _ in model.wiring() if reads == name]
+        _merge(small, name, selection, readers, keep)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Sequential) and isinstance(next(iter(module), None), BasicBlock):
+            small.set_submodule(name, DenseStage(small.get_submodule(name)))
+    return small.requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def _fused(model: nn.Module) -> nn.Module:
+    """A copy in eval mode with convolution and BN in one, if torch.fx can trace the network."""
+    still = copy.deepcopy(model).eval()
+    try:
+        nodes = torch.fx.symbolic_trace(still).graph.nodes
+        called = [still.get_submodule(n.target) for n in nodes if n.op == "call_module"]
+        folded = [layer for layer in called if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d))]
+        if len(folded) > len(set(folded)):  # a convolution that runs twice cannot take two BNs
+            return still
+        return optimization.fuse(still)
+    except Exception:  # data-dependent Python in forward, and whatever else cannot be traced
+        return still
+
+
+def _merge(small: nn.Module, name: str, selection: str, readers: list[str], keep: torch.Tensor):
+    """Put one module in the place of the BN called ``name``, its selection, and its ReLU if the
+    ``readers`` can take part of the work."""
+    bn = small.get_submodule(name)
+    scale = bn.weight / (bn.running_var + bn.eps).sqrt()
+    shift = bn.bias - bn.running_mean * scale
+    layers = [small.get_submodule(reader) for reader in readers]
+    work = sum(layer.weight[:, 0].numel() for layer in layers)  # multiplications for each channel
+    kept = int(keep.sum())
+    if (len(keep) - kept) * work < GATHERING * kept:  # zeros are multiplied sooner
+        for layer in layers:
+            _read_all(layer, keep)
+        keep = torch.ones_like(keep)
+    merged = SelectedAffine
+    if all(map(_linear_per_pixel, layers)):
+        for layer in layers:
+            _fold(layer, scale[keep], shift[keep])
+        merged = SelectedClamp
+        small.set_submodule(selection.replace("select", "relu"), nn.Identity())
+    small.set_submodule(name, merged(scale, shift, keep))
+    small.set_submodule(selection, nn.Identity())
+
+
+def _linear_per_pixel(reader: nn.Module) -> bool:
+    """Whether no border and no other pixel takes part in an output: a constant stays one."""
+    if isinstance(reader, nn.Conv2d):
+        return reader.kernel_size == (1, 1) and reader.padding == (0, 0) and reader.groups == 1
+    return isinstance(reader, nn.Linear)
+
+
+def _read_all(reader: nn.Module, keep: torch.Tensor) -> None:
+    """Let ``reader`` read every channel, with weights 0 for those that ``keep`` leaves out."""
+    weight = reader.weight
+    wide = weight.new_zeros(weight.shape[0], len(keep), *weight.shape[2:])
+    wide[:, keep] = weight
+    reader.weight = nn.Parameter(wide)
+    if isinstance(reader, nn.Linear):
+        reader.in_features = len(keep)
+    else:
+        reader.in_channels = len(keep)
+
+
+def _fold(reader: nn.Module, scale: torch.Tensor, shift: torch.Tensor) -> None:
+    """Let ``reader`` read x where it read scale · x + shift; ReLU(shift) where the scale is 0."""
+    live = scale.abs() > TINY
+    constant = torch.where(live, shift, F.relu(shift))
+    weight = reader.weight
+    bias = weight.flatten(1) @ constant + (0 if reader.bias is None else reader.bias)
+    scaled = weight.transpose(1, -1) * torch.where(live, scale, 0)
+    reader.weight, reader.bias = nn.Parameter(scaled.transpose(1, -1)), nn.Parameter(bias)

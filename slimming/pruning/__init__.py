@@ -1,0 +1,1 @@
+"""A network -> a slim one, proved."""

@@ -1,0 +1,241 @@
+"""How important each filter of a network is, by measures that are functions of `Evidence`.
+
+θ are the weights of one filter (of a Conv2d, or a row of a Linear), g their gradient, H the Hessian
+of the loss; Σ and ‖·‖ run over the weights of the filter. Papers are given by their arXiv number.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from slimming.errors import UserError
+from slimming.pruning.proof import only_logits
+from slimming.pruning.scaling import batch_norms
+from slimming.runtime.strides import unit_strides
+
+Scores = dict[str, torch.Tensor]  # name of a layer -> (channels,) fp32 on the CPU, higher = keep
+Tensors = dict[str, torch.Tensor]  # by name of the parameter
+
+
+@dataclass
+class Evidence:
+    """A network, the images it is judged on, and what they say of its parameters, on demand.
+
+    ``batches`` are normalised images (N, 3, H, W) with labels (N,) on the model's device. The loss
+    is cross_entropy(logits / ``temperature``) in eval mode. Means are over all images: minibatches
+    count by their size. Neither the mode, the running statistics nor ``.grad`` of the model change.
+    What is known already can be assigned: ``evidence.gradient = {name: g}``. ``use_l2`` and
+    ``use_init`` choose the `bias`; UserError if ``initial``, the θ₀ of use_init, lacks a weight.
+    """
+
+    model: nn.Module
+    batches: list[tuple[torch.Tensor, torch.Tensor]]
+    temperature: float = 1.0
+    initial: Tensors | None = None
+    use_l2: bool = False
+    use_init: bool = False
+    seed: int = 0  # of `random`
+
+    def __post_init__(self):
+        if self.use_l2 and self.use_init:
+            raise UserError("--use_l2 and --use_init contradict each other: give one of them")
+        known = {name: value.shape for name, value in (self.initial or {}).items()}
+        if self.use_init and any(known.get(n) != v.shape for n, v in self.values.items()):
+            raise UserError("--use_init needs the initial value of every weight; leave it out")
+
+    @cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Weights of every Conv2d and Linear, γ and β of every BN, by name."""
+        found = {f"{name}.weight": layer.weight for name, layer in layers(self.model).items()}
+        for name, norm in _scaled(self.model, needed=False).items():
+            found |= {f"{name}.weight": norm.weight, f"{name}.bias": norm.bias}
+        return found
+
+    @cached_property
+    def values(self) -> Tensors:
+        """θ: the parameters, detached."""
+        return {name: parameter.detach() for name, parameter in self.parameters.items()}
+
+    @cached_property
+    def gradient(self) -> Tensors:
+        """g: the mean gradient."""
+        return self._mean(self._differentiate)
+
+    @cached_property
+    def saliency(self) -> Tensors:
+        """|θ·g|, or the average of it that a `Tracker` kept."""
+        return {name: (value * self.gradient[name]).abs() for name, value in self.values.items()}
+
+    @cached_property
+    def squared_gradient(self) -> Tensors:
+        """E[g²]: the mean of the squared gradients of the minibatches."""
+        return self._mean(lambda loss: [g.square() for g in self._differentiate(loss)])
+
+    @cached_property
+    def hessian_gradient(self) -> Tensors:
+        """Hg: the gradient of Σ g(θ)·g over ``parameters``, in which the second g is constant."""
+        mean = self.gradient.values()
+
+        def product(loss: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            own = self._differentiate(loss, create_graph=True)
+            return self._differentiate(sum((a * b).sum() for a, b in zip(own, mean, strict=True)))
+
+        return self._mean(product)
+
+    def bias(self, name: str, l2: bool = False) -> torch.Tensor | float:
+        """The factor of a parameter's term, so that small ones go first: |θ − θ₀| with use_init,
+        |θ| with use_l2 or, by the measure's own default, ``l2``; else 1.
+        """
+        theta = self.values[name]
+        if self.use_init:
+            return (theta - self.initial[name].detach().to(theta)).abs()
+        return theta.abs() if self.use_l2 or l2 else 1.0
+
+    def _differentiate(self, loss: torch.Tensor, create_graph: bool = False):
+        weights = list(self.parameters.values())  # those that the loss does not depend on get zeros
+        return torch.autograd.grad(
+            loss, weights, create_graph=create_graph, materialize_grads=True, allow_unused=True
+        )
+
+    def _mean(self, derive: Callable) -> Tensors:
+        """The mean over all images of ``derive(loss)``, one tensor for each parameter."""
+        count = sum(len(labels) for _, labels in self.batches)
+        if not count:
+            raise UserError(f"this measure needs images: use one of {', '.join(GRADIENT_FREE)}")
+        mean = {name: torch.zeros_like(value) for name, value in self.values.items()}
+        modes = {module: module.training for module in self.model.modules()}  # they may differ
+        frozen = [p for p in self.parameters.values() if not p.requires_grad]
+        self.model.eval()
+        try:
+            for parameter in frozen:
+                parameter.requires_grad_()
+            for images, labels in self.batches:
+                with torch.enable_grad(), unit_strides(self.model):
+                    logits = only_logits(self.model(images))
+                    terms = derive(F.cross_entropy(logits / self.temperature, labels))
+                torch._foreach_add_(list(mean.values()), list(terms), alpha=len(labels) / count)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+        return mean
+
+
+def layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """Every Conv2d and Linear of the model by its name."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+
+
+def _scaled(model: nn.Module, needed: bool = True) -> dict[str, nn.BatchNorm2d]:
+    """Every BN that has scaling factors; UserError if one is ``needed`` and there is none."""
+    found = {name: norm for name, norm in batch_norms(model).items() if norm.affine}
+    if needed and not found:
+        others = ", ".join(name for name in MEASURES if name not in ("bn", "nvidia"))
+        raise UserError(f"bn and nvidia judge BatchNorms, the network has none: use {others}")
+    return found
+
+
+def _sums(e: Evidence, term: Callable[[str], torch.Tensor]) -> Scores:
+    """Σ ``term(name of the weight)`` of each filter of each Conv2d and Linear."""
+    return {n: term(f"{n}.weight").flatten(1).sum(1).float().cpu() for n in layers(e.model)}
+
+
+def mag_based(e: Evidence) -> Scores:
+    """‖θ‖₂, the magnitude; with use_init ‖θ − θ₀‖₂ (Lubana and Dick 2021, 2009.11839)."""
+    sums = _sums(e, lambda n: e.bias(n, l2=True).square())
+    return {name: total.sqrt() for name, total in sums.items()}
+
+
+def l1(e: Evidence) -> Scores:
+    """‖θ‖₁; with use_init ‖θ − θ₀‖₁ (Li et al. 2017, 1608.08710)."""
+    return _sums(e, lambda n: e.bias(n, l2=True))
+
+
+def bn(e: Evidence) -> Scores:
+    """|γ| under the name of the BN; with use_init |γ − γ₀| (Liu et al. 2017, 1708.06519)."""
+    return {n: e.bias(f"{n}.weight", l2=True).float().cpu() for n in _scaled(e.model)}
+
+
+def loss_based(e: Evidence) -> Scores:
+    """Σ|θ·g|, the change of the loss to first order (Lubana and Dick 2021, 2009.11839)."""
+    return _sums(e, lambda n: e.bias(n) * e.saliency[n])
+
+
+def tfo(e: Evidence) -> Scores:
+    """|Σ θ·g|, the same of the filter as a whole (Molchanov et al. 2017, 1611.06440)."""
+    sums = _sums(e, lambda n: e.bias(n) * e.values[n] * e.gradient[n])
+    return {name: total.abs() for name, total in sums.items()}
+
+
+def fisher(e: Evidence) -> Scores:
+    """Σ θ²·E[g²]: the change of the loss to second order (Theis et al. 2018, 1801.05787)."""
+    return _sums(e, lambda n: e.bias(n) * e.values[n].square() * e.squared_gradient[n])
+
+
+def nvidia(e: Evidence) -> Scores:
+    """γ²·E[g_γ²] + β²·E[g_β²] under the name of the BN (Molchanov et al. 2019, 1906.10771)."""
+    names = _scaled(e.model)
+    terms = {n: e.bias(n) * v.square() * e.squared_gradient[n] for n, v in e.values.items()}
+    return {n: (terms[f"{n}.weight"] + terms[f"{n}.bias"]).float().cpu() for n in names}
+
+
+def biased_loss(e: Evidence) -> Scores:
+    """Σ|θ|·|θ·g|, with use_init Σ|θ − θ₀|·|θ·g| (Lubana and Dick 2021, 2009.11839)."""
+    return _sums(e, lambda n: e.bias(n, l2=True) * e.saliency[n])
+
+
+def biased_loss_tracked(e: Evidence) -> Scores:
+    """Σ|θ|·E, with E the average of |θ·g| of a `Tracker` (Lubana and Dick 2021, 2009.11839)."""
+    return biased_loss(e)
+
+
+def grasp(e: Evidence) -> Scores:
+    """Σ θ·(Hg): what goes first raises ‖g‖. Temperature 200 (Wang et al. 2020, 2002.07376)."""
+    return _sums(e, lambda n: e.bias(n) * e.values[n] * e.hessian_gradient[n])
+
+
+def grad_preserve(e: Evidence) -> Scores:
+    """|Σ θ·(Hg)|: what goes first keeps ‖g‖. Temperature 1 (Lubana and Dick 2021, 2009.11839)."""
+    return {name: scores.abs() for name, scores in grasp(e).items()}
+
+
+def random(e: Evidence) -> Scores:
+    """Uniform in [0, 1), a function of the seed: what a measure must beat (no paper)."""
+    generator = torch.Generator().manual_seed(e.seed)
+    return {n: torch.rand(len(m.weight), generator=generator) for n, m in layers(e.model).items()}
+
+
+def lamp(e: Evidence) -> Scores:
+    """‖θ‖² / Σ‖θ_u‖² over the layer's filters with ‖θ_u‖ ≥ ‖θ‖ (Lee et al. 2021, 2010.07611)."""
+    scores = {}
+    for name, squares in _sums(e, lambda n: e.bias(n, l2=True).square()).items():
+        ranked = squares.sort().values
+        as_much = ranked.flip(0).cumsum(0).flip(0).clamp_min(torch.finfo(torch.float32).tiny)
+        scores[name] = squares / as_much[torch.searchsorted(ranked, squares)]
+    return scores
+
+
+def taylor_group(e: Evidence) -> Scores:
+    """Σ|θ·g| of each filter, and of what reads each input channel under "layer:in"; |γ·g_γ| under
+    the name of the BN. Add them up over coupled layers (DepGraph, Fang et al. 2023, 2301.12900).
+    """
+    saliency = {n: e.bias(n) * value for n, value in e.saliency.items()}
+    scores = _sums(e, saliency.get)
+    for name, layer in layers(e.model).items():
+        terms, groups = saliency[f"{name}.weight"], getattr(layer, "groups", 1)
+        terms = terms.view(groups, -1, *terms.shape[1:]).transpose(1, 2).flatten(2)
+        scores[f"{name}:in"] = terms.sum(2).flatten().float().cpu()
+    return scores | {n: saliency[f"{n}.weight"].float().cpu() for n in _scaled(e.model, False)}
+
+
+_ALL = (mag_based, l1, bn, loss_based, tfo, fisher, nvidia, biased_loss, biased_loss_tracked)
+_ALL += (grasp, grad_preserve, random, lamp, taylor_group)
+MEASURES: dict[str, Callable[[Evidence], Scores]] = {measure.__name__: measure for measure in _ALL}
+TEMPERATURES = {"grasp": 200.0, "grad_preserve": 1.0}  # what their papers say; 1 or --T elsewhere
+GRADIENT_FREE = ("mag_based", "l1", "bn", "random", "lamp")  # they need no images
+SECOND_ORDER = ("grasp", "grad_preserve")

@@ -1,0 +1,119 @@
+"""Pruning inside filters: whole kernels (the k x k weights of one filter for one input channel),
+and patterns of weights inside kernels.
+
+What is pruned is exactly zero in the weights. `GradientMask` holds it there through fine-tuning;
+input channels that no filter reads any more are removed by `slimming.pruning.slicing`.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from models.resize import is_depthwise
+from slimming.pruning.choice import Choice
+from slimming.pruning.groups import Group
+from slimming.pruning.scaling import Masks
+
+PATTERNS = 16  # different patterns a layer may use: a kernel of a fast program is one of a few
+SPARSE = 0.001  # share of zero weights that is no chance: a fresh VGG has 2 of 9 million
+
+
+def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """The convolutions of ``model`` by name."""
+    return {n: layer for n, layer in model.named_modules() if isinstance(layer, nn.Conv2d)}
+
+
+def kernel_masks(model: nn.Module, ratio: float, local: bool = True) -> Masks:
+    """Which weights stay when the share ``ratio`` of the kernels goes, the smallest L1 norm first.
+
+    Name of a layer -> bools like its weight (out, in, k, k). Norms are divided by k², so that
+    layers of different kernels compare; with ``local`` each layer loses the same share. A filter
+    keeps its largest kernel; depthwise convolutions keep all, a kernel is a filter there.
+    """
+    norms = {
+        n: layer.weight.detach().abs().mean((2, 3))
+        for n, layer in convolutions(model).items()
+        if not is_depthwise(layer)
+    }
+    masks = {}
+    for name, keep in _largest(norms, ratio, local).items():
+        best = norms[name].argmax(1, keepdim=True)
+        shape = model.get_submodule(name).weight.shape
+        masks[name] = keep.scatter(1, best, True)[:, :, None, None].expand(shape).clone()
+    return masks
+
+
+def pattern_masks(model: nn.Module, ratio: float, local: bool = True) -> Masks:
+    """Which weights stay when each kernel keeps a pattern of about k² · (1 - ratio) weights.
+
+    Of the patterns that the largest weights of its kernels form, a layer uses the PATTERNS most
+    frequent; each kernel takes that which keeps the most magnitude (as in PatDNN, Niu et al.,
+    ASPLOS 2020). Without ``local`` layers of large weights keep more. 1x1 kernels have no patterns:
+    what goes of the whole network is less than ``ratio`` where it has many.
+    """
+    layers = {n: m for n, m in convolutions(model).items() if math.prod(m.kernel_size) > 1}
+    sizes = {n: layer.weight.detach().abs() for n, layer in layers.items()}
+    shares = _largest(sizes, ratio, local)
+    masks = {}
+    for name, size in sizes.items():
+        kernels = size.flatten(2).flatten(0, 1)  # (out · in, k²)
+        count = max(1, round(float(shares[name].float().mean()) * kernels.shape[1]))
+        own = torch.zeros_like(kernels).scatter(1, kernels.topk(count).indices, 1)
+        patterns, uses = own.unique(dim=0, return_counts=True)
+        patterns = patterns[uses.argsort(descending=True, stable=True)[:PATTERNS]]
+        chosen = (kernels @ patterns.T).argmax(1)
+        masks[name] = patterns[chosen].bool().view_as(size)
+    return masks
+
+
+def _largest(values: Masks, ratio: float, local: bool) -> Masks:
+    """Where the (1 - ratio) largest of the ``values`` are: of all together, or of each alone."""
+    if local:
+        return {name: _above(value, ratio) for name, value in values.items()}
+    together = _above(torch.cat([value.flatten() for value in values.values()]), ratio)
+    parts = together.split([value.numel() for value in values.values()])
+    return {n: part.view_as(values[n]) for n, part in zip(values, parts, strict=True)}
+
+
+def _above(values: torch.Tensor, ratio: float) -> torch.Tensor:
+    keep = torch.ones(values.numel(), dtype=torch.bool, device=values.device)
+    keep[values.flatten().argsort(stable=True)[: int(values.numel() * ratio + 1e-9)]] = False
+    return keep.view_as(values)
+
+
+@torch.no_grad()
+def zero_weights(model: nn.Module, masks: Masks) -> None:
+    """Set the weights that are not kept to zero, in place."""
+    for name, keep in masks.items():
+        model.get_submodule(name).weight.mul_(keep)
+
+
+def zero_masks(model: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
+    """The weights of convolutions that are not zero: what `GradientMask` shall keep as it is."""
+    weights = [layer.weight for layer in convolutions(model).values()]
+    return {weight: (weight != 0).to(weight.dtype) for weight in weights if (weight == 0).any()}
+
+
+def held_zeros(model: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
+    """`zero_masks` of a network that was pruned inside its filters; nothing of any other one."""
+    weights = [layer.weight for layer in convolutions(model).values()]
+    zeros = sum(int((weight == 0).sum()) for weight in weights)
+    return zero_masks(model) if zeros > SPARSE * sum(w.numel() for w in weights) else {}
+
+
+def unread_channels(model: nn.Module, found: list[Group]) -> Choice:
+    """The channels of each group that some layer still reads; the others can be removed."""
+    alive = {group.name: torch.ones(group.size, dtype=torch.bool) for group in found}
+    keep = {}
+    for group in found:
+        read = torch.zeros(group.size, dtype=torch.bool)
+        for member in (member for member in group.members if member.side == "in"):
+            weight = model.get_submodule(member.layer).weight.detach().cpu()
+            groups = getattr(model.get_submodule(member.layer), "groups", 1)
+            used = (weight != 0).unflatten(0, (groups, -1)).transpose(1, 2).flatten(2).any(2)
+            read[member.units[used.flatten()[member.channels]]] = True
+        if not read.any():
+            read[0] = True
+        keep[group.name] = read
+    return Choice(0.0, 0.0, alive, keep, [])

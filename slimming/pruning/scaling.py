@@ -1,0 +1,55 @@
+"""The scaling factors γ of a network: which there are, which are alive."""
+
+import torch
+from torch import nn
+
+Masks = dict[str, torch.Tensor]  # name of a BN -> one bool for each of its channels
+
+
+def batch_norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
+    """Every BatchNorm2d of the model by its name, in the order of the forward pass."""
+    kinds = (nn.BatchNorm2d, nn.SyncBatchNorm)  # --sync-bn turns the one into the other
+    return {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
+
+
+def selections(model: nn.Module) -> dict[str, str]:
+    """For each BN that stays whole, because no layer writes it, the name of the selection after it.
+
+    The network declares with ``wiring()`` which layer reads and writes which BN; one that declares
+    nothing has no selections.
+    """
+    if not hasattr(model, "wiring"):
+        return {}
+    written = {wire.writes for wire in model.wiring()}
+    return {
+        name: f"{name.rpartition('.')[0]}.select".lstrip(".")
+        for name in batch_norms(model)
+        if name not in written
+    }
+
+
+def present_channels(model: nn.Module) -> Masks:
+    """The channels of each BN that go on to the next layer: all, or those its selection keeps."""
+    masks = {
+        name: torch.ones(bn.num_features, dtype=torch.bool)
+        for name, bn in batch_norms(model).items()
+    }
+    for name, selection in selections(model).items():
+        select = model.get_submodule(selection)
+        if hasattr(select, "indexes"):  # the mask implementation has no selection
+            masks[name] = select.indexes.detach().cpu() != 0
+    return masks
+
+
+def alive_channels(model: nn.Module) -> Masks:
+    """The present channels that compute something: not those with γ = β = 0."""
+    present = present_channels(model)
+    return {
+        name: present[name] & ((bn.weight != 0) | (bn.bias != 0)).detach().cpu()
+        for name, bn in batch_norms(model).items()
+    }
+
+
+def scaling_factors(model: nn.Module) -> Masks:
+    """|γ| of every channel of each BN: name -> (C,) fp32 on the CPU."""
+    return {name: bn.weight.detach().float().cpu().abs() for name, bn in batch_norms(model).items()}

@@ -1,0 +1,50 @@
+"""One threshold on |γ| over the whole network (Network Slimming, section 3)."""
+
+import torch
+from torch import nn
+
+from slimming.errors import UserError
+from slimming.pruning.choice import Choice, round_up
+from slimming.pruning.scaling import (
+    Masks,
+    alive_channels,
+    present_channels,
+    scaling_factors,
+)
+
+
+def choose_channels(
+    model: nn.Module, percent: float, at_least_one: bool = True, round_to: int = 1
+) -> Choice:
+    """The channels that survive when ``percent`` (0 <= percent < 1) of those alive are pruned.
+
+    The threshold is the value at position int(total · percent) of the sorted |γ| of the whole
+    network; a channel stays if its |γ| is strictly greater. With ``at_least_one`` a layer that
+    would lose every channel keeps its largest |γ|. With ``round_to`` each layer keeps as many
+    more, the largest first, as make a multiple of it (or all that are alive). UserError if a
+    scaling factor is not finite.
+    """
+    factors, alive = scaling_factors(model), alive_channels(model)
+    ranked = torch.cat([factors[name][alive[name]] for name in factors]).sort().values
+    if not len(ranked) or not ranked.isfinite().all():
+        raise UserError(
+            "the network has scaling factors that are not finite, or none at all: "
+            "prune a checkpoint of a run that did not diverge"
+        )
+    threshold = ranked[int(len(ranked) * percent)]
+    keep = {name: alive[name] & (factors[name] > threshold) for name in factors}
+    rescued = [name for name, mask in keep.items() if at_least_one and not mask.any()]
+    keep = keep_one(model, keep) if at_least_one else keep
+    rounded = {n: round_up(mask, factors[n], alive[n], round_to) for n, mask in keep.items()}
+    spared = sum(int(rounded[n].sum() - mask.sum()) for n, mask in keep.items())
+    return Choice(percent, float(threshold), alive, rounded, rescued, spared)
+
+
+def keep_one(model: nn.Module, keep: Masks) -> Masks:
+    """``keep``, and in each layer that keeps no channel the one with the largest |γ|."""
+    factors, present = scaling_factors(model), present_channels(model)
+    keep = {name: mask.clone() for name, mask in keep.items()}
+    for name, mask in keep.items():
+        if not mask.any():
+            mask[factors[name].masked_fill(~present[name], -1).argmax()] = True
+    return keep

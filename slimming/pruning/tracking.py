@@ -1,0 +1,95 @@
+"""Importance that is averaged while a network trains (Lubana and Dick, 2009.11839)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from slimming.errors import UserError
+from slimming.pruning.importance import (
+    MEASURES,
+    SECOND_ORDER,
+    Evidence,
+    Scores,
+    Tensors,
+    biased_loss_tracked,
+)
+
+
+class Tracker:
+    """Importance averaged over the last ``batches`` minibatches of every ``steps`` of training.
+
+    A hook between backward and step: A = ``alpha`` · A + (1 − ``alpha``) · now, which starts afresh
+    every ``steps``. Of each minibatch it keeps the scores, but |θ·g| for biased_loss_tracked.
+    Training has dropped the graph that measures of second order differentiate: ``minibatch`` gives
+    them images and labels for passes of their own. ``options`` are ``temperature``, ``initial``,
+    ``use_l2`` and ``use_init`` of `Evidence`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        measure: str,
+        steps: int,
+        batches: int = 20,
+        alpha: float = 0.8,
+        minibatch: Callable[[], tuple[torch.Tensor, torch.Tensor]] | None = None,
+        **options,
+    ):
+        if measure in SECOND_ORDER and not minibatch:
+            raise UserError(
+                f"{measure} cannot be tracked without minibatch: it takes a second pass"
+            )
+        self.model, self.measure, self.alpha, self.minibatch = model, measure, alpha, minibatch
+        self.steps, self.start, self.options = steps, max(0, steps - batches), options
+        self._evidence()  # fails now rather than after an epoch
+        self.count, self.average = 0, {}
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        position, self.count = self.count % self.steps, self.count + 1
+        if position == self.start:
+            self.average = {}
+        if position >= self.start:
+            now = self._of_this_minibatch()
+            finite = torch.stack([value.isfinite().all() for value in now.values()]).all()
+            if finite:  # else the gradient scaler of fp16 skips this step too
+                old = self.average or now
+                self.average = {n: now[n].lerp(old[n], self.alpha) for n in now}
+
+    def scores(self) -> Scores:
+        """The average so far; UserError if there is none."""
+        if not self.average:
+            raise UserError("no minibatch has been tracked: train for longer first")
+        if self.measure != "biased_loss_tracked":
+            return dict(self.average)
+        evidence = self._evidence()
+        evidence.saliency = self.average
+        return biased_loss_tracked(evidence)
+
+    def state_dict(self) -> dict:
+        """The number of steps and the average, for `load_state_dict`."""
+        return {"count": self.count, "average": dict(self.average)}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on with the average of a `state_dict`."""
+        values = self._evidence().values
+        self.count = state["count"]
+        self.average = {n: v.to(values.get(n, v)) for n, v in state["average"].items()}
+
+    def _evidence(self) -> Evidence:
+        return Evidence(self.model, [], **self.options)
+
+    def _of_this_minibatch(self) -> Tensors | Scores:
+        evidence = self._evidence()
+        if self.measure in SECOND_ORDER:
+            evidence.batches = [self.minibatch()]
+            return MEASURES[self.measure](evidence)
+        weights = evidence.parameters
+        evidence.gradient = {
+            n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in weights.items()
+        }
+        if self.measure == "biased_loss_tracked":
+            return evidence.saliency
+        evidence.squared_gradient = {n: g.square() for n, g in evidence.gradient.items()}
+        return MEASURES[self.measure](evidence)

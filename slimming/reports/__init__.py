@@ -1,0 +1,1 @@
+"""Figures -> people: tables, plots, TensorBoard, pages."""

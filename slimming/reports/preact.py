@@ -1,0 +1,47 @@
+"""What pruning costs and brings, in the lines of the suite that spells its networks
+preact_res<depth>."""
+
+import os
+
+import torch
+from torch import nn
+
+from slimming.pruning.choice import Choice
+from slimming.workflows.before_after import Dense
+
+MEBIBYTE = 2**20
+
+
+def text(dense: Dense, slim: nn.Module, choice: Choice, before: dict, after: dict) -> str:
+    """Its lines for what `before_after.report` found. As there, parameters count the
+    masks of channel selection too, and sizes are those of the two files."""
+    files = (dense.args.model, dense.args.target)
+    sizes = [path.stat().st_size / MEBIBYTE for path in files]
+    counts = [sum(p.numel() for p in model.parameters()) for model in (dense.model, slim)]
+    lines = [
+        f"Loading checkpoint from {dense.args.model}",
+        *(_layer(name, alive, choice.keep[name]) for name, alive in choice.alive.items()),
+        f"cfg {len(slim.cfg)}: {slim.cfg}",
+        f"Pruned model save to: {os.path.join('.', dense.args.target)}",
+        f"Pruned rate: {choice.percent:g}",
+        f"Model {_score(before)}",
+        f"Pruned model {_score(after)}",
+        _reduced("Time", before["seconds"], after["seconds"], "{:.2f}s -> {:.2f}s"),
+        _reduced("Model params", *counts, "{:.2f} -> {:.2f}"),
+        _reduced("Model size", *sizes, "{:.2f}mb->{:.2f}mb"),
+    ]
+    return "\n".join(lines)
+
+
+def _layer(name: str, alive: torch.Tensor, keep: torch.Tensor) -> str:
+    before, gone = int(alive.sum()), int(alive.sum() - keep.sum())
+    return f"BN layer name: {name}\tpruned {gone / max(1, before):.2%}({gone}/{before})"
+
+
+def _score(found: dict) -> str:
+    top1, loss, seconds = found["top-1"], found["loss"], found["seconds"]
+    return f"acc:{100 * top1:.3f} loss: {loss:.3f} time: {seconds:.3f}s"
+
+
+def _reduced(name: str, before: float, after: float, form: str) -> str:
+    return f"{name} reduce: {1 - after / before:.4%} ({form.format(before, after)})"

@@ -1,0 +1,76 @@
+"""Tables that a person reads."""
+
+import torch
+from torch import nn
+
+from slimming.pruning.choice import Choice
+from slimming.pruning.scaling import alive_channels, scaling_factors
+
+NEAR_ZERO = 1e-2
+
+
+QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Aligned columns, the first to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: list[str]) -> str:
+        rest = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+        return "  ".join([cells[0].ljust(widths[0]), *rest]).rstrip()
+
+    return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, rows)])
+
+
+def alive_factors(model: nn.Module) -> torch.Tensor:
+    """|γ| of all channels that are alive, as one vector on the CPU."""
+    factors, alive = scaling_factors(model), alive_channels(model)
+    return torch.cat([torch.zeros(0), *(factors[name][alive[name]] for name in factors)])
+
+
+def near_zero(model: nn.Module) -> float:
+    """The share of channels with |γ| below NEAR_ZERO."""
+    factors = alive_factors(model)
+    return float((factors < NEAR_ZERO).sum()) / max(1, len(factors))
+
+
+def sparsity_text(model: nn.Module) -> str:
+    """How sparse γ is: what can be pruned without harm."""
+    factors = alive_factors(model)
+    if not len(factors):
+        return "scaling factors: there are none"
+    values = factors.quantile(torch.tensor(QUANTILES)).tolist()
+    return (
+        f"scaling factors: {near_zero(model):.1%} of {len(factors)} channels have |γ| < "
+        f"{NEAR_ZERO}\n"
+        + table(
+            ["quantile", *(f"{q:.0%}" for q in QUANTILES)],
+            [["|γ|", *(f"{value:.2g}" for value in values)]],
+        )
+    )
+
+
+def layers_text(choice: Choice) -> str:
+    """Layer by layer the channels before and after pruning."""
+    rows = []
+    for name, alive in choice.alive.items():
+        before, after = int(alive.sum()), int(choice.keep[name].sum())
+        rows.append(
+            [name, str(before), str(after), f"{max(0, 1 - after / before) if before else 0:.1%}"]
+        )
+    before, after = choice.channels
+    rows.append(["all", str(before), str(after), f"{1 - after / before:.1%}"])
+    return table(["BN layer", "before", "after", "pruned"], rows)
+
+
+def rounding_warnings(choice: Choice) -> list[str]:
+    """A warning if --round-to undoes most of the pruning."""
+    before, after = choice.channels
+    if not choice.percent or choice.spared <= before - after:
+        return []
+    would = choice.spared + before - after
+    return [
+        f"--round-to keeps {choice.spared} of the {would} channels that would have been pruned: a "
+        "smaller multiple, or a larger share to prune, removes more"
+    ]

@@ -1,0 +1,1 @@
+"""The machine and its quirks: device, precision, processes, memory, strides."""

@@ -1,0 +1,1 @@
+"""Bytes on disk: files, checkpoints, and the networks in them."""

@@ -1,0 +1,245 @@
+"""Which network a checkpoint holds, and the network itself.
+
+A checkpoint always says which network it holds (`Network`), so that nobody needs flags to load it.
+"""
+
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from models import NETWORKS, PAPER_DEPTH, constructor
+from slimming.errors import UserError
+from slimming.storage.checkpoint import read
+
+MASKS = ".indexes"
+
+
+STORED = {
+    "arch": (str,),
+    "depth": (int,),
+    "dataset": (str,),
+    "num_classes": (int,),
+    "cfg": (list, dict),
+    "image_size": (int,),
+    "options": (dict,),
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """Which network: what ``--arch``, ``--depth`` and ``--dataset`` say, the widths of a slim one
+    (``cfg``; None for a full network, one with a mask too), and the height and width of its images
+    in pixels.
+
+    ``depth`` is None where the name says it all; ``cfg`` is a list for the networks of the paper,
+    for all others a dict of each layer's widths (`models.resize`). ``options``: what else its
+    constructor was given, such as the growthRate of a DenseNet.
+    """
+
+    arch: str
+    depth: int | None
+    dataset: str
+    num_classes: int
+    cfg: list | dict | None = None
+    image_size: int = 32
+    options: dict | None = None
+
+    def __str__(self) -> str:
+        slim = "slim " if self.cfg else ""
+        data = f"{self.dataset} ({self.num_classes} classes)"
+        size = f" at {self.image_size} pixels" if self.image_size != 32 else ""
+        options = "".join(f", {name} {value}" for name, value in (self.options or {}).items())
+        return f"{slim}{self.name} for {data}{size}{options}"
+
+    @property
+    def name(self) -> str:
+        """The architecture with its depth: vgg-19, mobilenet."""
+        return f"{self.arch}-{self.depth}" if self.depth else self.arch
+
+    def check(self, networks: dict = NETWORKS) -> None:
+        """UserError if there is no such network; costs next to nothing."""
+        with torch.device("meta"):
+            self.build(networks)
+
+    def build(self, networks: dict = NETWORKS) -> nn.Module:
+        """A new network with fresh weights. UserError if there is no such network."""
+        make = constructor(self.arch) if networks is NETWORKS else networks.get(self.arch)
+        if make is None:
+            raise UserError(f"no network is called {self.arch!r}: use {', '.join(networks)}")
+        shape = {"dataset": self.dataset, "cfg": self.cfg, "num_classes": self.num_classes}
+        shape |= self.options or {}
+        if self.arch in PAPER_DEPTH:
+            shape["depth"] = self.depth
+        elif self.depth:
+            raise UserError(f"{self.arch} has one depth alone: leave --depth {self.depth} out")
+        elif self.arch not in NETWORKS:
+            shape["image_size"] = self.image_size
+        try:
+            return make(**shape)
+        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise UserError(f"cannot build {self.name}: {error}") from error
+
+
+def describe(path: str | Path, contents: dict, given: dict) -> dict:
+    """What the checkpoint says of its network, completed by the flags in ``given``.
+
+    Flags that are None were not given. A file of the original suite knows less than ours: there
+    the flags count. Where neither says, ``--arch preact_res<depth>`` (``spelled``) is a network for
+    CIFAR-10. UserError where a flag contradicts the file; it names both.
+    """
+    known = {}
+    for field in fields(Network):
+        flag, stored = given.get(field.name), contents.get(field.name)
+        if stored is not None and type(stored) not in STORED[field.name]:
+            raise UserError(f"{path} is damaged: its {field.name} is {stored!r}")
+        if flag is not None and stored is not None and flag != stored:
+            name = field.name.replace("_", " ")
+            raise UserError(f"{path} holds {name} {stored!r}, but {flag!r} was asked for")
+        known[field.name] = flag if stored is None else stored
+    if known["dataset"] is None and str(given.get("spelled")).startswith("preact_res"):
+        known["dataset"] = "cifar10"  # what the suite that spells the network so trains it on
+    return known
+
+
+def load_network(
+    path: str | Path, contents: dict, network: Network, networks: dict = NETWORKS
+) -> nn.Module:
+    """The network of a checkpoint with its weights, on the CPU.
+
+    ``networks`` are the constructors by name: those with channel selection or those without. Full
+    weights of the one load into the other. UserError if the weights do not fit ``network``.
+    """
+    model = network.build(networks)
+    state = _match_masks(contents["state_dict"], model)
+    own = model.state_dict()
+    masks = {name for name in state.keys() - own.keys() if name.endswith(MASKS)}
+    if masks and state.keys() - masks <= own.keys():
+        raise UserError(f"{path} selects channels: it is for the main suite, not for mask-impl")
+    for name in {**state, **own}:
+        if name.endswith("num_batches_tracked"):
+            continue  # PyTorch before 0.4.1 wrote none
+        if name not in state or name not in own:
+            where = "has no" if name not in state else "has an unexpected"
+            raise UserError(f"{path} does not hold a {network}: it {where} {name}")
+        if state[name].shape != own[name].shape:
+            raise UserError(
+                f"{path} does not hold a {network}: {name} is "
+                f"{tuple(state[name].shape)} and should be {tuple(own[name].shape)}"
+            )
+    try:
+        own.update(state)  # which carries the versions of the layers
+        model.load_state_dict(own)
+        with torch.no_grad():
+            images = torch.zeros(1, 3, network.image_size, network.image_size)
+            model.eval()(images)  # selected channels must fit the layer behind
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} does not hold a working {network}: its masks and widths contradict each other"
+        ) from error
+    return model
+
+
+def load(
+    path: str | Path, given: dict | None = None, networks: dict = NETWORKS
+) -> tuple[nn.Module, Network, dict]:
+    """Read a checkpoint and rebuild its network: (model, network, the whole contents).
+
+    ``given``: what flags say of the network; needed for files that do not say it themselves.
+
+    >>> model, network, contents = load("logs/pruned.pth.tar")  # doctest: +SKIP
+    """
+    contents = read(path)
+    return *rebuild(path, contents, given or {}, networks), contents
+
+
+def rebuild(
+    path: str | Path, contents: dict, given: dict, networks: dict = NETWORKS
+) -> tuple[nn.Module, Network]:
+    """The network that the ``contents`` of the file at ``path`` and the flags ``given`` describe,
+    with its weights. UserError if they contradict each other."""
+    known = describe(path, contents, given)
+    needed = ("arch", "depth", "dataset")
+    if known["arch"] and known["arch"] not in PAPER_DEPTH:
+        needed = ("arch", "dataset")
+    missing = [name for name in needed if known[name] is None]
+    if missing:
+        raise UserError(
+            f"{path} does not say its {' and '.join(missing)}: give "
+            f"{' '.join('--' + name for name in missing)}"
+        )
+    known["num_classes"] = known["num_classes"] or _count_outputs(contents["state_dict"])
+    known["image_size"] = known["image_size"] or Network.image_size
+    network = Network(**known)
+    if _counts_kept_channels(network, contents["state_dict"], networks):
+        network = replace(network, cfg=None)
+    return load_network(path, contents, network, networks), network
+
+
+def _counts_kept_channels(network: Network, state: dict, networks: dict) -> bool:
+    """Whether ``cfg`` counts the channels that are kept by mask, which may be none in a layer,
+    beside weights of the full network: so it is in the pruned files of mask-impl. Elsewhere it
+    says which shapes the weights have."""
+    if not isinstance(network.cfg, list):
+        return False
+    with torch.device("meta"):
+        full = replace(network, cfg=None).build(networks)
+    if not _is_part(network.cfg, getattr(full, "cfg", [])):
+        return False
+    own = full.state_dict()  # compared is what each layer reads: the classes are another question
+    return all(state[n].shape[1:] == own[n].shape[1:] for n in own.keys() & state.keys())
+
+
+def _is_part(cfg: list, full: list) -> bool:
+    """Whether ``cfg`` has as many channels as ``full`` or fewer, down to none, at each place."""
+    return len(cfg) == len(full) and all(
+        kept == whole if whole == "M" else type(kept) is int and 0 <= kept <= whole
+        for kept, whole in zip(cfg, full, strict=True)
+    )
+
+
+def contents_of(
+    model: nn.Module,
+    network: Network,
+    epoch: int,
+    best_prec1: float,
+    optimizer: dict | None = None,
+    **more,
+) -> dict:
+    """The dict that is saved: the keys of every checkpoint, then ``more``.
+
+    ``epoch`` counts the finished epochs, ``best_prec1`` is a fraction from 0 to 1.
+    """
+    return {
+        "epoch": epoch,
+        "state_dict": model.state_dict(),
+        "best_prec1": float(best_prec1),
+        "optimizer": optimizer,
+        **asdict(network),
+        **more,
+    }
+
+
+def _match_masks(state: dict, model: nn.Module) -> dict:
+    """Give weights without masks full masks, or drop full masks that the model has no place for."""
+    own = model.state_dict()
+    full = {
+        name: torch.ones_like(own[name])
+        for name in own
+        if name.endswith(MASKS) and name not in state
+    }
+    extra = {
+        name
+        for name in state
+        if name.endswith(MASKS) and name not in own and bool(state[name].all())
+    }
+    return {**{n: v for n, v in state.items() if n not in extra}, **full}
+
+
+def _count_outputs(state: dict) -> int | None:
+    """The rows of the classifier's weight; of one by another name, the last in the network."""
+    weights = {name: weight for name, weight in state.items() if weight.dim() > 1}
+    heads = [weights[name] for name in ("classifier.weight", "fc.weight") if name in weights]
+    heads += list(weights.values())[-1:]
+    return len(heads[0]) if heads else None

@@ -1,0 +1,79 @@
+"""Checkpoint files: read without running code, written whole or not at all.
+
+A checkpoint is a dict of tensors, numbers, strings, lists and dicts.
+"""
+
+import io
+import warnings
+from pathlib import Path
+
+import torch
+
+from slimming.errors import UserError
+from slimming.storage import files
+
+WRAPPED = "module."  # what DataParallel and DistributedDataParallel put before each name
+
+
+def serialize(contents: dict) -> bytes:
+    """The bytes of a checkpoint file."""
+    buffer = io.BytesIO()
+    torch.save(contents, buffer)
+    return buffer.getvalue()
+
+
+def write(path: str | Path, contents: dict) -> None:
+    """Write a checkpoint; see `slimming.storage.files.write_bytes`."""
+    files.write_bytes(path, serialize(contents))
+
+
+def read(path: str | Path) -> dict:
+    """The contents of a checkpoint, on the CPU. It is data only: code in a file is refused.
+
+    A file that is a state dict itself is read as a checkpoint that holds nothing else, and names
+    that DataParallel gave as those of the network in it. UserError if the file is missing, empty,
+    cut short, something else, or holds more than tensors and plain values.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong is said once, below
+            contents = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises a dozen kinds, one for each way to be broken
+        pickled = data.startswith((b"PK", b"\x80"))
+        if pickled and "weights_only" in str(error).lower():
+            raise UserError(
+                f"{path} is not a checkpoint of plain tensors (or is damaged): it was "
+                "not loaded, because loading it could run code"
+            ) from error
+        raise UserError(
+            f"{path} is not a readable checkpoint: empty, cut short or another kind of file"
+        ) from error
+    if contents and _is_state_dict(contents):
+        contents = {"state_dict": contents}
+    if not isinstance(contents, dict) or not isinstance(contents.get("state_dict"), dict):
+        raise UserError(f"{path} is no checkpoint of this suite: it holds no state_dict")
+    state = contents["state_dict"]
+    if not _is_state_dict(state):
+        raise UserError(f"{path} is no checkpoint of this suite: its state_dict is not of tensors")
+    if all(name.startswith(WRAPPED) for name in state):
+        state = {name.removeprefix(WRAPPED): value for name, value in state.items()}
+    return {**contents, "state_dict": state}
+
+
+def _is_state_dict(value: object) -> bool:
+    """Whether ``value`` is a dict of tensors by name."""
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items()
+    )
+
+
+def save_checkpoint(state: dict, is_best: bool, filepath: str | Path) -> None:
+    """Write ``state`` as checkpoint.pth.tar of the folder ``filepath`` and, if it is the best, as
+    model_best.pth.tar without its optimizer. The original scripts call it so."""
+    write(Path(filepath) / "checkpoint.pth.tar", state)
+    if is_best:
+        write(Path(filepath) / "model_best.pth.tar", {**state, "optimizer": None})

@@ -1,0 +1,160 @@
+"""One epoch of training, and evaluation."""
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from slimming.data import loading
+from slimming.data.batches import Batches
+from slimming.data.order import weight
+from slimming.errors import Diverged
+from slimming.runtime import distributed, optional
+from slimming.runtime.device import LAYOUT
+from slimming.runtime.precision import Precision
+from slimming.runtime.strides import unit_strides
+
+
+class Score(NamedTuple):
+    """Mean cross entropy and top-1 accuracy (a fraction, 0 to 1) over a pass through the data."""
+
+    loss: float
+    prec1: float
+
+
+def train(
+    model: nn.Module,
+    loader: Batches | Iterable,
+    optimizer: torch.optim.Optimizer,
+    epoch: int = 0,
+    on_gradients: Iterable[Callable[[], None]] = (),
+    precision: Precision | None = None,
+    log_interval: int = 100,
+    temperature: float = 1.0,
+) -> Score:
+    """Train one epoch on the (images, labels) of ``loader``: `Batches`, a DataLoader of torch, or
+    any other iterable. Each of ``on_gradients`` edits the gradients between backward and step.
+
+    They find gradients that are whole: unscaled under mixed precision, and averaged over the
+    processes if ``model`` is what `distributed.wrap` made. Diverged if the loss is not
+    finite, found when a line is printed and at the end of the epoch. What is minimised is the cross
+    entropy of logits / ``temperature``; what is returned is that of the logits.
+    """
+    device = next(model.parameters()).device
+    precision = precision or Precision(device)
+    loader = loading.on_device(loader, device)
+    loader.epoch = epoch
+    model.train()
+    meter = _Meter(device)
+    with unit_strides(model), _progress(loader, epoch, log_interval) as report:
+        for step, (images, labels) in enumerate(loader, start=1):
+            images = images.to(memory_format=LAYOUT)
+            optimizer.zero_grad()
+            with precision.autocast():
+                logits = model(images)
+                softened = logits if temperature == 1 else logits / temperature
+                loss = F.cross_entropy(softened, labels)
+            share = weight(loader, step - 1, len(labels))
+            precision.scaler.scale(loss if share == 1 else loss * share).backward()
+            precision.scaler.unscale_(optimizer)
+            loader.minibatch = images, labels  # for a hook that asks
+            for edit in on_gradients:
+                edit()
+            precision.scaler.step(optimizer)
+            precision.scaler.update()
+            plain = loss if temperature == 1 else F.cross_entropy(logits.detach(), labels)
+            meter.add(plain, logits, labels)
+            report(step, meter)
+    return check_finite(meter.score_of_all(), epoch)
+
+
+@torch.no_grad()
+def test(model: nn.Module, loader: Batches | Iterable, precision: Precision | None = None) -> Score:
+    """Loss and top-1 of the model in eval mode over ``loader``, see `train`."""
+    device = next(model.parameters()).device
+    precision = precision or Precision(device)
+    model.eval()
+    meter = _Meter(device)
+    for images, labels in loading.on_device(loader, device):
+        with precision.autocast():
+            logits = model(images.to(memory_format=LAYOUT))
+            loss = F.cross_entropy(logits, labels)
+        meter.add(loss, logits, labels)
+    return meter.score_of_all()
+
+
+class _Meter:
+    """Sums of loss and hits that stay on the device until somebody asks."""
+
+    def __init__(self, device: torch.device):
+        self.sums = torch.zeros(2, device=device)
+        self.count = 0
+
+    @torch.no_grad()
+    def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        hits = (logits.argmax(1) == labels).sum()
+        self.sums += torch.stack((loss.float() * len(labels), hits.float()))
+        self.count += len(labels)
+
+    def score(self) -> Score:
+        """Of this process so far."""
+        return Score(*(total / self.count for total in self.sums.tolist()))
+
+    def score_of_all(self) -> Score:
+        """Of all processes together."""
+        counted = torch.tensor([float(self.count)], device=self.sums.device)
+        loss, hits, count = distributed.total(torch.cat((self.sums, counted))).tolist()
+        return Score(loss / count, hits / count)
+
+
+def check_finite(score: Score, epoch: int) -> Score:
+    """``score``, or Diverged if its loss is not finite."""
+    if not math.isfinite(score.loss):
+        raise Diverged(
+            f"the loss is {score.loss} in epoch {epoch}: the run diverged. Lower --lr "
+            "(or --s), and continue from the last checkpoint or start again"
+        )
+    return score
+
+
+@contextlib.contextmanager
+def _progress(loader: Batches, epoch: int, log_interval: int):
+    """A bar on a terminal, a line every ``log_interval`` batches elsewhere."""
+    total, start, shown = loader.num_images, time.perf_counter(), 0.0
+    first = distributed.rank() == 0
+    terminal = first and sys.stderr.isatty() and sys.stdout.isatty()
+    settings = {"total": total or None, "desc": f"epoch {epoch}", "unit": "img", "leave": False}
+    bar = optional.bar(**settings, disable=not terminal)
+    terminal = not bar.disable
+
+    def report(step: int, meter: _Meter) -> None:
+        nonlocal shown
+        done = min(step * loader.batch_size, total) if total else meter.count
+        elapsed = time.perf_counter() - start
+        due = elapsed - shown > 1 if terminal else step % log_interval == 0
+        if not first or (not due and done != total):
+            return
+        shown = elapsed
+        score = check_finite(meter.score(), epoch)  # waits for the device: once a second, or a line
+        if terminal:
+            bar.set_postfix_str(f"loss {score.loss:.4f}, top-1 {score.prec1:.2%}", refresh=False)
+            bar.update(done - bar.n)
+        if terminal and done != total:
+            return
+        bar.clear()
+        part = f"{done}/{total} ({done / total:.0%})" if total else f"{done} images"
+        print(
+            f"Train Epoch: {epoch} [{part}]\t"
+            f"Loss: {score.loss:.6f}\tTop-1: {score.prec1:.2%}\t"
+            f"{done / elapsed:.0f} images/s",
+            flush=True,
+        )
+
+    with bar:
+        yield report

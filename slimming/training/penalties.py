@@ -1,0 +1,88 @@
+"""The L1 subgradient on the scaling factors, and the mask that keeps pruned channels pruned."""
+
+import torch
+from torch import nn
+
+from slimming.errors import UserError
+from slimming.pruning.scaling import batch_norms
+
+
+class L1Penalty:
+    """Add the subgradient of s · Σ|γ| to the gradients: grad(γ) += s · sign(γ).
+
+    γ are the weights of every BatchNorm2d of ``model`` that learns (Network Slimming, eq. 1); one
+    that had no part in the loss is left alone. Call it between backward and step, when the
+    gradients are whole: unscaled, reduced and accumulated.
+
+    >>> bn = nn.BatchNorm2d(2)
+    >>> bn.weight.grad = torch.zeros(2)
+    >>> L1Penalty(bn, s=0.5)()
+    >>> bn.weight.grad
+    tensor([0.5000, 0.5000])
+    """
+
+    def __init__(self, model: nn.Module, s: float):
+        self.s = s
+        weights = [bn.weight for bn in batch_norms(model).values() if bn.affine]
+        self.gammas = [weight for weight in weights if weight.requires_grad]
+        if not self.gammas:
+            raise UserError("the network has no BatchNorm, so no scaling factors for -sr to shrink")
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        gammas = [gamma for gamma in self.gammas if gamma.grad is not None]
+        signs = torch._foreach_sign(gammas)
+        torch._foreach_add_([gamma.grad for gamma in gammas], signs, alpha=self.s)
+
+
+class GradientMask:
+    """Zero the gradients of what is pruned: of γ and β of the channels with γ = β = 0, or of the
+    parameters in ``keep`` where their mask is 0.
+
+    What is pruned is found once, here. With zero gradient, weight decay of a zero and no momentum
+    it stays at exactly zero; so the momentum that ``optimizer`` may already hold is cleared too.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        keep: dict[nn.Parameter, torch.Tensor] | None = None,
+    ):
+        keep = _live_channels(model) if keep is None else keep
+        self.parameters, self.keep = list(keep), list(keep.values())
+        for parameter, keep in zip(self.parameters, self.keep, strict=True):
+            momentum = optimizer and optimizer.state[parameter].get("momentum_buffer")
+            if momentum is not None:
+                momentum.mul_(keep)
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        if self.keep:
+            torch._foreach_mul_([p.grad for p in self.parameters], self.keep)
+
+
+def _live_channels(model: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
+    keep = {}
+    for bn in batch_norms(model).values():
+        keep[bn.weight] = keep[bn.bias] = ((bn.weight != 0) | (bn.bias != 0)).to(bn.weight.dtype)
+    return keep
+
+
+def updateBN(model: nn.Module, s: float = 1e-4) -> None:
+    """One call of `L1Penalty`, under the name it has in the original scripts."""
+    L1Penalty(model, s)()
+
+
+update_bn = updateBN  # its name in the suite of preact_res20
+
+
+@torch.no_grad()
+def BN_grad_zero(model: nn.Module) -> None:
+    """Zero the gradients of γ and β of every channel whose γ is exactly zero, as the original
+    scripts do in each step. A `GradientMask` finds such channels once, before training."""
+    for bn in batch_norms(model).values():
+        for parameter in (bn.weight, bn.bias):
+            if parameter.grad is not None:
+                parameter.grad.mul_(bn.weight != 0)

@@ -1,0 +1,80 @@
+"""The files of a training run, by name."""
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from slimming.runtime import distributed
+
+OF_THE_START = ("--refine", "--resume", "--start-epoch")  # not of a run that goes on
+
+
+class RunFolder:
+    """Where a run writes: ``last`` and ``best`` checkpoint, ``curves``, TensorBoard ``events``.
+
+    ``--save`` names the folder; else a resumed run stays where it is, ``--tag`` and the names
+    preact_res<depth> mean ./ckpts/<arch>[_sr][_T], and anything else is ./logs.
+    """
+
+    def __init__(self, args: argparse.Namespace, arch: str):
+        self.resumed = Path(args.resume) if args.resume else None
+        if args.save:
+            self.path = Path(args.save)
+        elif self.resumed:
+            self.path = self.resumed.parent
+        elif args.tag or (args.spelled or "").startswith("preact_res"):
+            parts = [args.spelled or arch, "sr" if args.sr else None, args.tag]
+            self.path = Path("ckpts") / "_".join(part for part in parts if part)
+        else:
+            self.path = Path("logs")
+        name = args.filename or self._name_of_resumed(bool(args.save))
+        self.last = self.path / f"{name or 'checkpoint'}.pth.tar"
+        self.best = self.path / f"{name + '_best' if name else 'model_best'}.pth.tar"
+        self.curves = self.path / f"{name + '_' if name else ''}curves.png"
+        self.events = self.path / (f"tensorboard_{name}" if name else "tensorboard")
+
+    def prepare(self) -> None:
+        """Make the folder. Another run's results in it are moved aside, not overwritten.
+
+        Events alone are no results: those of a run that stopped before its first checkpoint.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        older = [p for p in (self.best, self.curves, self.events, self.last) if p.exists()]
+        continued = self.resumed and self.last.exists() and self.last.samefile(self.resumed)
+        if continued or older in ([], [self.events]):
+            return
+        number = 1
+        while (self.path / f"previous-{number}").exists():
+            number += 1
+        aside = self.path / f"previous-{number}"
+        aside.mkdir()
+        for path in older:  # the checkpoint last: until it is gone, the folder counts as used
+            os.replace(path, aside / path.name)
+        print(f"note: {self.path} held another run; its files are now in {aside}")
+
+    def _name_of_resumed(self, elsewhere: bool) -> str | None:
+        """The ``--filename`` that the resumed checkpoint was written with."""
+        if not self.resumed or elsewhere:
+            return None
+        name = self.resumed.name.removesuffix(".pth.tar").removesuffix("_best")
+        return None if name in ("checkpoint", "model") else name
+
+    def how_to_continue(self) -> str:
+        """What to type after an interruption."""
+        if not self.last.exists():
+            return "interrupted before the first checkpoint was written: start again"
+        words, skip = ["python"], False
+        if distributed.launched():
+            here, everywhere = (os.environ[n] for n in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+            how = f"--nproc-per-node={here}" if here == everywhere else "(its flags as before)"
+            words = [f"torchrun {how} --"]
+        for word in sys.argv:
+            if not skip and not word.startswith(tuple(f"{flag}=" for flag in OF_THE_START)):
+                words.append(word)
+            skip = word in OF_THE_START
+            if skip:
+                words.pop()
+        command = f"{words[0]} {shlex.join([*words[1:], '--resume', str(self.last)])}"
+        return f"interrupted; continue with: {command}"

@@ -1,0 +1,1 @@
+"""What the scripts call, one file a command."""
