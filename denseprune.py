@@ -7,19 +7,26 @@ after each BN passes on only the channels that the next convolution still reads.
 """
 
 from slimming.cli import entry, flags
+from slimming.cli.parser import Parser
 from slimming.pruning import wired
 from slimming.pruning.proof import prove_equal
 from slimming.pruning.threshold import choose_channels
+from slimming.settings import build
 from slimming.workflows import before_after
+from slimming.workflows.settings import PruningRun
+
+
+def make_parser() -> Parser:
+    return flags.make_parser(__doc__, PruningRun)
 
 
 def main() -> None:
-    args = flags.parse_pruning(flags.pruning_parser(__doc__))
-    dense = before_after.load(args, arch="densenet")
-    choice = choose_channels(dense.model, args.percent, round_to=args.round_to)
+    run = build(PruningRun, flags.parse(make_parser()))
+    dense = before_after.load(run, arch="densenet")
+    choice = choose_channels(dense.model, run.prune.percent, round_to=run.prune.round_to)
     slim = wired.slim(dense.model, choice.keep)
     proof = prove_equal(slim, wired.masked(dense.model, choice.keep), dense.images)
-    before_after.report(dense, slim, choice, proof)
+    before_after.save_pruned(dense, slim, choice, proof)
 
 
 if __name__ == "__main__":

@@ -5,22 +5,29 @@
 """
 
 from slimming.cli import entry, flags
+from slimming.cli.parser import Parser
 from slimming.pruning import kernels
 from slimming.storage.checkpoint import save_checkpoint
 from slimming.training.loop import test, train
 from slimming.training.penalties import GradientMask, L1Penalty, update_bn, updateBN
-from slimming.training.trainer import Experiment
+from slimming.workflows import training
+from slimming.workflows.settings import TrainingRun
 
 __all__ = ["save_checkpoint", "test", "train", "updateBN", "update_bn"]
 
 
+def make_parser() -> Parser:
+    return flags.make_parser(__doc__, TrainingRun, others=("flowprune", "run"))
+
+
 def main() -> None:
-    args = flags.parse_training(__doc__, others=("flowprune", "run"))
-    experiment = Experiment(args)
-    penalty = [L1Penalty(experiment.model, args.s)] if args.sr else []
-    zeros = kernels.held_zeros(experiment.model)  # of run.py --pruning-method kernel
-    held = GradientMask(experiment.model, experiment.optimizer, zeros)
-    experiment.fit(on_gradients=[*penalty, held])
+    run, start = training.main_run(flags.parse(make_parser()))
+    trainer = training.prepare(run, start)
+    penalty = [L1Penalty(trainer.model, run.train.s)] if run.train.sr else []
+    zeros = kernels.held_zeros(trainer.model)  # of run.py --pruning-method kernel
+    held = GradientMask(trainer.model, trainer.optimizer, zeros)
+    folder = run.folder(trainer.architecture.arch)
+    training.fit(trainer, [*penalty, held], folder, run.data, not run.output.no_tensorboard)
 
 
 if __name__ == "__main__":

@@ -7,53 +7,82 @@ only those that the block still reads. Inside a block, filters go as in a VGG.
     python resprune.py --ckpt_dir ckpts/preact_res20_sr/best_acc --arch preact_res20
 """
 
-import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
+from slimming.errors import UserError
 from slimming.pruning import wired
 from slimming.pruning.proof import prove_equal
 from slimming.pruning.threshold import choose_channels
 from slimming.reports import preact
+from slimming.settings import build, part, setting
 from slimming.storage import architecture, checkpoint, files
 from slimming.workflows import before_after
+from slimming.workflows.settings import PrunedOutputSettings, PruneSettings, PruningRun
+
+
+@dataclass(frozen=True)
+class ResPruneSettings(PruneSettings):
+    """What to prune, by the name that the suite of preact_res20 gives it too."""
+
+    ckpt_dir: str | None = setting(
+        None,
+        "--model, but then 0.4 is the default of --percent, results go by default to "
+        "./ckpts/pruned/preact_res<depth>_pruned.pth.tar, and a summary line by line is printed",
+        "--ckpt_dir",
+        metavar="PATH",
+    )
+
+
+@dataclass(frozen=True)
+class ResOutputSettings(PrunedOutputSettings):
+    """Where results go, by either name."""
+
+    save_dir: str | None = setting(None, "the same as --save", "--save_dir", metavar="DIR")
+
+
+@dataclass(frozen=True)
+class ResPruningRun(PruningRun):
+    """All of resprune.py."""
+
+    prune: ResPruneSettings = part(ResPruneSettings)
+    output: ResOutputSettings = part(ResOutputSettings)
 
 
 def make_parser() -> Parser:
-    parser = flags.pruning_parser(__doc__)
-    text = "--model, but then 0.4 is the default of --percent, results go by default to "
-    text += "./ckpts/pruned/preact_res<depth>_pruned.pth.tar, and a summary line by line is printed"
-    flags.flag(parser, "--ckpt_dir", "PATH", text=text)
-    parser.add_argument("--save_dir", dest="save", metavar="DIR", help="the same as --save")
-    return parser
+    return flags.make_parser(__doc__, ResPruningRun)
 
 
-def parse() -> argparse.Namespace:
-    """The flags. ``--ckpt_dir`` is ``--model`` with the defaults of another suite."""
-    parser = make_parser()
-    args = flags.split_arch(parser.parse_args())
-    if not args.ckpt_dir:
-        return flags.parse_pruning(parser)
-    if args.model:
-        parser.error("--model and --ckpt_dir name the same thing: give one of them")
-    path = files.find(Path(args.ckpt_dir), *flags.TO_PRUNE)
-    parser.set_defaults(model=str(path), percent=0.4)
-    if not args.save:
-        depth = architecture.describe(path, checkpoint.read(path), vars(args))["depth"]
-        name = args.filename or f"preact_res{depth}_pruned"  # several share that folder
-        parser.set_defaults(save="ckpts/pruned", filename=name)
-    return flags.parse_pruning(parser)
+def complete(typed: Mapping[str, Any]) -> ResPruningRun:
+    """The run that was typed. ``--ckpt_dir`` is ``--model`` with the defaults of another suite."""
+    values = {"save": typed.get("save_dir"), **typed}
+    run = build(ResPruningRun, values)
+    if not run.prune.ckpt_dir:
+        return run
+    if run.prune.model:
+        raise UserError("--model and --ckpt_dir name the same thing: give one of them")
+    path = files.find(Path(run.prune.ckpt_dir), *before_after.TO_PRUNE)
+    values = {"percent": 0.4, **values, "model": str(path)}
+    if not run.output.save:
+        asked = run.network.asked(run.data)
+        depth = architecture.describe(path, checkpoint.read(path), asked)["depth"]
+        name = run.output.filename or f"preact_res{depth}_pruned"  # several share that folder
+        values |= {"save": "ckpts/pruned", "filename": name}
+    return build(ResPruningRun, values)
 
 
 def main() -> None:
-    args = parse()
-    dense = before_after.load(args, arch="resnet")
-    choice = choose_channels(dense.model, args.percent, round_to=args.round_to)
+    run = complete(flags.parse(make_parser()))
+    dense = before_after.load(run, arch="resnet")
+    choice = choose_channels(dense.model, run.prune.percent, round_to=run.prune.round_to)
     slim = wired.slim(dense.model, choice.keep)
     proof = prove_equal(slim, wired.masked(dense.model, choice.keep), dense.images)
-    measured = before_after.report(dense, slim, choice, proof)
-    if args.ckpt_dir:
+    measured = before_after.save_pruned(dense, slim, choice, proof)
+    if run.prune.ckpt_dir:
         print(f"\n{preact.text(dense, slim, choice, *measured)}")
 
 

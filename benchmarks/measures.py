@@ -16,13 +16,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import flowprune
 from benchmarks import measure
 from slimming.cli import entry
-from slimming.cli.parser import plain_name
 from slimming.pruning.importance import MEASURES
 from slimming.runtime.device import choose_device
+from slimming.settings import plain_name
 from slimming.storage import checkpoint
+from slimming.workflows.rounds_settings import MODELS
 
 EPOCH = re.compile(r"epoch (\d+)/\d+, lr \S+, ([\d.]+) s")  # how a run tells of an epoch
 HEADER = ["measure", "network", "data", "pruning", "epochs", "seed", "top-1, last", "top-1, best"]
@@ -33,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     several = {"action": "append", "metavar": "M"}
     parser.add_argument("--measure", choices=MEASURES, help="default: all, in turn", **several)
-    parser.add_argument("--model", choices=flowprune.MODELS, default="resnet-56")
+    parser.add_argument("--model", choices=MODELS, default="resnet-56")
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--data", help="folder of the dataset")
     text = "what the table calls the data (default: --dataset)"

@@ -17,9 +17,9 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import measure
 from slimming.cli import entry
-from slimming.cli.parser import plain_name
 from slimming.measuring import profiling
 from slimming.runtime.device import choose_device
+from slimming.settings import plain_name
 from slimming.storage import architecture, checkpoint
 
 # arch: pruning script, depth, s, percentages

@@ -177,7 +177,7 @@ def penalty_seconds(variant: str, arch: str, depth: int, device: torch.device) -
     model = NETWORKS[arch](depth=depth).to(device)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    call = L1Penalty(model, S)
+    call = L1Penalty(model, S).on_gradients
     if variant in ("reference", *CHANGES[:2]):
         call = functools.partial(update_bn_by_loop, model)
     times = []

@@ -10,22 +10,29 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `models` is the suite's
 
 from slimming.cli import entry, flags
+from slimming.cli.parser import Parser
 from slimming.storage.checkpoint import save_checkpoint
 from slimming.training.loop import test, train
 from slimming.training.penalties import BN_grad_zero, GradientMask, L1Penalty, updateBN
-from slimming.training.trainer import Experiment
+from slimming.workflows import training
+from slimming.workflows.settings import TrainingRun
 
 __all__ = ["BN_grad_zero", "save_checkpoint", "test", "train", "updateBN"]
 
 NETWORKS = importlib.import_module("mask-impl.models").NETWORKS
 
 
+def make_parser() -> Parser:
+    return flags.make_parser(__doc__, TrainingRun)
+
+
 def main() -> None:
-    args = flags.parse_training(__doc__)
-    experiment = Experiment(args, NETWORKS)
-    penalty = [L1Penalty(experiment.model, args.s)] if args.sr else []
-    pruned = GradientMask(experiment.model, experiment.optimizer)
-    experiment.fit(on_gradients=[*penalty, pruned])
+    run, start = training.main_run(flags.parse(make_parser()))
+    trainer = training.prepare(run, start, NETWORKS)
+    penalty = [L1Penalty(trainer.model, run.train.s)] if run.train.sr else []
+    pruned = GradientMask(trainer.model, trainer.optimizer)
+    folder = run.folder(trainer.architecture.arch)
+    training.fit(trainer, [*penalty, pruned], folder, run.data, not run.output.no_tensorboard)
 
 
 if __name__ == "__main__":

@@ -14,22 +14,30 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `models` is the suite's
 
 from slimming.cli import entry, flags
+from slimming.cli.parser import Parser
 from slimming.pruning import wired
 from slimming.pruning.proof import prove_equal
 from slimming.pruning.threshold import choose_channels, keep_one
+from slimming.settings import build
 from slimming.workflows import before_after
+from slimming.workflows.settings import PruningRun
 
 NETWORKS = importlib.import_module("mask-impl.models").NETWORKS
 
 
+def make_parser() -> Parser:
+    return flags.make_parser(__doc__, PruningRun)
+
+
 def main() -> None:
-    args = flags.parse_pruning(flags.pruning_parser(__doc__))
-    dense = before_after.load(args, arch=None, networks=NETWORKS)
-    choice = choose_channels(dense.model, args.percent, at_least_one=False, round_to=args.round_to)
+    run = build(PruningRun, flags.parse(make_parser()))
+    dense = before_after.load(run, arch=None, networks=NETWORKS)
+    percent, round_to = run.prune.percent, run.prune.round_to
+    choice = choose_channels(dense.model, percent, at_least_one=False, round_to=round_to)
     masked = wired.masked(dense.model, choice.keep)
     slim = wired.slim(masked, keep_one(masked, choice.keep))
     proof = prove_equal(slim, masked, dense.images)
-    before_after.report(dense, slim, choice, proof, masked)
+    before_after.save_pruned(dense, slim, choice, proof, masked)
 
 
 if __name__ == "__main__":

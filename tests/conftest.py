@@ -37,7 +37,7 @@ def randomize(model, seed=0):
 
 def save_network(path, arch, depth, dataset="digits", num_classes=10, **more):
     """Write a checkpoint of a network with random scaling factors; return the path."""
-    network = architecture.Network(arch, depth, dataset, num_classes)
+    network = architecture.Architecture(arch, depth, dataset, num_classes)
     torch.manual_seed(0)
     model = randomize(NETWORKS[arch](depth=depth, num_classes=num_classes))
     checkpoint.write(path, architecture.contents_of(model, network, 1, 0.5, **more))
@@ -56,6 +56,17 @@ def make_images(folder, classes=("blue", "red"), train=48, test=16, size=(32, 32
                 pixels[..., label % 3] //= 4
                 Image.fromarray(pixels).save(place / f"{i}{ending}")
     return folder
+
+
+def same(a, b):
+    """Whether two nested structures are equal, tensors bit by bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
 
 
 @pytest.fixture

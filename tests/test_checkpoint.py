@@ -14,7 +14,7 @@ from slimming.errors import UserError
 from slimming.pruning import wired
 from slimming.pruning.threshold import choose_channels
 from slimming.storage import architecture, checkpoint, files
-from slimming.storage.architecture import Network
+from slimming.storage.architecture import Architecture
 
 
 class Evil:
@@ -32,7 +32,7 @@ def saved(tmp_path):
 def test_whoever_holds_a_checkpoint_rebuilds_its_network_without_flags(small, tmp_path):
     arch = type(small).__name__
     slim = wired.slim(small, choose_channels(small, 0.4).keep)
-    network = Network(arch, SMALLEST[arch], "digits", 10, slim.cfg)
+    network = Architecture(arch, SMALLEST[arch], "digits", 10, slim.cfg)
     checkpoint.write(tmp_path / "slim", architecture.contents_of(slim, network, 3, 0.5))
     model, found, contents = architecture.load(tmp_path / "slim")
     assert found == network and contents["epoch"] == 3 and contents["best_prec1"] == 0.5
@@ -59,7 +59,7 @@ def test_a_file_of_the_original_suite_loads_with_the_flags_values(small, tmp_pat
 @pytest.mark.parametrize("arch", [*SMALLEST, "mobilenet", "resnet-56", "squeezenet1_1"])
 def test_a_bare_state_dict_loads_with_the_flags_values(tmp_path, arch, prefix):
     """The number of classes follows from the weights."""
-    network = Network(arch, SMALLEST.get(arch), "folder", 7)
+    network = Architecture(arch, SMALLEST.get(arch), "folder", 7)
     state = network.build().state_dict()
     torch.save({prefix + name: value for name, value in state.items()}, tmp_path / "bare")
     with pytest.raises(UserError, match=r"does not say .*: give --arch .*--dataset"):
@@ -181,7 +181,7 @@ def test_weights_with_and_without_selection_load_into_each_other():
     import importlib
 
     masked = importlib.import_module("mask-impl.models").NETWORKS
-    network = Network("resnet", 11, "digits", 10)
+    network = Architecture("resnet", 11, "digits", 10)
     model = randomize(resnet(depth=11))
     bare = architecture.load_network("x", {"state_dict": model.state_dict()}, network, masked)
     back = architecture.load_network("x", {"state_dict": bare.state_dict()}, network)

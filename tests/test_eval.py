@@ -1,6 +1,5 @@
 """eval.py tells what a checkpoint holds: its numbers are those of a plain computation."""
 
-import argparse
 import copy
 import importlib
 import json
@@ -15,11 +14,12 @@ from models import NETWORKS, widths, zoo
 from slimming.cli import entry
 from slimming.data import datasets, loading
 from slimming.data.pixels import Split
+from slimming.data.settings import DataSettings
 from slimming.measuring import profiling
 from slimming.pruning import importance, slicing, wired
 from slimming.pruning.threshold import choose_channels
 from slimming.storage import architecture, checkpoint
-from slimming.storage.architecture import Network
+from slimming.storage.architecture import Architecture
 from slimming.training import loop
 
 judge = importlib.import_module("eval")  # the name of a builtin
@@ -55,8 +55,8 @@ def save(path, model, network):
 
 
 def plain_score(model, dataset="digits", part="test"):
-    args = argparse.Namespace(data=None, workers=1)
-    loader = loading.batches(dataset, part, 256, torch.device("cpu"), 32, args)
+    settings = DataSettings(workers=1)
+    loader = loading.batches(dataset, part, 256, torch.device("cpu"), 32, settings)
     loader.augment = False
     return loop.test(model, loader)._asdict()
 
@@ -80,7 +80,7 @@ def pruned_by_magnitude(arch, make):
     dense = randomize(make())
     scores = importance.MEASURES["l1"](importance.Evidence(dense, []))
     slim = slicing.prune(dense, scores, 0.5, torch.randn(2, 3, 32, 32)).model
-    return dense, slim, Network(arch, None, "digits", 10, slicing.cfg_of(slim))
+    return dense, slim, Architecture(arch, None, "digits", 10, slicing.cfg_of(slim))
 
 
 @pytest.mark.parametrize("arch", SMALLEST)
@@ -93,7 +93,7 @@ def test_a_dense_network_and_its_slim_one(tmp_path, told, arch):
     assert (found["arch"], found["epoch"], found["best_prec1"]) == (arch, 1, 0.5)
     choice = choose_channels(dense, 0.4)
     slim = wired.slim(dense, choice.keep)
-    path = save(tmp_path / "slim", slim, Network(arch, network.depth, "digits", 10, slim.cfg))
+    path = save(tmp_path / "slim", slim, Architecture(arch, network.depth, "digits", 10, slim.cfg))
     found = told("--model_path", path, "--model", arch, "--pruned", "True")
     check(found, slim, dense, path)
     assert (found["epoch"], found["best_prec1"]) == (3, 0.25)
@@ -130,7 +130,7 @@ def test_a_masked_network_counts_as_the_slim_one(tmp_path, told, arch):
     )
     own = wired.masked(dense, keep).state_dict()
     masked.load_state_dict({name: own[name] for name in masked.state_dict()})
-    path = save(tmp_path / "masked", masked, Network(arch, SMALLEST[arch], "digits", 10))
+    path = save(tmp_path / "masked", masked, Architecture(arch, SMALLEST[arch], "digits", 10))
     found, slim = told(path, "--pruned", "true"), wired.slim(dense, keep)
     check(found, slim, dense, path)
     assert found["compression"]["parameters"] > 1
@@ -189,7 +189,7 @@ def test_training_images_are_not_augmented(tmp_path, told, images, pixels):
     """With the same images in both parts both score the same, in memory and streamed."""
     shutil.rmtree(images / "train")
     shutil.copytree(images / "test", images / "train")
-    network = Network("resnet", 11, "folder", 2, image_size=pixels)
+    network = Architecture("resnet", 11, "folder", 2, image_size=pixels)
     path = save(tmp_path / "net", randomize(network.build()), network)
     found = told(path, "--data_path", images, "--train_acc", "--test_acc", "--workers", "1")
     assert found["train"] == found["test"]

@@ -6,23 +6,28 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_images, save_network, succeed
+from conftest import make_images, same, save_network, succeed
 from test_errors import fails
-from test_resume import same
 from warm import ROOT
 
 import flowprune
 from slimming.cli import flags
+from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.pruning import slicing
 from slimming.pruning.groups import count_filters, groups
 from slimming.pruning.importance import MEASURES
+from slimming.settings import build, kept
 from slimming.storage import architecture, checkpoint
-from slimming.training.trainer import Experiment
-from slimming.workflows.rounds import Rounds
+from slimming.training.trainer import Trainer
+from slimming.workflows.flow_settings import FlowRun
+from slimming.workflows.rounds import Rounds, flow_run, prepare
+from slimming.workflows.rounds_settings import RoundsSettings
+from slimming.workflows.settings import split_data_path
 
 FLAGS = "--batch-size 8 --imp_samples 8 --no-tensorboard --device cpu".split()
 TWO = "--epochs 4 --bypass --warmup_epochs 1 --n_rounds 2".split()
@@ -47,36 +52,39 @@ def flow(images, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def built(flow, images, monkeypatch, tmp_path):
-    """The experiment and the rounds of flags, not yet started."""
+def built(images, tmp_path):
+    """The trainer and the rounds of flags, not yet started."""
 
-    def build(*words):
-        words = ["flowprune.py", "--data_path", images, *FLAGS, "--save", tmp_path, *words]
-        monkeypatch.setattr(sys, "argv", list(map(str, words)))
-        args = flags.parse_run(flowprune.make_parser(), flowprune.SETTINGS, flowprune.complete)
-        args.refine = None
-        experiment = Experiment(args, settings=flowprune.SETTINGS)
-        return experiment, Rounds(args, experiment)
+    def start(*words):
+        words = ["--data_path", images, *FLAGS, "--save", tmp_path, *words]
+        run, start = flow_run(parsed(*words))
+        trainer = prepare(run, start)
+        return trainer, Rounds(run, trainer)
 
-    return build
+    return start
 
 
-def test_each_round_removes_equally_many_of_the_original_filters(built):
+def parsed(*words):
+    return flags.parse(flowprune.make_parser(), list(map(str, words)))
+
+
+def test_each_round_removes_equally_many_of_the_original_filters():
     """And of what is left it is the share p / (r p + n (1 - p)), with r rounds to go."""
-    _, rounds = built("--n_rounds", 25, "--prune_percent", 75)
+    removed = RoundsSettings(n_rounds=25, prune_percent=75.0).removed
     p, n = 0.75, 25
     for done in range(n):
-        before, after = (1 - (rounds.removed(k) if k else 0) for k in (done, done + 1))
+        before, after = (1 - (removed(k) if k else 0) for k in (done, done + 1))
         assert before - after == pytest.approx(p / n)
         assert 1 - after / before == pytest.approx(p / ((n - done) * p + n * (1 - p)))
-    _, rounds = built("--thresholds", "[10, 50, 80]")
-    assert [rounds.removed(k) for k in (1, 2, 3)] == [0.1, 0.5, 0.8] and rounds.last == 3
+    steps = build(RoundsSettings, parsed("--thresholds", "[10, 50, 80]"))
+    assert [steps.removed(k) for k in (1, 2, 3)] == [0.1, 0.5, 0.8] and steps.epochs == range(3)
 
 
 def test_the_learning_rate_of_rounds_is_lr_prune(built):
-    _, rounds = built(*"--epochs 20 --warmup_epochs 2 --n_rounds 3 --lr_prune 0.05".split())
+    words = "--epochs 20 --warmup_epochs 2 --n_rounds 3 --lr_prune 0.05"
+    trainer, _ = built(*words.split())
     rates = [0.1] * 2 + [0.05] * 3 + [0.1] * 5 + [0.01] * 5 + [0.001] * 5
-    assert [rounds.learning_rate(e) for e in range(20)] == pytest.approx(rates)
+    assert [trainer.schedule(e) for e in range(20)] == pytest.approx(rates)
 
 
 def test_filters_left_and_the_record_of_a_run(flow, tmp_path):
@@ -99,7 +107,7 @@ def test_filters_left_and_the_record_of_a_run(flow, tmp_path):
 
 
 def _full(arch):
-    model = architecture.Network(arch, None, "folder", 2).build()
+    model = architecture.Architecture(arch, None, "folder", 2).build()
     return model, torch.rand(1, 3, 32, 32)
 
 
@@ -114,20 +122,82 @@ def _full(arch):
         ("--track_batches true --track_batches 7", True, 7),
         ("--track_batches 7 --track_batches True", True, 7),
         ("--track_importance True --track_batches False", False, 20),
+        ("--track_batches False --track_importance", True, 20),
+        ("--track_batches 7 --track_importance", True, 7),
     ],
 )
 def test_track_batches_is_a_switch_and_a_number(words, tracked, batches):
     """As in the original, whose README has it twice."""
-    args = flowprune.make_parser().parse_args(words.split())
-    assert (args.track_importance, args.track_batches) == (tracked, batches)
-    assert type(args.track_batches) is int
+    settings = build(FlowRun, parsed(*words.split())).importance
+    assert (settings.track_importance, settings.track_batches) == (tracked, batches)
+    assert type(settings.track_batches) is int
+
+
+KEPT = {
+    **{"model": "resnet-56", "pruning_type": "mag_based", "prune_percent": 75.0, "n_rounds": 1},
+    **{"thresholds": "", "warmup_epochs": 0, "bypass": False, "T": 5.0, "grasp_T": 200.0},
+    **{"imp_samples": 2560, "track_importance": False, "track_batches": 20, "alpha": 0.8},
+    **{"use_l2": False, "use_init": False, "epochs": 160, "lr_prune": 0.1, "moment": 0.9},
+    **{"preserve_moment": False, "batch_size": 128, "weight_decay": 1e-4, "seed": 0},
+    **{"amp": False, "deterministic": False, "track_stats": False},
+}
+
+
+def test_what_checkpoints_keep_is_what_they_always_kept():
+    """So that a run of an earlier version goes on; --thresholds say how many rounds there are."""
+    assert kept(FlowRun()) == KEPT
+    run = build(FlowRun, parsed("--thresholds", "[20,60]", "--bypass", "--depth", 20))
+    more = {"thresholds": "[20,60]", "n_rounds": 2, "prune_percent": 60.0, "bypass": True}
+    assert kept(run) == KEPT | more
+    assert run.folder.path == Path("pruned_nets/resnet-56_mag_based_60")
+
+
+@pytest.mark.parametrize(
+    "words, network",
+    [
+        ("--model vgg", "vgg-13"),
+        ("--model vgg --depth 11", "vgg-11"),
+        ("--model resnet --depth 11", "resnet-11"),
+        ("--model densenet --depth 7", "densenet-7"),
+        ("--model densenet", "densenet-40"),
+    ],
+)
+def test_the_networks_of_the_paper_have_a_depth(built, words, network):
+    trainer, _ = built(*words.split())
+    assert trainer.architecture.name == network
+
+
+def test_a_pretrained_network_says_its_depth(built, images, capsys, tmp_path):
+    """And nothing is said of fine-tuning: the network is pruned."""
+    start = save_network(tmp_path / "start", "vgg", 11, "folder", 2, classes=["blue", "red"])
+    words = ["--model", "vgg", "--pretrained_path", start]
+    trainer, _ = built(*words)
+    assert trainer.architecture.name == "vgg-11"
+    assert same(trainer.model.state_dict(), checkpoint.read(start)["state_dict"])
+    assert "is not pruned" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds depth 11, but 13 was asked for"):
+        built(*words, "--depth", 13)
+
+
+@pytest.mark.parametrize(
+    "given, read",
+    [
+        ((None, "digits", "here"), ("digits", "here")),
+        (("CIFAR10", None, "here"), ("cifar10", "here")),
+        (("cifar100", "cifar100", None), ("cifar100", None)),
+        (("photos", "folder", None), ("folder", "photos")),
+        (("photos", None, "photos"), (None, "photos")),
+    ],
+)
+def test_a_data_path_is_a_data_set_or_a_folder(given, read):
+    assert split_data_path(*given) == read
 
 
 def test_track_batches_true_tracks(built):
-    experiment, rounds = built("--track_batches", True, "--warmup_epochs", 1)
+    trainer, rounds = built("--track_batches", True, "--warmup_epochs", 1)
     rounds.before_epoch(0)
-    steps = len(experiment.train_loader)
-    assert [tracker.start for tracker in rounds.trackers] == [max(0, steps - 20)]
+    steps = len(trainer.train_loader)
+    assert rounds.scores.tracker.start == max(0, steps - 20)
 
 
 def test_num_classes_beyond_those_of_the_data(flow, images, monkeypatch, tmp_path):
@@ -195,18 +265,18 @@ def test_a_stopped_run_ends_as_one_that_was_not(flow, monkeypatch, tmp_path, mor
     """Stopped before the first round and before the second; with `--resume auto`."""
     words = [*TWO, *MORE[more], "--prune_percent", 50]
     whole = flow(*words, folder="whole")
-    one_epoch = Experiment._one_epoch
+    one_epoch = Trainer.one_epoch
     for stop in (1, 2):
 
-        def stopped(self, epoch, on_gradients, stop=stop):
+        def stopped(self, epoch, stop=stop):
             if epoch == stop:
                 raise KeyError("killed")
-            return one_epoch(self, epoch, on_gradients)
+            return one_epoch(self, epoch)
 
-        monkeypatch.setattr(Experiment, "_one_epoch", stopped)
+        monkeypatch.setattr(Trainer, "one_epoch", stopped)
         with pytest.raises(KeyError, match="killed"):
             flow(*words, "--resume", "auto")
-    monkeypatch.setattr(Experiment, "_one_epoch", one_epoch)
+    monkeypatch.setattr(Trainer, "one_epoch", one_epoch)
     assert same(flow(*words, "--resume", "auto"), whole)
     if "--track_stats" in words:
         texts = [(tmp_path / f / "stats.json").read_text() for f in ("whole", "out")]
@@ -236,17 +306,37 @@ def test_a_killed_process_goes_on(images, tmp_path):
           "--data_path", images, says="holds no record of rounds")  # fmt: skip
 
 
+def test_resume_reads_the_checkpoint_before_it_judges_the_flags(flow, tmp_path, capsys):
+    """It holds --bypass; and what it may not hold is said before the folder is touched."""
+    flow("--epochs", 2, "--bypass", "--warmup_epochs", 1, "--track_importance")
+    last = tmp_path / "out" / "checkpoint.pth.tar"
+    capsys.readouterr()
+    run, _ = flow_run(parsed("--resume", last, "--warmup_epochs", 2, "--epochs", 3))
+    said = f"note: --warmup_epochs is 2 now, it was 1 in {last}"
+    assert said in capsys.readouterr().out
+    assert run.rounds.bypass and run.rounds.epochs == range(2, 3) and run.folder.last == last
+    contents = checkpoint.read(last)
+    checkpoint.write(last, contents | {"settings": contents["settings"] | {"pruning_type": "no"}})
+    with pytest.raises(UserError, match="damaged: its --pruning_type must be one of mag_based"):
+        flow("--resume", last)
+    del contents["flow"]
+    checkpoint.write(last, contents)
+    with pytest.raises(UserError, match="holds no record of rounds"):
+        flow("--resume", last, "--epochs", 3, folder="elsewhere")
+    assert not (tmp_path / "elsewhere").exists()
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_momentum_follows_its_channels(built, monkeypatch, keep):
-    experiment, rounds = built("--preserve_moment", keep, "--prune_percent", 50)
+    trainer, rounds = built("--preserve_moment", keep, "--prune_percent", 50)
     slims, apply = [], slicing.apply
     monkeypatch.setattr(slicing, "apply", lambda *a: slims.append(apply(*a)) or slims[0])
-    dense, state = experiment.model, experiment.optimizer.state
+    dense, state = trainer.model, trainer.optimizer.state
     before = {}
     for name, p in dense.named_parameters():
         before[name] = state[p]["momentum_buffer"] = torch.randn_like(p)
     rounds.before_epoch(0)
-    for name, p in experiment.model.named_parameters():
+    for name, p in trainer.model.named_parameters():
         layer, _, part = name.rpartition(".")
         kept, expected = slims[0].kept.get(layer, {}), before[name]
         if "out" in kept:
@@ -254,7 +344,7 @@ def test_momentum_follows_its_channels(built, monkeypatch, keep):
         if "in" in kept and part == "weight":
             expected = expected[:, kept["in"]]
         expected = expected if keep else torch.zeros_like(p)
-        assert torch.equal(experiment.optimizer.state[p]["momentum_buffer"], expected), name
+        assert torch.equal(trainer.optimizer.state[p]["momentum_buffer"], expected), name
 
 
 def test_two_processes_end_with_one_network(images, tmp_path):

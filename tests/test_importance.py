@@ -156,7 +156,7 @@ def train(model, hooks, steps=range(10)):
         optimizer.zero_grad()
         F.cross_entropy(model.train()(images), labels).backward()
         for hook in hooks:
-            hook()
+            hook((images, labels))
         optimizer.step()
 
 
@@ -164,12 +164,12 @@ def train(model, hooks, steps=range(10)):
 def test_a_tracker_averages_the_last_minibatches_of_every_round(measure):
     model, terms = network(), []
 
-    def keep_terms():
+    def keep_terms(batch):
         theta, g = model[3].weight.detach(), model[3].weight.grad
         terms.append({"l1": theta, "fisher": (theta * g) ** 2}.get(measure, theta * g).abs())
 
     tracker = Tracker(model, measure, steps=5, batches=3, alpha=0.6)
-    train(model, [keep_terms, tracker])
+    train(model, [keep_terms, tracker.on_gradients])
     average = 0.6 * (0.6 * terms[7] + 0.4 * terms[8]) + 0.4 * terms[9]  # not of steps 5 and 6
     if measure == "biased_loss_tracked":
         average = average * model[3].weight.detach().abs()
@@ -179,16 +179,12 @@ def test_a_tracker_averages_the_last_minibatches_of_every_round(measure):
 def test_measures_of_second_order_are_tracked_by_passes_of_their_own():
     """On each of the last minibatches, with the weights that the network has there."""
     model, expected = network(), []
-    batches = iter(minibatches(*[4] * 10))
-    tracker = Tracker(model, "grad_preserve", 10, 2, 0.6, lambda: batch, temperature=T)
+    tracker = Tracker(model, "grad_preserve", 10, 2, 0.6, temperature=T)
 
-    def keep_scores():
-        nonlocal batch
-        batch = next(batches)
+    def keep_scores(batch):
         expected.append(MEASURES["grad_preserve"](Evidence(model, [batch], T)))
 
-    batch = None
-    train(model, [keep_scores, tracker])
+    train(model, [keep_scores, tracker.on_gradients])
     average = {n: 0.6 * expected[8][n] + 0.4 * expected[9][n] for n in expected[9]}
     assert_scores(tracker.scores(), average)
 
@@ -196,19 +192,19 @@ def test_measures_of_second_order_are_tracked_by_passes_of_their_own():
 def test_a_resumed_tracker_equals_an_uninterrupted_one():
     whole, parts = network(), network()
     trackers = [Tracker(m, "biased_loss_tracked", 10, batches=4) for m in (whole, parts, parts)]
-    train(whole, trackers[:1])
-    train(parts, trackers[1:2], range(8))
+    train(whole, [trackers[0].on_gradients])
+    train(parts, [trackers[1].on_gradients], range(8))
     trackers[2].load_state_dict(copy.deepcopy(trackers[1].state_dict()))
-    train(parts, trackers[2:], range(8, 10))
+    train(parts, [trackers[2].on_gradients], range(8, 10))
     torch.testing.assert_close(trackers[2].scores(), trackers[0].scores(), rtol=0, atol=0)
 
 
 def test_a_minibatch_that_overflows_is_not_tracked():
     tracker = Tracker(model := network(), "tfo", steps=10)
-    train(model, [tracker], range(1))
+    train(model, [tracker.on_gradients], range(1))
     before = tracker.scores()
     model[0].weight.grad.fill_(torch.inf)
-    tracker()
+    tracker.on_gradients()
     torch.testing.assert_close(tracker.scores(), before, rtol=0, atol=0)
 
 
@@ -221,7 +217,9 @@ def test_what_cannot_be_measured_is_said():
         ("contradict", lambda: Evidence(whole, [], use_l2=True, use_init=True)),
     ]
     wrong += [("BatchNorm", lambda n=n: MEASURES[n](Evidence(plain, []))) for n in ("bn", "nvidia")]
-    wrong += [("cannot be tracked", lambda n=n: Tracker(whole, n, steps=5)) for n in SECOND_ORDER]
+    for name in SECOND_ORDER:
+        tracker = Tracker(whole, name, steps=5)
+        wrong.append(("cannot be tracked", tracker.on_gradients))
     with_images = MEASURES.keys() - GRADIENT_FREE
     wrong += [("needs im", lambda n=n: MEASURES[n](Evidence(whole, []))) for n in with_images]
     for message, call in wrong:

@@ -13,7 +13,7 @@ from slimming.pruning import kernels, slicing
 from slimming.pruning.groups import groups
 from slimming.storage import architecture, checkpoint
 from slimming.training.penalties import GradientMask
-from slimming.training.trainer import Experiment
+from slimming.training.trainer import Trainer
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -74,7 +74,7 @@ def test_zeros_stay_zero_through_training_with_momentum_and_weight_decay(choose)
         optimizer.zero_grad()
         net(IMAGES).logsumexp(1).sum().backward()
         if mask:
-            mask()
+            mask.on_gradients()
         optimizer.step()
 
     step()  # so that there is momentum
@@ -159,15 +159,15 @@ def test_refine_holds_the_zeros_of_a_pruned_network_alone(images, tmp_path, monk
         return checkpoint.read(tmp_path / folder / "checkpoint.pth.tar")
 
     whole = refine("whole")
-    one_epoch = Experiment._one_epoch
+    one_epoch = Trainer.one_epoch
 
-    def stopped(self, epoch, *told):
+    def stopped(self, epoch):
         if epoch == 1:
             raise KeyError("killed")
-        return one_epoch(self, epoch, *told)
+        return one_epoch(self, epoch)
 
     with monkeypatch.context() as patch, pytest.raises(KeyError, match="killed"):
-        patch.setattr(Experiment, "_one_epoch", stopped)
+        patch.setattr(Trainer, "one_epoch", stopped)
         refine("stopped")
     assert same(refine("stopped"), whole)
     for name, keep in masks.items():

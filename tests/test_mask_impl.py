@@ -20,7 +20,7 @@ from slimming.pruning import wired
 from slimming.pruning.scaling import batch_norms
 from slimming.pruning.threshold import choose_channels
 from slimming.storage import architecture, checkpoint
-from slimming.storage.architecture import Network
+from slimming.storage.architecture import Architecture
 
 MASK_NETWORKS = importlib.import_module("mask-impl.models").NETWORKS
 PRUNER = {"vgg": "vggprune.py", "resnet": "resprune.py", "densenet": "denseprune.py"}
@@ -120,7 +120,7 @@ def test_the_networks_are_classes_beside_those_of_the_suite(arch):
 def test_a_pruned_file_of_the_original_is_a_full_network(original, arch, networks):
     given = {"arch": arch, "depth": SMALLEST[arch], "dataset": "cifar10"}
     model, network, contents = architecture.load(original / f"{arch}.pth.tar", given, networks)
-    assert network == Network(arch, SMALLEST[arch], "cifar10", 10, cfg=None)
+    assert network == Architecture(arch, SMALLEST[arch], "cifar10", 10, cfg=None)
     assert torch.equal(logits(model), torch.load(original / f"{arch}.logits"))
     assert contents["cfg"] == kept(model, model.state_dict())
     assert arch == "vgg" or 0 in contents["cfg"]
@@ -177,7 +177,7 @@ def test_ours_carry_the_kept_channels(original, arch, tmp_path):
     model, network, pruned = architecture.load(target, networks=MASK_NETWORKS)
     assert pruned["cfg"] == kept(model, pruned["state_dict"]) and 0 in pruned["cfg"]
     assert str(pruned["cfg"]) in (tmp_path / "out" / "prune.txt").read_text()
-    assert network == Network(arch, SMALLEST[arch], "folder", 10, cfg=None)
+    assert network == Architecture(arch, SMALLEST[arch], "folder", 10, cfg=None)
     # a file from before has None there
     checkpoint.write(target, {**pruned, "cfg": None})
     before, known, _ = architecture.load(target, networks=MASK_NETWORKS)
@@ -186,7 +186,7 @@ def test_ours_carry_the_kept_channels(original, arch, tmp_path):
 
 def test_the_shapes_of_the_weights_say_which_cfg_it_is(small, tmp_path):
     arch, path = type(small).__name__, tmp_path / "file"
-    network = Network(arch, SMALLEST[arch], "cifar10", 10)
+    network = Architecture(arch, SMALLEST[arch], "cifar10", 10)
     keep = choose_channels(small, 0.4).keep
     slim, masked = wired.slim(small, keep), wired.masked(small, keep)
     for model, cfg in ((slim, slim.cfg), (masked, None), (small, None)):

@@ -15,7 +15,7 @@ from slimming.pruning.scaling import alive_channels, batch_norms, scaling_factor
 from slimming.pruning.threshold import choose_channels, keep_one
 from slimming.reports import tables
 from slimming.storage import architecture
-from slimming.storage.architecture import Network
+from slimming.storage.architecture import Architecture
 
 MASK_NETWORKS = importlib.import_module("mask-impl.models").NETWORKS
 IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -52,7 +52,7 @@ def test_slim_equals_masked_at_the_depths_people_use(build, depth):
 def test_slim_equals_the_mask_implementation_with_the_same_weights(small, percent):
     arch = type(small).__name__
     keep = choose_channels(small, percent).keep
-    network = Network(arch, SMALLEST[arch], "digits", 10)
+    network = Architecture(arch, SMALLEST[arch], "digits", 10)
     contents = {"state_dict": small.state_dict()}
     without_selection = architecture.load_network("x", contents, network, MASK_NETWORKS)
     assert not any("indexes" in name for name in without_selection.state_dict())

@@ -1,5 +1,6 @@
-"""README.md keeps its word: its flags exist, its commands parse, its program runs."""
+"""README.md and docs/ keep their word: flags are told, commands parse, programs run."""
 
+import importlib.util
 import re
 import shlex
 
@@ -11,13 +12,19 @@ from warm import ROOT
 
 import eval as evaluation
 import flowprune
+import main
 import resprune
 import run
+import vggprune
 from benchmarks import inference, measures, reproduce, speed
-from slimming.cli import flags
 
-README = (ROOT / "README.md").read_text()
-TOLD = README + (ROOT / "benchmarks" / "README.md").read_text()
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "benchmarks" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+TOLD = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+FLAGS = importlib.util.spec_from_file_location("flags_page", ROOT / "docs" / "flags.py")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TOLD, re.DOTALL)
 COMMANDS = [
     line.partition("#")[0].strip()
@@ -28,8 +35,8 @@ COMMANDS = [
 ]
 
 PARSERS = {
-    **dict.fromkeys(("main.py", "main_mask.py"), flags.training_parser("")),
-    **dict.fromkeys(("vggprune.py", "denseprune.py", "prune_mask.py"), flags.pruning_parser("")),
+    **dict.fromkeys(("main.py", "main_mask.py"), main.make_parser()),
+    **dict.fromkeys(("vggprune.py", "denseprune.py", "prune_mask.py"), vggprune.make_parser()),
     "resprune.py": resprune.make_parser(),
     "flowprune.py": flowprune.make_parser(),
     "run.py": run.make_parser(),
@@ -40,12 +47,17 @@ BENCHMARKS = {
 }
 
 
-@pytest.mark.parametrize("script", PARSERS)
-def test_every_flag_is_in_a_table(script):
-    for action in PARSERS[script]._actions:
-        for name in action.option_strings:
-            if name not in ("-h", "--help") and not name.startswith("--no-"):
-                assert f"`{name}" in README, f"README.md does not tell about {name}"
+def test_the_page_of_flags_is_what_the_settings_say():
+    page = importlib.util.module_from_spec(FLAGS)
+    FLAGS.loader.exec_module(page)
+    told = (ROOT / "docs" / "flags.md").read_text(encoding="utf-8")
+    assert told == page.text(), "python docs/flags.py writes it anew"
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -69,7 +81,7 @@ def test_torchrun_leaves_every_flag_to_the_script(script):
 
 
 def test_the_command_of_torchrun_needs_nothing_before_the_script():
-    (command,) = re.findall(r"^torchrun (.*)$", README, re.MULTILINE)
+    (command,) = re.findall(r"^torchrun (.*)$", TOLD, re.MULTILINE)
     told = get_args_parser().parse_args(shlex.split(command))
     assert told.training_script == "main.py"
     args = PARSERS["main.py"].parse_args(told.training_script_args)

@@ -9,12 +9,11 @@ import time
 
 import pytest
 import torch
-from conftest import make_images, save_network, succeed
+from conftest import make_images, same, save_network, succeed
 from test_errors import fails
 from warm import ROOT, run
 
 import main
-from slimming.cli.flags import training_parser
 from slimming.errors import Interrupted
 from slimming.storage import architecture, checkpoint
 from slimming.training import loop
@@ -25,17 +24,6 @@ FLAGS = (
     f"-sr --s 0.001 --dataset folder --arch resnet --depth 11 --epochs {EPOCHS} --batch-size 16 "
     "--seed 3 --no-tensorboard"
 ).split()
-
-
-def same(a, b):
-    """Whether two nested structures are equal, tensors bit by bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def small_run(images, folder):
@@ -137,11 +125,10 @@ def test_a_command_with_refine_can_be_started_again(images, tmp_path):
 
 
 def test_how_to_continue_names_one_file(tmp_path, monkeypatch):
-    args = training_parser("").parse_args(["--save", str(tmp_path)])
     (tmp_path / "checkpoint.pth.tar").touch()
     words = ["main.py", "--refine", "a", "--refine=b", "--resume", "auto", "--lr", "1"]
     monkeypatch.setattr(sys, "argv", words)
-    told = RunFolder(args, "vgg").how_to_continue()
+    told = RunFolder(tmp_path).how_to_continue()
     assert told.endswith(f": python main.py --lr 1 --resume {tmp_path}/checkpoint.pth.tar")
 
 

@@ -13,7 +13,11 @@ from test_errors import fails
 from test_resume import same
 from warm import ROOT
 
+from run import make_parser
+from slimming.cli import flags as command_line
 from slimming.storage import architecture, checkpoint
+from slimming.workflows.experiment import config_of, same_settings
+from slimming.workflows.experiment_settings import read_settings
 
 METHODS = {  # each by one of the two rankings
     "channel": ["--global-pruning"],
@@ -32,6 +36,10 @@ def flags(photos, out, *more, model="mobilenet"):
     words = ["--dataset", "folder", "--data", photos, "--model", model, "--output-dir", out]
     words += ["--base-train-epochs", 1, "--finetune-epochs", 1, "--batch-size", 32]
     return [*words, "--learning-rate", 0.01, "--no-cuda", *more]
+
+
+def settings(*words):
+    return read_settings(command_line.parse(make_parser(), list(map(str, words))))
 
 
 def experiment(out):
@@ -117,6 +125,92 @@ def test_a_killed_experiment_ends_as_if_it_had_not_been(photos, tmp_path):
     assert same(*last)
 
 
+BEFORE_DEPTH = {  # the config.json of `run.py --dataset digits`, before run.py had --depth
+    "model": "resnet18",
+    "weights": None,
+    "output_dir": "experiments",
+    "base_train_epochs": 100,
+    "learning_rate": 0.05,
+    "batch_size": 128,
+    "weight_decay": 0.0005,
+    "patience": 0,
+    "s": 0.0001,
+    "seed": 1,
+    "pruning_method": "channel",
+    "pruning_ratio": 0.5,
+    "global_pruning": False,
+    "importance": "l1",
+    "round_to": 1,
+    "ignore": [],
+    "finetune_epochs": 20,
+    "finetune_lr": 0.01,
+    "no_fp16": False,
+    "resume": False,
+    "skip_base_training": False,
+    "skip_pruning": False,
+    "eval_only": False,
+    "save_model": False,
+    "model_path": None,
+    "dataset": "digits",
+    "data": None,
+    "image_size": None,
+    "test_batch_size": 256,
+    "workers": 2,
+    "threads": None,
+    "device": None,
+    "no_cuda": False,
+    "command": "python run.py --dataset digits",
+}
+
+
+def test_an_experiment_of_an_earlier_version_goes_on(tmp_path):
+    config, words = tmp_path / "config.json", ["--dataset", "digits", "--workers", 2]
+    config.write_text(json.dumps(BEFORE_DEPTH))
+    assert same_settings(config, settings(*words, "--resume"))
+    assert not same_settings(config, settings(*words, "--ignore", "layer1"))
+    assert not same_settings(config, settings(*words, "--depth", 20))
+    ours = config_of(settings(*words))
+    assert [name for name in ours if name != "depth"] == list(BEFORE_DEPTH)
+    assert {**ours, "command": BEFORE_DEPTH["command"]} == {**BEFORE_DEPTH, "depth": None}
+
+
+def test_what_follows_from_other_settings():
+    config = config_of(settings("--dataset", "imagenet", "--global-pruning", "--num-workers", 0))
+    follows = {"dataset": "imagenet", "data": "./data.imagenet", "image_size": 224}
+    assert config.items() >= {**follows, "importance": "lamp", "workers": 1}.items()
+    given = settings("--dataset", "imagenet", "--data", "here", "--image-size", 64)
+    assert (given.data.source.dataset, given.data.source.data) == ("folder", "here")
+    assert given.data.source.image_size == 64
+    assert config_of(settings("--ignore", "a", "--ignore", "b.c"))["ignore"] == ["a", "b.c"]
+    assert config_of(settings())["dataset"] == "cifar10"
+
+
+def test_a_network_of_another_depth_is_another_network(photos, tmp_path):
+    words = ["--skip-pruning", "--save-model", "--depth"]
+    succeed("run.py", *flags(photos, tmp_path, *words, 11, model="resnet"))
+    folder, metrics = experiment(tmp_path)
+    assert metrics["network"].startswith("resnet-11 ")
+    assert json.loads((folder / "config.json").read_text())["depth"] == 11
+    again = [*flags(photos, tmp_path, model="resnet"), "--skip-base-training", *words]
+    printed = succeed("run.py", *again, 11)
+    assert f"the base network is {folder / 'resnet_base.pth'}" in printed
+    fails(tmp_path, "run.py", *again, 20, says="resnet is not torchvision's")
+    path = ["--eval-only", "--model-path", folder / "resnet_base.pth"]
+    says = "holds depth 11, but 20"
+    fails(
+        tmp_path, "run.py", *flags(photos, "out", *path, "--depth", 20, model="resnet"), says=says
+    )
+
+
+def test_patience_ends_a_training_that_gets_no_better(photos, tmp_path):
+    words = ["--base-train-epochs", 30, "--learning-rate", 0, "--patience", 1, "--skip-pruning"]
+    printed = succeed("run.py", *flags(photos, tmp_path, *words))
+    _, metrics = experiment(tmp_path)
+    scores = [record["test_prec1"] for record in metrics["stages"][0]["history"]]
+    assert f"no better top-1 for 1 epochs: training ends after {len(scores)}\n" in printed
+    assert len(scores) < 30 and scores[-1] <= max(scores[:-1])
+
+
 @pytest.mark.parametrize(
     "words, says",
     [
@@ -132,6 +226,8 @@ def test_a_killed_experiment_ends_as_if_it_had_not_been(photos, tmp_path):
         (["--pruning-method", "intra-kernel", "--ignore", "nothing"], "no layer called nothing"),
         (["--pruning-method", "kernel", "--round-to", "8"], "--round-to"),
         (["--importance", "biased_loss_tracked"], "invalid choice"),
+        (["--depth", "20"], "mobilenet has one depth alone"),
+        (["--model", "preact_res20", "--depth", "20"], "leave --depth out"),
     ],
 )
 def test_what_cannot_work_is_said_at_once(photos, tmp_path, words, says):

@@ -28,7 +28,7 @@ def gradients(model, precision_dtype, scale, penalty_in_loss):
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
     if not penalty_in_loss:
-        L1Penalty(model, S)()
+        L1Penalty(model, S).on_gradients()
     return torch.cat([bn.weight.grad for bn in batch_norms(model).values()])
 
 
@@ -52,7 +52,7 @@ def test_a_scaling_factor_of_zero_is_not_moved_by_the_penalty():
     bn = torch.nn.BatchNorm2d(3)
     bn.weight.data.copy_(torch.tensor([-2.0, 0.0, 3.0]))
     bn.weight.grad = torch.zeros(3)
-    L1Penalty(bn, 0.5)()
+    L1Penalty(bn, 0.5).on_gradients()
     assert bn.weight.grad.tolist() == [-0.5, 0.0, 0.5]
 
 
@@ -68,7 +68,7 @@ def test_masked_channels_stay_zero_through_momentum_weight_decay_and_penalty():
         optimizer.zero_grad()
         model(images).square().mean().backward()
         for edit in edits:
-            edit()
+            edit.on_gradients()
         optimizer.step()
 
     step([])  # every channel has momentum now
@@ -106,6 +106,6 @@ def test_the_penalty_is_on_scaling_factors_that_learn():
     model = nn.Sequential(*(nn.BatchNorm2d(3, affine=i != 0) for i in range(4)))
     model[1].requires_grad_(False)
     (model[2](model[0](torch.randn(2, 3, 4, 4))) * 0).sum().backward()  # the last has no part in it
-    L1Penalty(model, 0.5)()
+    L1Penalty(model, 0.5).on_gradients()
     assert torch.equal(model[2].weight.grad, torch.full((3,), 0.5))
     assert model[1].weight.grad is None and model[3].weight.grad is None

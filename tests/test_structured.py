@@ -78,7 +78,7 @@ def test_slim_is_the_dense_network_without_the_channels_and_its_cfg_rebuilds_it(
     again.load_state_dict(slim.model.state_dict())
     assert torch.equal(logits(again), logits(slim.model))
     depth = 11 if arch in PAPER_DEPTH else None
-    network = architecture.Network(arch, depth, "cifar10", 10, slicing.cfg_of(slim.model))
+    network = architecture.Architecture(arch, depth, "cifar10", 10, slicing.cfg_of(slim.model))
     checkpoint.write(tmp_path / "slim", architecture.contents_of(slim.model, network, 1, 0.5))
     loaded, read, _ = architecture.load(tmp_path / "slim")
     assert read == network and torch.equal(logits(loaded), logits(slim.model))

@@ -1,5 +1,6 @@
 """--threads on a machine that several runs share, and the line that names it."""
 
+import importlib
 import json
 import os
 import sys
@@ -8,12 +9,16 @@ import pytest
 import torch
 from conftest import make_images, succeed
 from test_errors import fails
-from test_readme import PARSERS
 from warm import run
 
-import run as experiment
+import run as script_of_experiments
+from slimming.cli import flags
 from slimming.runtime import threads
+from slimming.workflows.experiment import config_of, same_settings
+from slimming.workflows.experiment_settings import read_settings
 
+SCRIPTS = "main vggprune resprune denseprune run flowprune eval".split()
+SCRIPTS += ["mask-impl.main_mask", "mask-impl.prune_mask"]
 SHORT = "--arch resnet --depth 11 --epochs 1 --batch-size 32 --no-tensorboard --no-cuda".split()
 
 
@@ -57,24 +62,24 @@ def restored():
     torch.set_num_threads(count)
 
 
-@pytest.mark.parametrize("script", PARSERS)
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_takes_it_at_once(script, restored):
-    parser, before = PARSERS[script], torch.get_num_threads()
-    assert parser.parse_args([]).threads is None
+    parser, before = importlib.import_module(script).make_parser(), torch.get_num_threads()
+    assert flags.parse(parser, []).get("threads") is None
     assert torch.get_num_threads() == before, "without it PyTorch decides"
-    assert parser.parse_args(["--threads", "3"]).threads == 3
+    assert flags.parse(parser, ["--threads", "3"])["threads"] == 3
     assert torch.get_num_threads() == 3
 
 
 def test_an_experiment_goes_on_with_any_number(tmp_path, restored):
     def parse(*words):
-        return experiment.complete(experiment.make_parser().parse_args(list(words)))
+        return read_settings(flags.parse(script_of_experiments.make_parser(), list(words)))
 
     config = tmp_path / "config.json"
-    config.write_text(json.dumps(experiment.config_of(parse("--threads", "2"))))
-    assert experiment.same_settings(config, parse("--threads", "1"))
-    assert experiment.same_settings(config, parse())
-    assert not experiment.same_settings(config, parse("--seed", "2"))
+    config.write_text(json.dumps(config_of(parse("--threads", "2"))))
+    assert same_settings(config, parse("--threads", "1"))
+    assert same_settings(config, parse())
+    assert not same_settings(config, parse("--seed", "2"))
 
 
 def test_all_work_is_done_by_so_many(few, tmp_path):

@@ -1,8 +1,6 @@
 """What users of other suites type: that of preact_res20, and that of Lubana and Dick."""
 
-import argparse
 import shlex
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +21,8 @@ from slimming.pruning.scaling import alive_channels
 from slimming.reports import preact
 from slimming.storage import checkpoint, files
 from slimming.training import penalties
-from slimming.workflows.before_after import Dense, print_next_step
+from slimming.workflows.before_after import Dense
+from slimming.workflows.settings import PruningRun
 
 # as the suite of preact_res20 printed it
 PRINTED = """\
@@ -179,7 +178,7 @@ def test_the_only_pruned_network_of_a_folder_is_found(type_in, tmp_path):
 def test_the_summary_of_preact_res20_to_the_letter(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = [line.rpartition(" ")[2] for line in PRINTED.splitlines() if ".pth.tar" in line]
-    paths = [Path(word) for word in words]
+    paths = [files.Path(word) for word in words]
     for path, size in zip(paths, (1_800_000, 1_800_000 * (1 - 0.534249)), strict=True):
         path.parent.mkdir(parents=True)
         path.write_bytes(bytes(round(size)))
@@ -187,8 +186,7 @@ def test_the_summary_of_preact_res20_to_the_letter(tmp_path, monkeypatch):
     alive = alive_channels(model)
     keep = {n: torch.arange(len(a)) < w for (n, a), w in zip(alive.items(), CFG, strict=True)}
     choice = Choice(0.4, 0.1, alive, keep, [])
-    args = argparse.Namespace(model=paths[0], target=paths[1])
-    dense = Dense(args, model, None, {}, None)
+    dense = Dense(PruningRun(), *paths, model, None, {}, None)
     before = {"top-1": 0.9096, "loss": 0.284, "seconds": 1.526}
     after = {"top-1": 0.1766, "loss": 7.252, "seconds": 1.526 * (1 - 0.083854)}
     text = preact.text(dense, wired.slim(model, keep), choice, before, after)
@@ -231,11 +229,3 @@ def test_the_summary_of_preact_res20_to_the_letter(tmp_path, monkeypatch):
 def test_main_says_which_script_takes_the_flags(tmp_path, words, says):
     line = fails(tmp_path, "main.py", *shlex.split(words), says=says)
     assert line.startswith(f"main.py: error: {says}") and line.count("error") == 1
-
-
-def test_each_pruned_network_is_fine_tuned_in_a_folder_of_its_own(capsys):
-    told = {"data": None, "device": None, "no_cuda": False, "save": Path("pruned")}
-    for filename, folder in ((None, "pruned/refined"), ("b", "pruned/b_refined")):
-        args = argparse.Namespace(target="b.pth.tar", filename=filename, **told)
-        print_next_step(Dense(args, None, None, {}, None), 0.9, 0.1, "main.py")
-        assert capsys.readouterr().out.endswith(f" --save {folder}\n")

@@ -7,17 +7,18 @@ import torch
 import flowprune
 from slimming.cli import entry
 from slimming.runtime import distributed
-from slimming.training.trainer import Experiment
+from slimming.training.trainer import Trainer
 
-save = Experiment._save
+save = Trainer.save
 
 
-def save_own(self, epoch, *told):
-    save(self, epoch, *told)
+def save_own(self, *files):
+    save(self, *files)
+    epoch = self.history[-1]["epoch"]
     path = os.path.join(os.environ["OWN"], f"{epoch}-{distributed.rank()}.pth")
-    torch.save({"cfg": self.network.cfg, **self.model.state_dict()}, path)
+    torch.save({"cfg": self.architecture.cfg, **self.model.state_dict()}, path)
 
 
 if __name__ == "__main__":
-    Experiment._save = save_own
+    Trainer.save = save_own
     entry.run(flowprune.main)

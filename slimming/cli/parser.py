@@ -1,17 +1,13 @@
-"""A parser that checks what is typed."""
+"""The parser of a command line."""
 
 import argparse
 import contextlib
 import importlib
 import io
-import math
-import os
-import re
 import shlex
 import sys
-from collections.abc import Callable
+from typing import NoReturn
 
-from models import NETWORKS, constructor
 from slimming.errors import UserError
 
 
@@ -30,7 +26,7 @@ class Parser(argparse.ArgumentParser):
         )
         self.others = others
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise UserError(self._of_others(sys.argv[1:]) or f"{message} (--help lists the flags)")
 
     def flags(self) -> set[str]:
@@ -62,40 +58,3 @@ class Parser(argparse.ArgumentParser):
         commands = ", or ".join(shlex.join(["python", f"{name}.py", *words]) for name in takers)
         are = "are flags" if len(foreign) > 1 else "is a flag"
         return f"{', '.join(foreign)} {are} of {scripts}: {commands}"
-
-
-def number(kind: type, low: float, high: float = math.inf, below: bool = False) -> Callable:
-    """An argparse type: an int or float from ``low`` to ``high`` (less than it with ``below``)."""
-    limit = f" and {'less than' if below else 'at most'} {high:g}" if high < math.inf else ""
-
-    def parse(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not (low <= value < high if below or high == math.inf else low <= value <= high):
-            noun = "an integer" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(
-                f"must be {noun} of at least {low:g}{limit}, not {text!r}"
-            )
-        return value
-
-    return parse
-
-
-def architecture(text: str) -> str:
-    """An argparse type: the name of a network of this suite or of torchvision, or
-    preact_res<depth>."""
-    if not re.fullmatch(r"preact_res\d{1,4}", text) and constructor(text) is None:
-        raise argparse.ArgumentTypeError(
-            f"no network is called {text!r}: use {', '.join(NETWORKS)}, preact_res<depth>, or the "
-            "name of a classification model of torchvision"
-        )
-    return text
-
-
-def plain_name(text: str) -> str:
-    """An argparse type: a file name without folders."""
-    if not text or os.path.basename(text) != text or text in (".", ".."):
-        raise argparse.ArgumentTypeError(f"must be a name without folders, not {text!r}")
-    return text

@@ -6,6 +6,7 @@ import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from slimming.data.pixels import OFFLINE, SIZE, Split
 from slimming.errors import UserError
 from slimming.runtime import optional
 from slimming.storage import checkpoint, files
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 CACHE = ".network-slimming-{split}.pt"
 
@@ -121,7 +125,7 @@ def _decode(paths: list[str], workers: int, title: str) -> torch.Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
-def read_image(path: str):
+def read_image(path: str) -> "Image.Image":
     """The Pillow image in a file, as RGB. UserError, naming the file, if it cannot be read."""
     from PIL import Image
 
@@ -132,7 +136,7 @@ def read_image(path: str):
         raise UserError(f"cannot read the image {path} ({error}): mend or remove it") from error
 
 
-def _to_rgb(image):
+def _to_rgb(image: "Image.Image") -> "Image.Image":
     """A Pillow image of any mode as RGB; 16-bit grey keeps its upper 8 bits."""
     from PIL import Image
 

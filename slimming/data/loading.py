@@ -1,15 +1,14 @@
 """The name of a dataset -> batches on the device."""
 
-import argparse
 import copy
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 
 from slimming.data import datasets, image_folder
 from slimming.data.batches import Batches, Moved
 from slimming.data.pixels import SIZE, Split
+from slimming.data.settings import DataSettings
 from slimming.data.stream import Stream
 from slimming.errors import UserError
 from slimming.runtime import distributed
@@ -23,19 +22,20 @@ def batches(
     batch_size: int,
     device: torch.device,
     image_size: int,
-    args: argparse.Namespace,
-):
+    settings: DataSettings,
+    seed: int = 0,
+) -> Batches | Stream:
     """The 'train' batches (shuffled, augmented) or the 'test' batches of a dataset, on ``device``.
 
     Small images come from memory (`Batches`), an image folder at another ``image_size`` than 32
-    from disk (`slimming.data.stream.Stream`). ``args`` holds --data, --workers and, for training,
-    --seed. UserError if the data cannot be had.
+    from disk (`slimming.data.stream.Stream`). Order and augmentation of an epoch follow from
+    ``seed``. UserError if the data is unavailable.
     """
-    folder = Path(args.data or f"./data.{name}")
-    settings = {
+    folder = settings.folder(name)
+    shape = {
         "batch_size": batch_size,
         "augment": part == "train",
-        "seed": getattr(args, "seed", 0),
+        "seed": seed,
         "rank": distributed.rank(),
         "ranks": distributed.world_size(),
     }
@@ -43,21 +43,21 @@ def batches(
         if name != "folder":
             raise UserError(f"--image-size {image_size} is for --dataset folder: {name} is small")
         _, samples, classes = image_folder.scan_folder(folder, part)
-        return Stream(samples, classes, image_size, device, args.workers, **settings)
+        return Stream(samples, classes, image_size, device, settings.workers, **shape)
     with distributed.first_goes_first():
-        images, labels, classes = datasets.load(name, folder, part, args.workers)
+        images, labels, classes = datasets.load(name, folder, part, settings.workers)
     on_device = Split(images.to(device), labels.to(device), classes)
-    return Batches(on_device, mirror=name in datasets.FLIPPED, **settings)
+    return Batches(on_device, mirror=name in datasets.FLIPPED, **shape)
 
 
-def on_device(loader: Iterable, device: torch.device):
+def on_device(loader: Iterable, device: torch.device) -> "Batches | Stream | Moved":
     """``loader`` itself if it is one of this suite, whose batches are on their device; another as
     `Moved`."""
     return loader if isinstance(loader, Batches | Stream) else Moved(loader, device)
 
 
 def samples(
-    loader, count: int, number: int, balanced: bool = False
+    loader: Batches | Stream, count: int, number: int, balanced: bool = False
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Batches of ``count`` shuffled images of a training ``loader``, chosen by its seed and
     ``number``; ``balanced`` takes equally many of each class.
@@ -85,7 +85,7 @@ def samples(
 
 
 def check_classes(
-    loader, outputs: int, contents: dict, path: str, asked: int | None = None
+    loader: Batches | Stream, outputs: int, contents: dict, path: str, asked: int | None = None
 ) -> None:
     """UserError if the network in ``path`` tells other classes apart than the data has: another
     number, or other names than the ``contents`` of the file record.

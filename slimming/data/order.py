@@ -1,9 +1,10 @@
 """Which images of an epoch a process takes, and what their mean weighs."""
 
 from collections.abc import Iterator
+from typing import Any
 
 
-def shares(loader) -> Iterator[slice]:
+def shares(loader: Any) -> Iterator[slice]:
     """Which places of the epoch's order this process takes, batch by batch.
 
     A training batch that is too small for every process to get an image is left out.
@@ -16,7 +17,7 @@ def shares(loader) -> Iterator[slice]:
             yield slice(start + loader.rank, stop, loader.ranks)
 
 
-def weight(loader, step: int, count: int) -> float:
+def weight(loader: Any, step: int, count: int) -> float:
     """What the mean over ``count`` images of batch ``step`` (from 0) in this process weighs in the
     mean over all processes: 1 where all have as many."""
     if loader.ranks == 1:

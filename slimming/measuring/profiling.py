@@ -3,6 +3,7 @@
 import copy
 import statistics
 import time
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -11,6 +12,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from slimming.measuring.deploy import deploy
 from slimming.runtime.device import LAYOUT
 from slimming.storage import checkpoint
+
+
+class Counts(NamedTuple):
+    """Parameters, and FLOPs of one image: what a plain program needs. The effective ones leave out
+    weights that are exactly zero: what a program that skips them would need."""
+
+    parameters: int
+    effective_parameters: int
+    flops: int
+    effective_flops: int
 
 
 def count_parameters(model: nn.Module, masks: bool = False) -> int:
@@ -25,26 +36,45 @@ def count_flops(model: nn.Module, size: int = 32) -> int:
 
     ``size``: height and width of the image in pixels.
     """
-    still = copy.deepcopy(model).cpu().float().eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        still(torch.zeros(1, 3, size, size))
-    return counter.get_total_flops()
+    return _count_flops(model, (3, size, size))[0]
+
+
+def count_zeros(model: nn.Module) -> dict[str, int]:
+    """How many weights of each convolution and linear layer are exactly zero."""
+    return {
+        name: int((layer.weight == 0).sum())
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear)
+    }
+
+
+def count_all(model: nn.Module, shape: tuple[int, int, int] = (3, 32, 32)) -> Counts:
+    """All counts, from one forward pass of an image of this ``shape`` (C, H, W)."""
+    parameters, zeros = count_parameters(model), count_zeros(model)
+    flops, of_layer = _count_flops(model, shape)
+    saved = sum(
+        round(of_layer.get(name, 0) * count / model.get_submodule(name).weight.numel())
+        for name, count in zeros.items()
+    )
+    return Counts(parameters, parameters - sum(zeros.values()), flops, flops - saved)
 
 
 def count_effective(model: nn.Module, size: int = 32) -> tuple[int, int]:
-    """Parameters and FLOPs without weights that are exactly zero: what a program that skips them
-    would need. `count_parameters` and `count_flops` are what a plain program needs."""
+    """Effective parameters and effective FLOPs, see `Counts`."""
+    counts = count_all(model, (3, size, size))
+    return counts.effective_parameters, counts.effective_flops
+
+
+def _count_flops(model: nn.Module, shape: tuple[int, int, int]) -> tuple[int, dict[str, int]]:
+    """FLOPs of one image: of the whole network, and of each layer by name."""
     still = copy.deepcopy(model).cpu().float().eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        still(torch.zeros(1, 3, size, size))
-    zeros, flops = 0, counter.get_total_flops()
-    by_module = {n.partition(".")[2]: f for n, f in counter.get_flop_counts().items()}
-    for name, layer in still.named_modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            missing = int((layer.weight == 0).sum())
-            zeros += missing
-            flops -= round(sum(by_module.get(name, {}).values()) * missing / layer.weight.numel())
-    return count_parameters(model) - zeros, flops
+        still(torch.zeros(1, *shape))
+    of_layer = {
+        name.partition(".")[2]: sum(flops.values())
+        for name, flops in counter.get_flop_counts().items()
+    }
+    return counter.get_total_flops(), of_layer
 
 
 def count_bytes(model: nn.Module) -> int:

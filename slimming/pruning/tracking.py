@@ -1,6 +1,6 @@
 """Importance that is averaged while a network trains (Lubana and Dick, 2009.11839)."""
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,16 +15,20 @@ from slimming.pruning.importance import (
     biased_loss_tracked,
 )
 
+Batch = tuple[torch.Tensor, torch.Tensor]
+
 
 class Tracker:
     """Importance averaged over the last ``batches`` minibatches of every ``steps`` of training.
 
-    A hook between backward and step: A = ``alpha`` · A + (1 − ``alpha``) · now, which starts afresh
-    every ``steps``. Of each minibatch it keeps the scores, but |θ·g| for biased_loss_tracked.
-    Training has dropped the graph that measures of second order differentiate: ``minibatch`` gives
-    them images and labels for passes of their own. ``options`` are ``temperature``, ``initial``,
+    A callback of training, between backward and step: A = ``alpha`` · A + (1 − ``alpha``) · now,
+    which starts afresh every ``steps``. Of each minibatch it keeps the scores, but |θ·g| for
+    biased_loss_tracked. Training has dropped the graph that measures of second order differentiate:
+    they take passes of their own through the batch. ``options`` are ``temperature``, ``initial``,
     ``use_l2`` and ``use_init`` of `Evidence`.
     """
+
+    name = "tracker"
 
     def __init__(
         self,
@@ -33,25 +37,23 @@ class Tracker:
         steps: int,
         batches: int = 20,
         alpha: float = 0.8,
-        minibatch: Callable[[], tuple[torch.Tensor, torch.Tensor]] | None = None,
-        **options,
+        **options: Any,
     ):
-        if measure in SECOND_ORDER and not minibatch:
-            raise UserError(
-                f"{measure} cannot be tracked without minibatch: it takes a second pass"
-            )
-        self.model, self.measure, self.alpha, self.minibatch = model, measure, alpha, minibatch
+        self.model, self.measure, self.alpha = model, measure, alpha
         self.steps, self.start, self.options = steps, max(0, steps - batches), options
         self._evidence()  # fails now rather than after an epoch
-        self.count, self.average = 0, {}
+        self.count = 0
+        self.average: Tensors | Scores = {}
 
     @torch.no_grad()
-    def __call__(self) -> None:
+    def on_gradients(self, batch: Batch | None = None) -> None:
+        """Take the gradients of a ``batch``: images (N, 3, H, W) and labels (N,), which measures of
+        second order alone look at."""
         position, self.count = self.count % self.steps, self.count + 1
         if position == self.start:
             self.average = {}
         if position >= self.start:
-            now = self._of_this_minibatch()
+            now = self._now(batch)
             finite = torch.stack([value.isfinite().all() for value in now.values()]).all()
             if finite:  # else the gradient scaler of fp16 skips this step too
                 old = self.average or now
@@ -67,11 +69,11 @@ class Tracker:
         evidence.saliency = self.average
         return biased_loss_tracked(evidence)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """The number of steps and the average, for `load_state_dict`."""
         return {"count": self.count, "average": dict(self.average)}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the average of a `state_dict`."""
         values = self._evidence().values
         self.count = state["count"]
@@ -80,10 +82,12 @@ class Tracker:
     def _evidence(self) -> Evidence:
         return Evidence(self.model, [], **self.options)
 
-    def _of_this_minibatch(self) -> Tensors | Scores:
+    def _now(self, batch: Batch | None) -> Tensors | Scores:
         evidence = self._evidence()
         if self.measure in SECOND_ORDER:
-            evidence.batches = [self.minibatch()]
+            if batch is None:
+                raise UserError(f"{self.measure} cannot be tracked without the images of a batch")
+            evidence.batches = [batch]
             return MEASURES[self.measure](evidence)
         weights = evidence.parameters
         evidence.gradient = {

@@ -1,31 +1,30 @@
 """TensorBoard."""
 
 from pathlib import Path
-
-from torch import nn
+from typing import Any
 
 from slimming.pruning.scaling import batch_norms
 from slimming.runtime import optional
 
 
 class TensorBoard:
-    """Scalars and a histogram of every BN's γ after each epoch; silent where ``enabled`` is false.
+    """A callback of training: scalars and a histogram of every BN's γ after each epoch.
 
-    Epochs from ``start`` on that an earlier, killed run wrote are hidden.
+    Epochs from the trainer's first on that an earlier, killed run wrote are hidden.
     """
 
-    def __init__(self, folder: Path, start: int, enabled: bool):
-        self.writer = None
-        if enabled:
-            library = optional.load("tensorboard", "torch.utils.tensorboard")
-            self.writer = library and library.SummaryWriter(str(folder), purge_step=start or None)
+    def __init__(self, trainer: Any, folder: Path):
+        self.trainer = trainer
+        library = optional.load("tensorboard", "torch.utils.tensorboard")
+        start = trainer.epoch or None
+        self.writer = library and library.SummaryWriter(str(folder), purge_step=start)
 
-    def add(self, epoch: int, record: dict, model: nn.Module) -> None:
+    def after_epoch(self, epoch: int) -> None:
         if self.writer is None:
             return
-        for name, value in record.items():
+        for name, value in self.trainer.history[-1].items():
             self.writer.add_scalar(name.replace("_", "/", 1), value, epoch)
-        for name, bn in batch_norms(model).items():
+        for name, bn in batch_norms(self.trainer.model).items():
             self.writer.add_histogram(f"gamma/{name}", bn.weight.detach().float().cpu(), epoch)
         self.writer.flush()
 

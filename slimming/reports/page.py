@@ -4,19 +4,10 @@ import base64
 from html import escape
 from pathlib import Path
 
+from slimming.reports.figures import SECONDS, Row, flat, rows_of
 from slimming.storage import files
 
 NONE = "–"
-FEWER, SMALLER, FASTER = ("fewer", "more"), ("smaller", "larger"), ("faster", "slower")
-MEASURES = {  # of a stage: title, format, scale, words for a better and a worse ratio
-    "top-1": ("top-1", "{:.2%}", 1, None),
-    "loss": ("loss", "{:.4f}", 1, None),
-    "parameters": ("parameters", "{:,}", 1, FEWER),
-    "effective parameters": ("effective parameters", "{:,}", 1, FEWER),
-    "FLOPs": ("MFLOPs an image", "{:,.1f}", 1e-6, FEWER),
-    "effective FLOPs": ("effective MFLOPs an image", "{:,.1f}", 1e-6, FEWER),
-    "bytes": ("file size (MB)", "{:,.2f}", 1e-6, SMALLER),
-}
 NOTE = (
     "FLOPs are 2 × multiply-accumulates of convolutions and linear layers. Latency is the median "
     "of a forward pass of the deployment form."
@@ -75,7 +66,7 @@ def page(config: dict, metrics: dict, pictures: dict[str, bytes]) -> str:
         title = f"{title}, pruned by {metrics['ratio']:.0%}"
     where = [metrics.get("method"), metrics.get("date"), metrics.get("device")]
     where += [f"{name} {version}" for name, version in (metrics.get("versions") or {}).items()]
-    stages = [flat(stage) for stage in metrics.get("stages") or []]
+    stages = [entries(stage) for stage in metrics.get("stages") or []]
     given = metrics.get("base_from")
     command, difference = config.get("command"), metrics.get("difference")
     settings = [item for item in config.items() if item[0] != "command"]
@@ -91,7 +82,7 @@ def page(config: dict, metrics: dict, pictures: dict[str, bytes]) -> str:
         stages_table(stages) if stages else "",
         f'<p class="soft">{PROOF.format(difference)}</p>' if difference is not None else "",
         *(picture(caption, png) for caption, png in pictures.items()),
-        *(layers_table(*told) for told in (metrics.get("layers") or {}).items()),
+        *(layers_table(*layers) for layers in (metrics.get("layers") or {}).items()),
         f"<h2>Repeat this run</h2>\n<pre>{text(command)}</pre>" if command else "",
         "<h2>Settings</h2>\n" + table([], settings, "words") if settings else "",
         "</body>\n</html>\n",
@@ -104,69 +95,69 @@ def text(value: object) -> str:
     return NONE if value is None else escape(str(value))
 
 
-def flat(stage: dict) -> dict:
-    """A stage with one entry for each batch size of its latency, and the name that is shown."""
-    times = {f"latency {batch}": value for batch, value in (stage.get("latency") or {}).items()}
-    return {**stage, **times, "name": "dense" if stage["name"] == "base" else stage["name"]}
+def entries(stage: dict) -> dict:
+    """The figures of a stage, one entry for each batch size of its latency, and the name that is
+    shown."""
+    return {**flat(stage), "name": "dense" if stage["name"] == "base" else stage["name"]}
 
 
-def measures(stages: list[dict]) -> dict[str, tuple]:
-    """The `MEASURES` that these stages call for: effective counts only where weights are zero."""
-    found = dict(MEASURES)
-    for key in ("parameters", "FLOPs"):
-        if all(s.get(f"effective {key}") in (None, s.get(key)) for s in stages):
-            del found[f"effective {key}"]
-    for key in dict.fromkeys(key for s in stages for key in s if key.startswith("latency ")):
-        found[key] = (f"latency, batch {key.split()[-1]} (ms)", "{:,.2f}", 1e3, FASTER)
-    return found | {"seconds": ("time taken (s)", "{:,.0f}", 1, None)}
+def shown_rows(stages: list[dict]) -> dict[str, Row]:
+    """By key the rows that these stages call for: effective counts only where weights are zero."""
+
+    def says_more(key: str, row: Row) -> bool:
+        return any(stage.get(key) not in (None, stage.get(row.part_of)) for stage in stages)
+
+    rows = {k: row for k, row in rows_of(stages).items() if not row.part_of or says_more(k, row)}
+    return {**rows, SECONDS.key: SECONDS}
 
 
-def cell(stage: dict, key: str, measure: tuple) -> str:
+def cell(stage: dict, row: Row) -> str:
     """One figure of a stage as text."""
-    value = stage.get(key)
-    return NONE if value is None else measure[1].format(value * measure[2])
+    value = stage.get(row.key)
+    return NONE if value is None else row.page_text(value)
 
 
-def change(stages: list[dict], key: str, measure: tuple) -> str:
+def change(stages: list[dict], row: Row) -> str:
     """From the first stage to the last: "3.20× fewer", a difference, or NONE where unknown."""
-    old, new = stages[0].get(key), stages[-1].get(key)
-    if None in (old, new) or key == "seconds" or len(stages) == 1:
+    old, new = stages[0].get(row.key), stages[-1].get(row.key)
+    if None in (old, new) or row == SECONDS or len(stages) == 1:
         return NONE
-    if key == "top-1":
-        return f"{100 * (new - old):+.2f} points"
-    if key == "loss" or not old or not new:
+    if row.key == "top-1":
+        return row.difference(old, new)
+    if not row.words or not old or not new:
         return f"{new - old:+,.4g}"
-    better, worse = measure[3]
+    better, worse = row.words
     ratio, word = (old / new, better) if old >= new else (new / old, worse)
     return f"{ratio:,.2f}× {word}" if ratio >= 1.005 else "the same"
 
 
 def tiles(stages: list[dict]) -> str:
     """The key figures: what came of top-1, and how much smaller and faster the last stage is."""
-    known, made = measures(stages), []
-    latency = [key for key in known if key.startswith("latency ")][-1:]
+    rows, made = shown_rows(stages), []
+    latency = [key for key in rows if key.startswith("latency ")][-1:]
     for key in ("top-1", "parameters", "FLOPs", *latency):
-        values = [cell(stage, key, known[key]) for stage in stages]
-        big, lines = change(stages, key, known[key]), [f"{values[0]} → {values[-1]}"]
+        values = [cell(stage, rows[key]) for stage in stages]
+        big, lines = change(stages, rows[key]), [f"{values[0]} → {values[-1]}"]
         if key == "top-1" or len(stages) == 1:
             big = values[-1]
             lines = [f"{s['name']} {value}" for s, value in zip(stages, values, strict=True)]
-        if (effective := f"effective {key}") in known:
-            lines.append(f"effective: {change(stages, effective, known[effective])}")
+        if (effective := f"effective {key}") in rows:
+            lines.append(f"effective: {change(stages, rows[effective])}")
         below = "".join(f"<span>{text(line)}</span>" for line in lines)
-        made.append(f'<div class="tile">{text(known[key][0])}<strong>{big}</strong>{below}</div>')
+        made.append(f'<div class="tile">{text(rows[key].title)}<strong>{big}</strong>{below}</div>')
     return '<div class="tiles">' + "\n".join(made) + "</div>"
 
 
 def stages_table(stages: list[dict]) -> str:
     """All figures of all stages, and what changed from the first to the last."""
-    known, rows = measures(stages), []
-    for key, measure in known.items():
-        values = [cell(stage, key, measure) for stage in stages]
-        rows.append([measure[0], *values, change(stages, key, measure)])
+    rows = shown_rows(stages)
+    cells = [
+        [row.title, *(cell(stage, row) for stage in stages), change(stages, row)]
+        for row in rows.values()
+    ]
     header = ["", *(stage["name"] for stage in stages), "change"]
-    note = f"{NOTE} {EFFECTIVE}" if any("effective" in key for key in known) else NOTE
-    return f'<h2>Stages</h2>\n{table(header, rows)}\n<p class="soft">{note}</p>'
+    note = f"{NOTE} {EFFECTIVE}" if any(row.part_of for row in rows.values()) else NOTE
+    return f'<h2>Stages</h2>\n{table(header, cells)}\n<p class="soft">{note}</p>'
 
 
 def layers_table(counted: str, layers: list) -> str:

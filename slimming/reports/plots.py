@@ -2,8 +2,9 @@
 
 import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -141,7 +142,7 @@ def draw_layers(rows: list[tuple[str, int, int]], counted: str) -> bytes:
     return to_png(figure, "Layers before and after")
 
 
-def draw_bars(axes, names, before, after) -> None:
+def draw_bars(axes: Any, names: Sequence[str], before: Sequence[int], after: Sequence[int]) -> None:
     """Two bars at each layer, one inside the other; the names below where there is room."""
     places = range(1, len(names) + 1)
     axes.bar(places, before, width=0.9, color="#c9d3de", label="before")
@@ -153,7 +154,7 @@ def draw_bars(axes, names, before, after) -> None:
     axes.legend()
 
 
-def blank_figure(rows: int, columns: int, inches: tuple[float, float]):
+def blank_figure(rows: int, columns: int, inches: tuple[float, float]) -> tuple[Any, Any]:
     """An empty matplotlib figure and its axes."""
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
@@ -161,7 +162,7 @@ def blank_figure(rows: int, columns: int, inches: tuple[float, float]):
     return figure, figure.subplots(rows, columns)
 
 
-def to_png(figure, title: str) -> bytes:
+def to_png(figure: Any, title: str) -> bytes:
     """The figure under its title as a PNG picture."""
     figure.suptitle(title)
     picture = io.BytesIO()

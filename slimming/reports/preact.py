@@ -2,27 +2,27 @@
 preact_res<depth>."""
 
 import os
+from typing import Any
 
 import torch
 from torch import nn
 
 from slimming.pruning.choice import Choice
-from slimming.workflows.before_after import Dense
 
 MEBIBYTE = 2**20
 
 
-def text(dense: Dense, slim: nn.Module, choice: Choice, before: dict, after: dict) -> str:
-    """Its lines for what `before_after.report` found. As there, parameters count the
+def text(dense: Any, slim: nn.Module, choice: Choice, before: dict, after: dict) -> str:
+    """Its lines for what `before_after.save_pruned` returned. As there, parameters count the
     masks of channel selection too, and sizes are those of the two files."""
-    files = (dense.args.model, dense.args.target)
+    files = (dense.path, dense.target)
     sizes = [path.stat().st_size / MEBIBYTE for path in files]
     counts = [sum(p.numel() for p in model.parameters()) for model in (dense.model, slim)]
     lines = [
-        f"Loading checkpoint from {dense.args.model}",
+        f"Loading checkpoint from {dense.path}",
         *(_layer(name, alive, choice.keep[name]) for name, alive in choice.alive.items()),
         f"cfg {len(slim.cfg)}: {slim.cfg}",
-        f"Pruned model save to: {os.path.join('.', dense.args.target)}",
+        f"Pruned model save to: {os.path.join('.', dense.target)}",
         f"Pruned rate: {choice.percent:g}",
         f"Model {_score(before)}",
         f"Pruned model {_score(after)}",

@@ -4,10 +4,7 @@ import torch
 from torch import nn
 
 from slimming.pruning.choice import Choice
-from slimming.pruning.scaling import alive_channels, scaling_factors
-
-NEAR_ZERO = 1e-2
-
+from slimming.pruning.sparsity import NEAR_ZERO, alive_factors, near_zero
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
@@ -21,18 +18,6 @@ def table(header: list[str], rows: list[list[str]]) -> str:
         return "  ".join([cells[0].ljust(widths[0]), *rest]).rstrip()
 
     return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, rows)])
-
-
-def alive_factors(model: nn.Module) -> torch.Tensor:
-    """|γ| of all channels that are alive, as one vector on the CPU."""
-    factors, alive = scaling_factors(model), alive_channels(model)
-    return torch.cat([torch.zeros(0), *(factors[name][alive[name]] for name in factors)])
-
-
-def near_zero(model: nn.Module) -> float:
-    """The share of channels with |γ| below NEAR_ZERO."""
-    factors = alive_factors(model)
-    return float((factors < NEAR_ZERO).sum()) / max(1, len(factors))
 
 
 def sparsity_text(model: nn.Module) -> str:

@@ -3,8 +3,9 @@ to install."""
 
 import functools
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import ModuleType
+from typing import Any
 
 from slimming.errors import UserError
 
@@ -41,7 +42,7 @@ def need(module: str, library: str, purpose: str) -> None:
         ) from error
 
 
-def bar(items: Iterable = (), **settings):
+def bar(items: Iterable = (), **settings: Any) -> Any:
     """tqdm's progress bar over ``items``, with its ``settings``; without tqdm a silent one."""
     tqdm = load("tqdm")
     return tqdm.tqdm(items, **settings) if tqdm else _Silent(items)
@@ -55,10 +56,10 @@ class _Silent:
     def __init__(self, items: Iterable):
         self.items = items
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator:
         return iter(self.items)
 
-    def __enter__(self):
+    def __enter__(self) -> "_Silent":
         return self
 
     def __exit__(self, *_) -> None:

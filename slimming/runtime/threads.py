@@ -1,6 +1,5 @@
 """The threads that PyTorch computes with on the CPU, and the load of the machine."""
 
-import argparse
 import os
 
 import torch
@@ -8,15 +7,11 @@ import torch
 MOST = 1024  # OpenMP ends the process where the system refuses it a thread
 
 
-class SetThreads(argparse.Action):
-    """``--threads N`` takes effect as it is read, before any work starts.
-
-    Without it PyTorch decides: by OMP_NUM_THREADS, which torchrun sets to 1, or one for each core.
-    """
-
-    def __call__(self, parser, args, count, option_string=None) -> None:
+def use(count: int | None) -> None:
+    """Compute with this many threads, before any work starts. None leaves it to PyTorch, which goes
+    by OMP_NUM_THREADS (torchrun sets it to 1) or takes one for each core."""
+    if count:
         torch.set_num_threads(count)
-        setattr(args, self.dest, count)
 
 
 def tell_load(device: torch.device) -> None:

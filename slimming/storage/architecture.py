@@ -1,6 +1,7 @@
 """Which network a checkpoint holds, and the network itself.
 
-A checkpoint always says which network it holds (`Network`), so that nobody needs flags to load it.
+A checkpoint always says which network it holds (`Architecture`), so that nobody needs flags to
+load it.
 """
 
 from dataclasses import asdict, dataclass, fields, replace
@@ -28,7 +29,7 @@ STORED = {
 
 
 @dataclass(frozen=True)
-class Network:
+class Architecture:
     """Which network: what ``--arch``, ``--depth`` and ``--dataset`` say, the widths of a slim one
     (``cfg``; None for a full network, one with a mask too), and the height and width of its images
     in pixels.
@@ -90,7 +91,7 @@ def describe(path: str | Path, contents: dict, given: dict) -> dict:
     CIFAR-10. UserError where a flag contradicts the file; it names both.
     """
     known = {}
-    for field in fields(Network):
+    for field in fields(Architecture):
         flag, stored = given.get(field.name), contents.get(field.name)
         if stored is not None and type(stored) not in STORED[field.name]:
             raise UserError(f"{path} is damaged: its {field.name} is {stored!r}")
@@ -104,7 +105,7 @@ def describe(path: str | Path, contents: dict, given: dict) -> dict:
 
 
 def load_network(
-    path: str | Path, contents: dict, network: Network, networks: dict = NETWORKS
+    path: str | Path, contents: dict, network: Architecture, networks: dict = NETWORKS
 ) -> nn.Module:
     """The network of a checkpoint with its weights, on the CPU.
 
@@ -143,7 +144,7 @@ def load_network(
 
 def load(
     path: str | Path, given: dict | None = None, networks: dict = NETWORKS
-) -> tuple[nn.Module, Network, dict]:
+) -> tuple[nn.Module, Architecture, dict]:
     """Read a checkpoint and rebuild its network: (model, network, the whole contents).
 
     ``given``: what flags say of the network; needed for files that do not say it themselves.
@@ -156,7 +157,7 @@ def load(
 
 def rebuild(
     path: str | Path, contents: dict, given: dict, networks: dict = NETWORKS
-) -> tuple[nn.Module, Network]:
+) -> tuple[nn.Module, Architecture]:
     """The network that the ``contents`` of the file at ``path`` and the flags ``given`` describe,
     with its weights. UserError if they contradict each other."""
     known = describe(path, contents, given)
@@ -170,14 +171,14 @@ def rebuild(
             f"{' '.join('--' + name for name in missing)}"
         )
     known["num_classes"] = known["num_classes"] or _count_outputs(contents["state_dict"])
-    known["image_size"] = known["image_size"] or Network.image_size
-    network = Network(**known)
+    known["image_size"] = known["image_size"] or Architecture.image_size
+    network = Architecture(**known)
     if _counts_kept_channels(network, contents["state_dict"], networks):
         network = replace(network, cfg=None)
     return load_network(path, contents, network, networks), network
 
 
-def _counts_kept_channels(network: Network, state: dict, networks: dict) -> bool:
+def _counts_kept_channels(network: Architecture, state: dict, networks: dict) -> bool:
     """Whether ``cfg`` counts the channels that are kept by mask, which may be none in a layer,
     beside weights of the full network: so it is in the pruned files of mask-impl. Elsewhere it
     says which shapes the weights have."""
@@ -201,7 +202,7 @@ def _is_part(cfg: list, full: list) -> bool:
 
 def contents_of(
     model: nn.Module,
-    network: Network,
+    network: Architecture,
     epoch: int,
     best_prec1: float,
     optimizer: dict | None = None,

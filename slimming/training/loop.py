@@ -4,8 +4,8 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from slimming.runtime import distributed, optional
 from slimming.runtime.device import LAYOUT
 from slimming.runtime.precision import Precision
 from slimming.runtime.strides import unit_strides
+from slimming.training.callbacks import call
 
 
 class Score(NamedTuple):
@@ -33,18 +34,19 @@ def train(
     loader: Batches | Iterable,
     optimizer: torch.optim.Optimizer,
     epoch: int = 0,
-    on_gradients: Iterable[Callable[[], None]] = (),
+    callbacks: Iterable[Any] = (),
     precision: Precision | None = None,
     log_interval: int = 100,
     temperature: float = 1.0,
 ) -> Score:
     """Train one epoch on the (images, labels) of ``loader``: `Batches`, a DataLoader of torch, or
-    any other iterable. Each of ``on_gradients`` edits the gradients between backward and step.
+    any other iterable. ``callbacks`` that have ``on_gradients(batch)`` edit the gradients between
+    backward and step (`slimming.training.callbacks`).
 
     They find gradients that are whole: unscaled under mixed precision, and averaged over the
-    processes if ``model`` is what `distributed.wrap` made. Diverged if the loss is not
-    finite, found when a line is printed and at the end of the epoch. What is minimised is the cross
-    entropy of logits / ``temperature``; what is returned is that of the logits.
+    processes if ``model`` is what `distributed.wrap` made. Diverged if the loss is not finite,
+    found when a line is printed and at the end of the epoch. What is minimised is the cross entropy
+    of logits / ``temperature``; what is returned is that of the logits.
     """
     device = next(model.parameters()).device
     precision = precision or Precision(device)
@@ -63,9 +65,7 @@ def train(
             share = weight(loader, step - 1, len(labels))
             precision.scaler.scale(loss if share == 1 else loss * share).backward()
             precision.scaler.unscale_(optimizer)
-            loader.minibatch = images, labels  # for a hook that asks
-            for edit in on_gradients:
-                edit()
+            call(callbacks, "on_gradients", (images, labels))
             precision.scaler.step(optimizer)
             precision.scaler.update()
             plain = loss if temperature == 1 else F.cross_entropy(logits.detach(), labels)
@@ -124,7 +124,9 @@ def check_finite(score: Score, epoch: int) -> Score:
 
 
 @contextlib.contextmanager
-def _progress(loader: Batches, epoch: int, log_interval: int):
+def _progress(
+    loader: Any, epoch: int, log_interval: int
+) -> Iterator[Callable[[int, "_Meter"], None]]:
     """A bar on a terminal, a line every ``log_interval`` batches elsewhere."""
     total, start, shown = loader.num_images, time.perf_counter(), 0.0
     first = distributed.rank() == 0

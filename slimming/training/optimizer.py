@@ -4,7 +4,9 @@ import torch
 from torch import nn
 
 
-def make_optimizer(model: nn.Module, lr: float, momentum: float, weight_decay: float):
+def make_optimizer(
+    model: nn.Module, lr: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
     """SGD over everything that has a gradient, scaling factors included, as in the paper."""
     learned = [p for p in model.parameters() if p.requires_grad]
     fused = learned[0].device.type in ("cpu", "cuda")

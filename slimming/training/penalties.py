@@ -5,18 +5,19 @@ from torch import nn
 
 from slimming.errors import UserError
 from slimming.pruning.scaling import batch_norms
+from slimming.training.callbacks import Batch
 
 
 class L1Penalty:
     """Add the subgradient of s · Σ|γ| to the gradients: grad(γ) += s · sign(γ).
 
     γ are the weights of every BatchNorm2d of ``model`` that learns (Network Slimming, eq. 1); one
-    that had no part in the loss is left alone. Call it between backward and step, when the
-    gradients are whole: unscaled, reduced and accumulated.
+    that had no part in the loss is left alone. A callback of training: between backward and step,
+    when the gradients are whole: unscaled, reduced and accumulated.
 
     >>> bn = nn.BatchNorm2d(2)
     >>> bn.weight.grad = torch.zeros(2)
-    >>> L1Penalty(bn, s=0.5)()
+    >>> L1Penalty(bn, s=0.5).on_gradients()
     >>> bn.weight.grad
     tensor([0.5000, 0.5000])
     """
@@ -29,7 +30,7 @@ class L1Penalty:
             raise UserError("the network has no BatchNorm, so no scaling factors for -sr to shrink")
 
     @torch.no_grad()
-    def __call__(self) -> None:
+    def on_gradients(self, batch: Batch | None = None) -> None:
         gammas = [gamma for gamma in self.gammas if gamma.grad is not None]
         signs = torch._foreach_sign(gammas)
         torch._foreach_add_([gamma.grad for gamma in gammas], signs, alpha=self.s)
@@ -58,7 +59,7 @@ class GradientMask:
                 momentum.mul_(keep)
 
     @torch.no_grad()
-    def __call__(self) -> None:
+    def on_gradients(self, batch: Batch | None = None) -> None:
         if self.keep:
             torch._foreach_mul_([p.grad for p in self.parameters], self.keep)
 
@@ -72,7 +73,7 @@ def _live_channels(model: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
 
 def updateBN(model: nn.Module, s: float = 1e-4) -> None:
     """One call of `L1Penalty`, under the name it has in the original scripts."""
-    L1Penalty(model, s)()
+    L1Penalty(model, s).on_gradients()
 
 
 update_bn = updateBN  # its name in the suite of preact_res20

@@ -1,6 +1,5 @@
 """The files of a training run, by name."""
 
-import argparse
 import os
 import shlex
 import sys
@@ -14,22 +13,17 @@ OF_THE_START = ("--refine", "--resume", "--start-epoch")  # not of a run that go
 class RunFolder:
     """Where a run writes: ``last`` and ``best`` checkpoint, ``curves``, TensorBoard ``events``.
 
-    ``--save`` names the folder; else a resumed run stays where it is, ``--tag`` and the names
-    preact_res<depth> mean ./ckpts/<arch>[_sr][_T], and anything else is ./logs.
+    ``resumed``: the checkpoint that is continued, if any. The folder is ``path``, else the one of
+    ``resumed``, else ./logs. ``name`` stands in the names of files instead of checkpoint and
+    model_best; a run that stays in its folder keeps the name it has.
     """
 
-    def __init__(self, args: argparse.Namespace, arch: str):
-        self.resumed = Path(args.resume) if args.resume else None
-        if args.save:
-            self.path = Path(args.save)
-        elif self.resumed:
-            self.path = self.resumed.parent
-        elif args.tag or (args.spelled or "").startswith("preact_res"):
-            parts = [args.spelled or arch, "sr" if args.sr else None, args.tag]
-            self.path = Path("ckpts") / "_".join(part for part in parts if part)
-        else:
-            self.path = Path("logs")
-        name = args.filename or self._name_of_resumed(bool(args.save))
+    def __init__(
+        self, path: str | Path | None, name: str | None = None, resumed: str | Path | None = None
+    ):
+        self.resumed = Path(resumed) if resumed else None
+        self.path = Path(path or (self.resumed.parent if self.resumed else "logs"))
+        name = name or self._name_of_resumed(elsewhere=bool(path))
         self.last = self.path / f"{name or 'checkpoint'}.pth.tar"
         self.best = self.path / f"{name + '_best' if name else 'model_best'}.pth.tar"
         self.curves = self.path / f"{name + '_' if name else ''}curves.png"

@@ -1,9 +1,10 @@
-"""What pruning cost and what it brought: both networks measured, told, and written down."""
+"""What pruning cost and what it brought: both networks measured, compared, and written down."""
 
-import argparse
+import os
 import shlex
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,26 +14,37 @@ from slimming.data import loading
 from slimming.data.batches import Batches
 from slimming.errors import UserError
 from slimming.measuring import profiling
+from slimming.measuring.figures import measure
 from slimming.pruning import wired
 from slimming.pruning.choice import Choice
 from slimming.pruning.scaling import alive_channels
+from slimming.pruning.sparsity import alive_factors
 from slimming.pruning.threshold import keep_one
 from slimming.reports import plots, tables
+from slimming.reports.figures import before_after_text
 from slimming.runtime.device import choose_device
 from slimming.storage import architecture, checkpoint, files
-from slimming.storage.architecture import Network
+from slimming.storage.architecture import Architecture
 from slimming.training import loop
+from slimming.workflows.settings import PruningRun
 
 LOST = 0.005  # a drop in top-1 that fine-tuning should win back
 
 
+# In a folder, the first of them that is there.
+TO_PRUNE = ("model_best.pth.tar", "*_best.pth.tar", "pruned.pth.tar", "*_pruned.pth.tar")
+
+
 @dataclass
 class Dense:
-    """The network to prune, on the CPU, and the test images that judge the result."""
+    """The network to prune, on the CPU, the file it is from and the one it goes to, and the test
+    images that judge the result."""
 
-    args: argparse.Namespace
+    run: PruningRun
+    path: Path
+    target: Path
     model: nn.Module
-    network: Network
+    network: Architecture
     contents: dict
     test_loader: Batches
 
@@ -42,21 +54,48 @@ class Dense:
         return self.test_loader.first(64)
 
 
-def load(args: argparse.Namespace, arch: str | None, networks: dict = NETWORKS) -> Dense:
-    """The network in ``args.model`` and its test data. UserError if it is not of ``arch``."""
-    if arch and args.arch not in (None, arch):
-        raise UserError(f"--arch {args.spelled} is not for this script: it slims a {arch}")
-    given = {**vars(args), "arch": arch or args.arch}
-    model, network, contents = architecture.load(args.model, given, networks)
-    device = choose_device(args.device, args.no_cuda)
+def load(run: PruningRun, arch: str | None, networks: dict = NETWORKS) -> Dense:
+    """The network that ``run`` prunes, and its test data. UserError if it is not of ``arch``, or
+    if what would be written replaces anything but an earlier result of pruning."""
+    one_process("pruning")
+    if not run.prune.model:
+        raise UserError("--model FILE is needed: the checkpoint of the network to prune")
+    asked = run.network.asked(run.data)
+    if arch and asked["arch"] not in (None, arch):
+        raise UserError(f"--arch {run.network.arch} is not for this script: it slims a {arch}")
+    path = files.find(Path(run.prune.model), *TO_PRUNE)
+    folder = Path(run.output.save or path.parent)
+    asked["arch"] = arch or asked["arch"]
+    target = folder / f"{run.output.filename or 'pruned'}.pth.tar"
+    if target.exists() and not _replaceable(target, path):
+        raise UserError(f"{target} is there and would be lost: give another --save or --filename")
+    model, network, contents = architecture.load(path, asked, networks)
+    device = choose_device(run.data.device, run.data.no_cuda)
     loader = loading.batches(
-        network.dataset, "test", args.test_batch_size, device, network.image_size, args
+        network.dataset, "test", run.data.test_batch_size, device, network.image_size, run.data
     )
-    loading.check_classes(loader, network.num_classes, contents, args.model)
-    return Dense(args, model, network, contents, loader)
+    loading.check_classes(loader, network.num_classes, contents, path)
+    return Dense(run, path, target, model, network, contents, loader)
 
 
-def report(
+def one_process(work: str) -> None:
+    """UserError if torchrun started several processes."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError(f"{work} is work for one process: start it without torchrun")
+
+
+def _replaceable(target: Path, model: Path) -> bool:
+    """Whether ``target`` is the result of an earlier pruning, which says how wide the network is,
+    and not what is to be pruned now."""
+    try:
+        contents = checkpoint.read(target)
+    except UserError:
+        return False
+    trained = contents.get("epoch") or contents.get("optimizer")
+    return "cfg" in contents and not trained and not (model.exists() and target.samefile(model))
+
+
+def save_pruned(
     dense: Dense,
     slim: nn.Module,
     choice: Choice,
@@ -65,45 +104,47 @@ def report(
 ) -> tuple[dict, dict]:
     """Print the channels layer by layer and both networks side by side; write the result.
 
-    ``difference``: what `pruning.prove_equal` found. Writes into ``args.save`` the slim network,
-    or the ``masked`` one that it stands for, a summary in text and a picture. Returns what
-    `measure` found of the network before and after, and the "seconds" that the test images took.
+    ``difference``: what `proof.prove_equal` found. Writes the slim network, or the ``masked`` one
+    that it stands for, a summary in text and a picture. Returns the records of the `Figures` before
+    and after, each with the "seconds" that the test images took.
     """
     print_choice(choice)
     print(f"\nslim equals masked: largest difference of the logits {difference:.1e} (relative)\n")
     models = [model.to(dense.test_loader.device) for model in (dense.model, slim)]
     scores, seconds = zip(*(_timed_test(m, dense.test_loader) for m in models), strict=True)
-    before, after = measure(models, scores, dense.images)
-    before["seconds"], after["seconds"] = seconds
+    images = dense.images
+    before, after = measure(models, images, (len(images),), scores)
     print(before_after_text(before, after))
     if masked:
         print("after: the slim network that the mask stands for; the file keeps the full shape")
 
-    args = dense.args
     kept = wired.cfg_of(dense.model, choice.keep)
     network = dense.network if masked else replace(dense.network, cfg=kept)
     full = dense.contents.get("before_pruning") or scores[0]._asdict()  # of the first pass
     more = {"before_pruning": full, "classes": dense.test_loader.classes}
     more["cfg"] = network.cfg or kept  # beside the weights of a full network: what a mask keeps
-    contents = architecture.contents_of(masked or slim, network, 0, after["top-1"], **more)
+    contents = architecture.contents_of(masked or slim, network, 0, after.top1, **more)
     text = (
-        f"Configuration:\n{kept}\nNumber of parameters:\n{after['parameters']}\n"
-        f"Test accuracy:\n{after['top-1']}\n"
+        f"Configuration:\n{kept}\nNumber of parameters:\n{after.parameters}\n"
+        f"Test accuracy:\n{after.top1}\n"
         "Number of parameters with the masks of channel selection, as the original counts:\n"
         f"{profiling.count_parameters(slim, masks=True)}\n"
     )
-    summary = args.save / f"{args.filename or 'prune'}.txt"
-    picture = args.save / f"{args.filename or 'prune'}.png"
+    target, name = dense.target, dense.run.output.filename or "prune"
+    summary, picture = (target.with_name(f"{name}.{ending}") for ending in ("txt", "png"))
     title = f"{network}, {choice.percent:.0%} pruned"
-    drawn = plots.draw_pruning(choice, tables.alive_factors(dense.model), title)
-    checkpoint.write(args.target, contents)
+    drawn = plots.draw_pruning(choice, alive_factors(dense.model), title)
+    checkpoint.write(target, contents)
     files.write_bytes(summary, text.encode())
-    wrote = [args.target, summary, *plots.write_picture(picture, drawn)]
+    wrote = [target, summary, *plots.write_picture(picture, drawn)]
     print(f"\nwrote {', '.join(map(str, wrote))}")
     print_next_step(
-        dense, before["top-1"], after["top-1"], "mask-impl/main_mask.py" if masked else "main.py"
+        dense, before.top1, after.top1, "mask-impl/main_mask.py" if masked else "main.py"
     )
-    return before, after
+    return (
+        {**before.record(), "seconds": seconds[0]},
+        {**after.record(), "seconds": seconds[1]},
+    )
 
 
 def _timed_test(model: nn.Module, loader: Batches) -> tuple[loop.Score, float]:
@@ -132,7 +173,7 @@ def print_choice(choice: Choice) -> None:
 
 def against_full(
     model: nn.Module,
-    network: Network,
+    network: Architecture,
     score: loop.Score,
     before: loop.Score,
     loader: Batches,
@@ -145,54 +186,20 @@ def against_full(
     if not network.cfg and hasattr(model, "wiring"):
         keep = keep_one(model, alive_channels(model))
         model = wired.slim(model, keep).to(loader.device)
-    return before_after_text(*measure([full, model], [before, score], loader.first(64)))
-
-
-def measure(models: list[nn.Module], scores: list[loop.Score], images: torch.Tensor) -> list[dict]:
-    """Accuracy, size and speed of each model; ``images`` (N, 3, H, W) are what latency is of."""
-    times = profiling.latencies(models, images)
-    return [
-        {
-            "top-1": score.prec1,
-            "loss": score.loss,
-            "parameters": profiling.count_parameters(model),
-            "FLOPs": profiling.count_flops(model, images.shape[-1]),
-            "bytes": profiling.count_bytes(model),
-            "latency": seconds,
-            "batch": len(images),
-        }
-        for model, score, seconds in zip(models, scores, times, strict=True)
-    ]
-
-
-def before_after_text(before: dict, after: dict) -> str:
-    """A table of what `measure` found: before, after, their ratio and their difference."""
-    shown = {
-        "top-1": ("top-1", "{:.2%}", 1, "{:+.2f} points", 100),
-        "loss": ("loss", "{:.4f}", 1, "{:+.4f}", 1),
-        "parameters": ("parameters", "{:,}", 1, "{:+,}", 1),
-        "FLOPs": ("MFLOPs an image", "{:,.1f}", 1e-6, "{:+,.1f}", 1e-6),
-        "bytes": ("file size (MB)", "{:.2f}", 1e-6, "{:+.2f}", 1e-6),
-        "latency": (f"latency, batch {before['batch']} (ms)", "{:.1f}", 1e3, "{:+.1f}", 1e3),
-    }
-    rows = []
-    for key, (title, form, scale, signed, unit) in shown.items():
-        old, new = before[key], after[key]
-        cells = [form.format(value * scale) for value in (old, new)]
-        change = signed.format((new - old) * unit)
-        rows.append([title, *cells, f"{old / new:.2f}x" if new else "-", change])
-    return tables.table(["", "before", "after", "before/after", "change"], rows)
+    images = loader.first(64)
+    return before_after_text(*measure([full, model], images, (len(images),), [before, score]))
 
 
 def print_next_step(dense: Dense, before: float, after: float, script: str) -> None:
     """Where accuracy was lost, say how to win it back."""
     if after > before - LOST:
         return
-    args = dense.args
-    words = ["python", script, "--refine", args.target, "--epochs", 160]
-    words += ["--data", args.data] if args.data else []
-    words += ["--device", args.device] if args.device else []
-    words += ["--no-cuda"] if args.no_cuda else []
-    words += ["--save", args.save / (f"{args.filename}_refined" if args.filename else "refined")]
+    data, filename = dense.run.data, dense.run.output.filename
+    words = ["python", script, "--refine", dense.target, "--epochs", 160]
+    words += ["--data", data.data] if data.data else []
+    words += ["--device", data.device] if data.device else []
+    words += ["--no-cuda"] if data.no_cuda else []
+    refined = f"{filename}_refined" if filename else "refined"
+    words += ["--save", dense.target.with_name(refined)]
     print(f"top-1 fell from {before:.2%} to {after:.2%}: fine-tune the network next")
     print("  " + shlex.join(map(str, words)))

@@ -1,74 +1,70 @@
-"""What the stages of one experiment (run.py) found."""
+"""What the stages of an experiment found."""
 
-import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from slimming.measuring import profiling
+from slimming.measuring.figures import Figures, measure
 from slimming.pruning import importance
+from slimming.reports.figures import stage_text
 from slimming.storage import architecture, files
-from slimming.storage.architecture import Network
+from slimming.storage.architecture import Architecture
 from slimming.training import loop
 
 WEIGHTS = "weights that are not zero"
 
 
 class Record:
-    """What the stages found, kept in metrics.json."""
+    """What the stages found, kept in metrics.json: ``facts``, beginning with those that are
+    given."""
 
-    def __init__(self, path: Path, args: argparse.Namespace):
+    def __init__(self, path: Path, **facts: Any):
         self.path = path
-        self.facts = {"stages": []}
-        if not args.skip_pruning:
-            self.facts |= {"method": args.pruning_method, "ratio": args.pruning_ratio}
+        self.facts = {"stages": [], **facts}
         if path.exists():
             self.facts = json.loads(path.read_text())
 
     def done(self, name: str) -> bool:
+        """Whether the stage called ``name`` has ended."""
         return any(stage["name"] == name for stage in self.facts["stages"])
 
+    def stage(self, name: str) -> dict[str, Any]:
+        """What the stage called ``name`` found."""
+        return next(stage for stage in self.facts["stages"] if stage["name"] == name)
+
     def add(
-        self, name: str, path: Path, score: loop.Score, began: float, history=(), **more
+        self,
+        name: str,
+        path: Path,
+        score: loop.Score,
+        began: float,
+        history: Sequence[dict[str, Any]] = (),
+        **more: Any,
     ) -> None:
         """A stage that ended with the network in ``path``; ``history``: its epochs."""
         model, network, _ = architecture.load(path)
-        stage = {"name": name, **figures(model, network, score), "file": path.name}
-        stage["history"] = list(history)
-        stage |= {"bytes": profiling.count_bytes(model), "seconds": time.perf_counter() - began}
-        self.facts["stages"].append(stage)
+        figures = figures_of(model, network, score)
+        stage = {"name": name, **figures.record(), "file": path.name, "history": list(history)}
+        self.facts["stages"].append({**stage, "seconds": time.perf_counter() - began})
         self.update(**more)
-        print(stage_text(stage), flush=True)
+        print(stage_text(name, figures), flush=True)
 
-    def update(self, **facts) -> None:
+    def update(self, **facts: Any) -> None:
+        """Note ``facts``, and write the file."""
         self.facts.update(facts)
         files.write_bytes(self.path, json.dumps(self.facts, indent=1).encode())
 
 
-def figures(model: nn.Module, network: Network, score: loop.Score) -> dict:
-    """Accuracy, size and work of a network; "effective" is without weights that are zero."""
-    parameters, flops = profiling.count_effective(model, network.image_size)
-    return {
-        "top-1": score.prec1,
-        "loss": score.loss,
-        "parameters": profiling.count_parameters(model),
-        "effective parameters": parameters,
-        "FLOPs": profiling.count_flops(model, network.image_size),
-        "effective FLOPs": flops,
-    }
-
-
-def stage_text(stage: dict) -> str:
-    """One line: accuracy, size and work of a stage's network."""
-    text = f"{stage['name']}: top-1 {stage['top-1']:.2%}, loss {stage['loss']:.4f}, "
-    text += f"{stage['parameters']:,} parameters, {stage['FLOPs'] / 1e6:.1f} MFLOPs an image"
-    if stage["effective parameters"] != stage["parameters"]:
-        text += f" (not counting zeros: {stage['effective parameters']:,}, "
-        text += f"{stage['effective FLOPs'] / 1e6:.1f})"
-    return text
+def figures_of(model: nn.Module, network: Architecture, score: loop.Score) -> Figures:
+    """Accuracy, size and work of a network."""
+    images = torch.zeros(1, 3, network.image_size, network.image_size)
+    (figures,) = measure([model], images, scores=[score])
+    return figures
 
 
 def layer_by_layer(before: nn.Module, after: nn.Module, weights: bool) -> dict[str, list]:
@@ -78,12 +74,12 @@ def layer_by_layer(before: nn.Module, after: nn.Module, weights: bool) -> dict[s
     counts = {"filters": len}
     if weights:
         counts[WEIGHTS] = torch.count_nonzero
-    found = {
+    rows = {
         counted: [
             [name, int(count(old[name].weight)), int(count(new[name].weight))] for name in old
         ]
         for counted, count in counts.items()
     }
-    if weights and all(before == after for _, before, after in found["filters"]):
-        del found["filters"]
-    return found
+    if weights and all(before == after for _, before, after in rows["filters"]):
+        del rows["filters"]
+    return rows

@@ -1,164 +1,173 @@
-"""Pruning spread over epochs: which of them prune, how much, by which scores (Lubana and Dick,
-ICLR 2021)."""
+"""flowprune.py: pruning that is spread over epochs of training (Lubana and Dick, ICLR 2021)."""
 
-import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from models import widths
-from slimming.data import loading
 from slimming.errors import UserError
-from slimming.measuring import profiling
-from slimming.pruning import importance, ranking, slicing
+from slimming.measuring.figures import measure
+from slimming.pruning import ranking, slicing
 from slimming.pruning.groups import count_filters, groups
-from slimming.pruning.importance import MEASURES, TEMPERATURES, Evidence, Scores
 from slimming.pruning.slicing import Slimmed
-from slimming.pruning.tracking import Tracker
 from slimming.reports import plots
 from slimming.runtime import distributed
+from slimming.settings import build, kept
 from slimming.storage import files
 from slimming.training import loop
-from slimming.training.optimizer import learning_rate, load_momentum
-from slimming.training.trainer import Experiment
+from slimming.training.callbacks import Batch
+from slimming.training.optimizer import load_momentum
+from slimming.training.trainer import Trainer
+from slimming.workflows.filter_scores import FilterScores
+from slimming.workflows.flow_settings import FlowOutputSettings, FlowRun
+from slimming.workflows.rounds_settings import MOST, RoundsSettings
+from slimming.workflows.training import Start, begin, find_start, open_network, recorded
 
-LR = 0.1
-MOST = 0.95  # no layer loses more than this share of its channels: a ranking may take it whole
+PRETRAINED = ("model_best.pth.tar",)  # in a folder
+
+
+def flow_run(typed: Mapping[str, Any]) -> tuple[FlowRun, Start]:
+    """The run that was ``typed`` (see `slimming.cli.flags.parse`), and where it starts.
+
+    With ``--resume`` what was not typed is as the checkpoint keeps it. UserError where files are
+    missing or contradict what was typed.
+    """
+    rounds, output = build(RoundsSettings, typed), build(FlowOutputSettings, typed)
+    pretrained = None if rounds.pretrained_path == "0" else rounds.pretrained_path
+    last = output.folder(rounds.label).last
+    start = find_start(pretrained, typed.get("resume"), last, PRETRAINED)
+    resume = start.path if start.resumes else None
+    run = build(FlowRun, {**recorded(FlowRun, start, typed), **typed, "resume": resume})
+    return replace(run, data=run.data.resolved(known=start.resumes)), start
+
+
+def prepare(run: FlowRun, start: Start) -> Trainer:
+    """The trainer of a run. UserError where settings, files or data contradict each other."""
+    settings = run.train.settings
+    model, network, loaders = open_network(settings, run.data, run.asked(start.contents), start)
+    trainer = Trainer(
+        model,
+        network,
+        *loaders,
+        settings,
+        schedule=run.learning_rate,
+        temperature=run.importance.T,
+        kept=kept(run),
+    )
+    return begin(trainer, start, refines=False)  # the network is pruned, not fine-tuned
 
 
 class Rounds:
-    """Which epochs prune, how much, by which scores; and the record of what each round did."""
+    """Prune at the beginning of some epochs: a callback of training.
 
-    def __init__(self, args: argparse.Namespace, experiment: Experiment):
-        self.args, self.experiment = args, experiment
-        self.first, self.last = args.warmup_epochs, args.warmup_epochs + args.n_rounds
-        self.trackers: list[Tracker] = []
+    ``dense`` says how large the network was before the first round (`size_of`), ``done`` after each
+    of them.
+    """
+
+    name = "flow"
+
+    def __init__(self, run: FlowRun, trainer: Trainer):
+        self.run, self.trainer, self.folder = run, trainer, run.folder.path
         self.writes = distributed.rank() == 0  # asked now: after `fit` the processes are strangers
-        told = args.contents.get("flow") if args.resume else None
-        try:
-            if args.resume and not told:
-                raise KeyError("flow")
-            self.done = list(told["rounds"]) if told else []
-            self.dense = dict(told["dense"]) if told else {}
-            self.least = told["least"] if told else {}
-            self.initial = told["initial"] if told else self._initial()
-            if told and told["tracked"]:
-                self._track(experiment.epoch - 1)
-                self.trackers[0].load_state_dict(told["tracked"])
-        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{args.resume} holds no record of rounds to go on with") from error
-        experiment.schedule = self.learning_rate
-        experiment.temperature = args.T
-        experiment.extras = self.extras
-
-    def learning_rate(self, epoch: int) -> float:
-        """--lr_prune in the rounds; else 0.1, 0.01 and 0.001 in the first half, the third and the
-        last quarter of --epochs."""
-        if self.first <= epoch < self.last:
-            return self.args.lr_prune
-        return learning_rate(epoch, self.args.epochs, LR)
+        self.done: list[dict[str, Any]] = []
+        self.dense: dict[str, Any] = {}
+        self.least: dict[str, int] = {}  # how many channels each layer keeps
+        self.scores = FilterScores(run, trainer)
 
     def before_epoch(self, epoch: int) -> None:
         """Prune if the epoch is a round; track importance if the next one is."""
-        if self.first <= epoch < self.last:
+        if epoch in self.run.rounds.epochs:
             self._prune(epoch)
-        self._track(epoch)
-        self._write_statistics()
+        self.scores.track(epoch)
 
-    def extras(self) -> dict:
-        """What a checkpoint needs for --resume."""
-        tracked = self.trackers[0].state_dict() if self.trackers else None
+    def on_gradients(self, batch: Batch) -> None:
+        if self.scores.tracker:
+            self.scores.tracker.on_gradients(batch)
+
+    def after_epoch(self, epoch: int) -> None:
+        """With --track_stats: stats.json, as far as the run has come."""
+        if self.run.output.track_stats and self.writes:
+            rounds = {"rounds": self.done, "dense": self.dense}
+            told = statistics(self.trainer.history, self.run.rounds.epochs) | rounds
+            files.write_bytes(self.folder / "stats.json", json.dumps(told, indent=1).encode())
+
+    def state_dict(self) -> dict[str, Any]:
         told = {"rounds": self.done, "dense": self.dense, "least": self.least}
-        return {"flow": {**told, "initial": self.initial, "tracked": tracked}}
+        return told | self.scores.state_dict()
 
-    def removed(self, rounds: int) -> float:
-        """The share of the original filters that is gone after so many rounds."""
-        if self.args.thresholds:
-            return json.loads(self.args.thresholds)[rounds - 1] / 100
-        return self.args.prune_percent / 100 * rounds / self.args.n_rounds
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        try:
+            self.done, self.dense = list(state["rounds"]), dict(state["dense"])
+            self.least = dict(state["least"])
+            self.scores.load_state_dict(state)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            path = self.run.train.resume
+            raise UserError(f"{path} holds no record of rounds to go on with") from error
+
+    def report(self) -> None:
+        """The picture of the rounds and, with --track_stats, their figures as JSON."""
+        history, rounds = self.trainer.history, self.run.rounds
+        if not self.writes or not history:
+            return
+        title = f"{rounds.model}, {rounds.pruning_type}, {rounds.removed(rounds.n_rounds):.0%}"
+        phases = rounds.epochs.start, rounds.epochs.stop
+        picture = plots.draw_rounds(history, [self.dense, *self.done], phases, title)
+        for path in plots.write_picture(self.folder / "flow.png", picture):
+            print(f"wrote {path}")
+        if self.run.output.track_stats:
+            self.after_epoch(history[-1]["epoch"])
+            print(f"wrote {self.folder / 'stats.json'}")
 
     def _prune(self, epoch: int) -> None:
         """One round: of what is left, the share p / (r p + n (1 - p)) with r rounds to go, so that
         each round removes equally many of the original filters."""
-        experiment, number = self.experiment, epoch - self.first + 1
-        model, images = experiment.model, experiment.test_loader.first(64)
+        trainer, rounds = self.trainer, self.run.rounds
+        model, images = trainer.model, trainer.test_loader.first(64)
         found = groups(model, images)
         left = count_filters(found)
         if not self.done:
-            self.dense = self._size(left)
-            if not self.args.bypass:
+            self.dense = size_of(trainer, left)
+            if not rounds.bypass:
                 full = widths(model).items()
-                self.least = {layer: int(width[-1] * (1 - MOST)) + 1 for layer, width in full}
-            experiment.full_score = loop.test(model, experiment.test_loader, experiment.precision)
-        stay = self.dense["filters"] * (1 - self.removed(number))
+                self.least = {n: int(width[-1] * (1 - MOST / 100)) + 1 for n, width in full}
+            trainer.full_score = loop.test(model, trainer.test_loader, trainer.precision)
+        stay = self.dense["filters"] * (1 - rounds.removed(rounds.epochs.index(epoch) + 1))
         share = max(0.0, 1 - stay / left)
-        choice = ranking.choose(found, self._scores(epoch), share, least=self.least)
+        choice = ranking.choose(found, self.scores.of_filters(epoch), share, least=self.least)
         slimmed = slicing.apply(model, found, choice, images)
         self._replace(slimmed)
         gone = sum(
             int(g.filters[~choice.keep[g.name]].sum()) for g in found if g.name in choice.keep
         )
-        self._record(epoch, slimmed, left, gone)
-
-    def _scores(self, epoch: int) -> Scores:
-        """The importance of each filter, the same in every process."""
-        args, experiment = self.args, self.experiment
-        if self.trackers:
-            scores = self.trackers[0].scores()
-        else:
-            batches = []
-            if args.pruning_type not in importance.GRADIENT_FREE:
-                balanced = args.pruning_type == "grasp"
-                batches = loading.samples(
-                    experiment.train_loader, args.imp_samples, epoch, balanced=balanced
-                )
-            evidence = Evidence(
-                experiment.model,
-                batches,
-                temperature=self._temperature(),
-                initial=self.initial,
-                use_l2=args.use_l2,
-                use_init=args.use_init,
-                seed=args.seed + epoch,
-            )
-            scores = MEASURES[args.pruning_type](evidence)
-        return {
-            name: distributed.of_the_first(score, experiment.device)
-            for name, score in scores.items()
-        }
-
-    def _temperature(self) -> float:
-        """--grasp_T for GraSP; 1 for grad_preserve, as its paper has it, unless --bypass."""
-        args = self.args
-        if args.pruning_type == "grasp":
-            return args.grasp_T
-        return args.T if args.bypass else TEMPERATURES.get(args.pruning_type, args.T)
+        size = size_of(trainer, left - gone)
+        self.done.append({"epoch": epoch, **size, "difference": slimmed.difference})
+        self._tell(left, slimmed)
 
     def _replace(self, slimmed: Slimmed) -> None:
         """Go on with the slim network; initial values and momentum follow their channels."""
-        experiment, dense = self.experiment, self.experiment.model
+        self.scores.follow(slimmed)
+        trainer, dense = self.trainer, self.trainer.model
         names = [name for name, p in dense.named_parameters() if p.requires_grad]
-        old = experiment.optimizer.state
+        old = trainer.optimizer.state
         momentum = {
             name: old[p]["momentum_buffer"]
             for name, p in dense.named_parameters()
             if "momentum_buffer" in old[p]
         }
-        experiment.train_this(slimmed.model, replace(experiment.network, cfg=slimmed.cfg))
-        if self.initial:
-            self.initial = slicing.slice_tensors(dense, self.initial, slimmed.kept)
-        if self.args.preserve_moment and momentum:
+        trainer.replace(slimmed.model, replace(trainer.architecture, cfg=slimmed.cfg))
+        if self.run.train.preserve_moment and momentum:
             sliced = slicing.slice_tensors(dense, momentum, slimmed.kept)
             saved = {"state": {i: {"momentum_buffer": sliced[n]} for i, n in enumerate(names)}}
-            load_momentum(experiment.optimizer, saved)
+            load_momentum(trainer.optimizer, saved)
 
-    def _record(self, epoch: int, slimmed: Slimmed, before: int, gone: int) -> None:
-        size = self._size(before - gone)
-        self.done.append({"epoch": epoch, **size, "difference": slimmed.difference})
-        left, full = size["filters"], self.dense["filters"]
+    def _tell(self, before: int, slimmed: Slimmed) -> None:
+        size, full = self.done[-1], self.dense["filters"]
+        left = size["filters"]
         print(
-            f"round {len(self.done)} of {self.args.n_rounds}: {before} -> {left} of {full} "
+            f"round {len(self.done)} of {self.run.rounds.n_rounds}: {before} -> {left} of {full} "
             f"filters ({left / full:.1%}), {size['parameters']:,} parameters, "
             f"{size['flops'] / 1e6:.1f} MFLOPs; slim equals masked: {slimmed.difference:.1e}",
             flush=True,
@@ -167,75 +176,23 @@ class Rounds:
             names = ", ".join(slimmed.choice.rescued)
             print(f"warning: these keep no more channels than a layer must: {names}")
 
-    def _size(self, filters: int) -> dict:
-        """Filters, parameters and FLOPs of the network as it is."""
-        model, size = self.experiment.model, self.experiment.network.image_size
-        parameters, flops = profiling.count_parameters(model), profiling.count_flops(model, size)
-        return {"filters": filters, "parameters": parameters, "flops": flops}
 
-    def _track(self, epoch: int) -> None:
-        """Track importance through this epoch if --track_importance asks for it and the next one
-        prunes."""
-        args = self.args
-        wanted = args.track_importance or args.pruning_type == "biased_loss_tracked"
-        self.trackers.clear()
-        if not wanted or not self.first <= epoch + 1 < self.last:
-            return
-        loader = self.experiment.train_loader
-        tracker = Tracker(
-            self.experiment.model,
-            args.pruning_type,
-            steps=len(loader),
-            minibatch=lambda: loader.minibatch,
-            temperature=self._temperature(),
-            batches=args.track_batches,
-            alpha=args.alpha,
-            initial=self.initial,
-            use_l2=args.use_l2,
-            use_init=args.use_init,
-        )
-        self.trackers.append(tracker)
+def size_of(trainer: Trainer, filters: int) -> dict[str, Any]:
+    """Filters, parameters and FLOPs of the network as it is."""
+    model, size = trainer.model, trainer.architecture.image_size
+    (figures,) = measure([model], torch.zeros(1, 3, size, size))
+    return {"filters": filters, "parameters": figures.parameters, "flops": figures.flops}
 
-    def _initial(self) -> dict[str, torch.Tensor] | None:
-        """θ₀, where --use_init measures the distance from it."""
-        if not self.args.use_init:
-            return None
-        return {n: p.detach().clone() for n, p in self.experiment.model.named_parameters()}
 
-    def report(self) -> None:
-        """The picture of the rounds and, with --track_stats, their figures as JSON."""
-        history, folder = self.experiment.history, self.experiment.folder.path
-        if not self.writes or not history:
-            return
-        title = (
-            f"{self.args.model}, {self.args.pruning_type}, {self.removed(self.args.n_rounds):.0%}"
-        )
-        picture = plots.draw_rounds(
-            history, [self.dense, *self.done], (self.first, self.last), title
-        )
-        for path in plots.write_picture(folder / "flow.png", picture):
-            print(f"wrote {path}")
-        if self.args.track_stats:
-            self._write_statistics()
-            print(f"wrote {folder / 'stats.json'}")
-
-    def _write_statistics(self) -> None:
-        """With --track_stats: stats.json, as far as the run has come."""
-        if self.args.track_stats and self.writes:
-            text = json.dumps(self.statistics(), indent=1)
-            files.write_bytes(self.experiment.folder.path / "stats.json", text.encode())
-
-    def statistics(self) -> dict:
-        """Loss and top-1 in train and test, each by warm-up, pruning and final training; what each
-        round left."""
-        stats = {
-            part: {phase: [] for phase in ("warmup", "pruning", "final")}
-            for part in ("train", "test")
-        }
-        for record in self.experiment.history:
-            epoch = record["epoch"]
-            phase = "warmup" if epoch < self.first else "pruning" if epoch < self.last else "final"
-            for part in stats:
-                figures = {"loss": record[f"{part}_loss"], "top-1": record[f"{part}_prec1"]}
-                stats[part][phase].append({"epoch": epoch, "lr": record["lr"], **figures})
-        return {**stats, "rounds": self.done, "dense": self.dense}
+def statistics(history: list[dict[str, Any]], rounds: range) -> dict[str, Any]:
+    """Loss and top-1 in train and test, each by warm-up, pruning (the epochs in ``rounds``) and
+    final training."""
+    phases = {"warmup": range(rounds.start), "pruning": rounds}
+    stats = {part: {phase: [] for phase in (*phases, "final")} for part in ("train", "test")}
+    for record in history:
+        epoch = record["epoch"]
+        phase = next((phase for phase, epochs in phases.items() if epoch in epochs), "final")
+        for part, by_phase in stats.items():
+            figures = {"loss": record[f"{part}_loss"], "top-1": record[f"{part}_prec1"]}
+            by_phase[phase].append({"epoch": epoch, "lr": record["lr"], **figures})
+    return stats

@@ -1,0 +1,54 @@
+"""Write docs/flags.md: the flags of every script, as their parsers have them.
+
+python docs/flags.py
+"""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+SCRIPTS = {  # a title, and the module whose parser has the flags
+    "`main.py`, `mask-impl/main_mask.py`": "main",
+    "`vggprune.py`, `denseprune.py`, `mask-impl/prune_mask.py`": "vggprune",
+    "`resprune.py`": "resprune",
+    "`run.py`": "run",
+    "`flowprune.py`": "flowprune",
+    "`eval.py`": "eval",
+}
+HEAD = """# Flags
+
+Made from the settings by `python docs/flags.py`; every script prints its own with `--help`. A flag
+that contradicts the checkpoint is an error that names both. Errors are one line on stderr: status
+2, 1 if the loss is no longer finite, 130 after Ctrl-C.
+"""
+
+
+def text() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for title, module in SCRIPTS.items():
+        parser = importlib.import_module(module).make_parser()
+        parts.append(f"## {title}\n\n| flag | meaning |\n|---|---|\n{rows(parser)}\n")
+    return "\n".join(parts)
+
+
+def rows(parser: argparse.ArgumentParser) -> str:
+    """A row of the table for each flag."""
+    lines = []
+    for action in parser._actions:
+        if isinstance(action, argparse._HelpAction):
+            continue
+        names = [name for name in action.option_strings if not name.startswith("--no-s")]
+        value = f" {action.metavar}" if action.metavar and action.nargs != 0 else ""
+        flags = ", ".join(f"`{name}{value}`" for name in names) or f"`{action.metavar}`"
+        meaning = (action.help or "").replace("%%", "%").replace("|", "\\|")
+        lines.append(f"| {flags} | {meaning} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "flags.md").write_text(text(), encoding="utf-8")

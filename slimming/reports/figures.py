@@ -1,0 +1,100 @@
+"""Figures as people read them: the title and the format of each, for text and for HTML pages."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from slimming.measuring.figures import Figures
+from slimming.reports import tables
+
+FEWER, SMALLER, FASTER = ("fewer", "more"), ("smaller", "larger"), ("faster", "slower")
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one figure is shown: by ``form``, a format of its value times ``scale``.
+
+    ``key``: its name in metrics.json. ``words``: what a smaller and a larger value is called beside
+    another; None where a ratio says nothing. ``page_form``: the format on an HTML page, which has
+    more room. ``part_of``: the key of the count that this one is a part of.
+    """
+
+    key: str
+    title: str
+    form: str
+    scale: float = 1
+    words: tuple[str, str] | None = None
+    page_form: str | None = None
+    part_of: str | None = None
+
+    def text(self, value: float) -> str:
+        return self.form.format(value * self.scale)
+
+    def page_text(self, value: float) -> str:
+        return (self.page_form or self.form).format(value * self.scale)
+
+    def difference(self, old: float, new: float) -> str:
+        """With its sign; that of fractions in percentage points."""
+        if self.form.endswith("%}"):
+            return f"{100 * (new - old):+.2f} points"
+        return self.form.replace("{:", "{:+").format((new - old) * self.scale)
+
+
+ROWS = (
+    Row("top-1", "top-1", "{:.2%}"),
+    Row("loss", "loss", "{:.4f}"),
+    Row("parameters", "parameters", "{:,}", 1, FEWER),
+    Row("effective parameters", "effective parameters", "{:,}", 1, FEWER, part_of="parameters"),
+    Row("FLOPs", "MFLOPs an image", "{:,.1f}", 1e-6, FEWER),
+    Row("effective FLOPs", "effective MFLOPs an image", "{:,.1f}", 1e-6, FEWER, part_of="FLOPs"),
+    Row("bytes", "file size (MB)", "{:.2f}", 1e-6, SMALLER, "{:,.2f}"),
+)
+SECONDS = Row("seconds", "time taken (s)", "{:,.0f}")  # of a stage of run.py
+
+
+def flat(record: Mapping) -> dict:
+    """A record of `Figures` with one entry for each batch size of its latency."""
+    latency = {f"latency {n}": value for n, value in (record.get("latency") or {}).items()}
+    return {**record, **latency}
+
+
+def rows_of(records: Iterable[Mapping]) -> dict[str, Row]:
+    """By key the rows of flat records: ROWS, then one for each batch size of latency."""
+    keys = dict.fromkeys(key for record in records for key in record)
+    latency = [_latency_row(key) for key in keys if key.startswith("latency ")]
+    return {row.key: row for row in (*ROWS, *latency)}
+
+
+def _latency_row(key: str) -> Row:
+    title = f"latency, batch {key.removeprefix('latency ')} (ms)"
+    return Row(key, title, "{:.1f}", 1e3, FASTER, "{:,.2f}")
+
+
+def before_after_text(before: Figures, after: Figures) -> str:
+    """A table of both networks: before, after, their ratio and their difference."""
+    old, new = flat(before.record()), flat(after.record())
+    lines = []
+    for key, row in rows_of([old]).items():
+        if key in old and not row.part_of:
+            cells = [form(old[key], new[key]) for form in (ratio, row.difference)]
+            lines.append([row.title, row.text(old[key]), row.text(new[key]), *cells])
+    return tables.table(["", "before", "after", "before/after", "change"], lines)
+
+
+def ratio(first: float, second: float) -> str:
+    """How many times ``second`` goes into ``first``: 3.20x; "-" where it is 0."""
+    return f"{first / second:.2f}x" if second else "-"
+
+
+def size_text(figures: Figures) -> str:
+    """Parameters and FLOPs in half a line."""
+    return f"{figures.parameters:,} parameters, {figures.flops / 1e6:.1f} MFLOPs"
+
+
+def stage_text(name: str, figures: Figures) -> str:
+    """One line: accuracy, size and work of the network called ``name``."""
+    text = f"{name}: top-1 {figures.top1:.2%}, loss {figures.loss:.4f}, "
+    text += f"{size_text(figures)} an image"
+    if figures.effective_parameters == figures.parameters:
+        return text
+    zeros = f"{figures.effective_parameters:,}, {figures.effective_flops / 1e6:.1f}"
+    return f"{text} (not counting zeros: {zeros})"

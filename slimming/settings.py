@@ -1,0 +1,124 @@
+"""Settings: frozen dataclasses whose fields say all that a person needs to know of them.
+
+A field is a default, what it means, and what may be typed for it. Command lines are derived from
+the fields (`slimming.cli.flags`); programs fill them in like any dataclass.
+
+>>> @dataclass(frozen=True)
+... class Schedule:
+...     epochs: int = setting(160, "epochs to train", parse=number(int, 1))
+>>> Schedule(epochs=3)
+Schedule(epochs=3)
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a field knows besides its name, type and default.
+
+    ``kind`` is how it is typed: "value"; "switch", which is off unless given; "on/off", a switch
+    that ``--no-...`` turns off again; "truth", a switch that also takes True or False; "list",
+    which can be repeated; "positional". ``parse`` raises ValueError for what may not be typed.
+    """
+
+    help: str
+    flags: tuple[str, ...] = ()  # none is --name-of-the-field
+    kind: str = "value"
+    metavar: str | None = None
+    parse: Callable[[str], Any] = str
+    choices: tuple[str, ...] | None = None
+    kept: bool = False  # in checkpoints, for --resume
+    field_of: Callable[[Any], str] | None = None  # which field a value is for, where not this one
+
+
+def part(kind: type) -> Any:
+    """A field that holds settings of another kind, by default as they are."""
+    return field(default_factory=kind)
+
+
+def setting(default: Any, help: str, *flags: str, **more: Any) -> Any:
+    """A field of a settings class: its default and its `Spec`."""
+    return field(default=default, metadata={"spec": Spec(help, flags, **more)})
+
+
+def number(kind: type, low: float, high: float = math.inf, below: bool = False) -> Callable:
+    """What reads an int or float from ``low`` to ``high`` (less than it with ``below``)."""
+    limit = f" and {'less than' if below else 'at most'} {high:g}" if high < math.inf else ""
+
+    def parse(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (low <= value < high if below or high == math.inf else low <= value <= high):
+            noun = "an integer" if kind is int else "a number"
+            raise ValueError(f"must be {noun} of at least {low:g}{limit}, not {text!r}")
+        return value
+
+    return parse
+
+
+count = number(int, 1, 2**31 - 1)
+count_or_none = number(int, 0, 2**31 - 1)
+seed = number(int, 0, 2**32, below=True)
+share = number(float, 0, 1, below=True)
+positive = number(float, 0)
+
+
+def truth(text: str) -> bool:
+    """True or False, in any case."""
+    if text.lower() not in ("true", "false"):
+        raise ValueError(f"must be True or False, not {text!r}")
+    return text.lower() == "true"
+
+
+def plain_name(text: str) -> str:
+    """A file name without folders."""
+    if not text or os.path.basename(text) != text or text in (".", ".."):
+        raise ValueError(f"must be a name without folders, not {text!r}")
+    return text
+
+
+def specs(settings: Any) -> Iterator[tuple[Field, Spec]]:
+    """Every field of a settings class or instance, those of the settings inside it too."""
+    for entry in fields(settings):
+        if is_dataclass(entry.type):
+            yield from specs(entry.type)
+        elif "spec" in entry.metadata:
+            yield entry, entry.metadata["spec"]
+
+
+def build(kind: type, values: Mapping[str, Any]) -> Any:
+    """Settings of this ``kind`` with ``values`` by the names of fields, the rest by default."""
+    given = {}
+    for entry in fields(kind):
+        if is_dataclass(entry.type):
+            given[entry.name] = build(entry.type, values)
+        elif entry.name in values:
+            given[entry.name] = values[entry.name]
+    return kind(**given)
+
+
+def flat(settings: Any) -> dict[str, Any]:
+    """All values by the names of their fields, those of the settings inside too."""
+    values = {}
+    for entry in fields(settings):
+        value = getattr(settings, entry.name)
+        values |= flat(value) if is_dataclass(value) else {entry.name: value}
+    return values
+
+
+def kept(settings: Any) -> dict[str, Any]:
+    """The values that a checkpoint keeps for ``--resume``, by name."""
+    names = {entry.name for entry, spec in specs(settings) if spec.kept}
+    return {name: value for name, value in flat(settings).items() if name in names}
+
+
+def flag_names(entry: Field, spec: Spec) -> tuple[str, ...]:
+    """How the field is typed on a command line."""
+    return spec.flags or (f"--{entry.name.replace('_', '-')}",)

@@ -1,0 +1,101 @@
+"""What takes part in training besides the loop: one protocol, all of it optional."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+Batch = tuple[torch.Tensor, torch.Tensor]  # images (N, 3, H, W), labels (N,)
+
+
+class Callback(Protocol):
+    """What a training trick is: any object with some of these methods.
+
+    >>> class Clip:
+    ...     "Keep gradients small."
+    ...     def __init__(self, model, limit):
+    ...         self.model, self.limit = model, limit
+    ...     def on_gradients(self, batch):
+    ...         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.limit)
+
+    ``name`` is the key of its state in a checkpoint; one without a state needs none.
+    """
+
+    name: str
+
+    def before_epoch(self, epoch: int) -> None:
+        """Before epoch ``epoch``, counted from 0. It may replace the network of the trainer."""
+
+    def on_gradients(self, batch: Batch) -> None:
+        """Between backward and step, when gradients are whole: unscaled under mixed precision,
+        averaged over processes."""
+
+    def after_epoch(self, epoch: int) -> None:
+        """After the evaluation that ends an epoch; the trainer's history has its record."""
+
+    def close(self) -> None:
+        """After the last epoch, or an error."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What ``--resume`` needs: tensors, numbers, strings, lists and dicts."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+
+
+def call(callbacks: Iterable[Any], method: str, *args: Any) -> None:
+    """Call ``method`` of each of the ``callbacks`` that has it."""
+    for callback in callbacks:
+        if hasattr(callback, method):
+            getattr(callback, method)(*args)
+
+
+class EarlyStopping:
+    """End a training whose top-1 has not risen for ``patience`` epochs; 0: never."""
+
+    def __init__(self, trainer: Any, patience: int):
+        self.trainer, self.patience = trainer, patience
+
+    def before_epoch(self, epoch: int) -> None:
+        scores = [record["test_prec1"] for record in self.trainer.history]
+        if not self.patience or len(scores) <= self.patience:
+            return
+        if max(scores[-self.patience :]) <= max(scores[: -self.patience]):
+            self.trainer.stopped = True
+            told = f"no better top-1 for {self.patience} epochs"
+            print(f"{told}: training ends after {len(scores)}")
+
+
+class CheckpointWriter:
+    """Write the last and the best checkpoint after each epoch, in the first process."""
+
+    def __init__(self, trainer: Any, last: Path, best: Path):
+        self.trainer, self.last, self.best = trainer, last, best
+
+    def after_epoch(self, epoch: int) -> None:
+        self.trainer.save(self.last, self.best)
+
+
+class EpochPrinter:
+    """Print what an epoch brought, and how long the rest will take."""
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+
+    def after_epoch(self, epoch: int) -> None:
+        trainer, record = self.trainer, self.trainer.history[-1]
+        images, done, epochs = trainer.test_loader.num_images, epoch + 1, trainer.settings.epochs
+        loss, prec1, seconds = record["test_loss"], record["test_prec1"], trainer.seconds
+        print(
+            f"Test set: Average loss: {loss:.4f}, Accuracy: {round(prec1 * images)}/"
+            f"{images} ({prec1:.2%})   epoch {done}/{epochs}, lr {record['lr']:g}, "
+            f"{seconds:.1f} s, {_duration(seconds * (epochs - done))} left",
+            flush=True,
+        )
+
+
+def _duration(seconds: float) -> str:
+    """Hours and minutes, or seconds where they are few."""
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes // 60}:{minutes % 60:02d} h"

@@ -1,0 +1,96 @@
+"""The network that an experiment prunes: whether it can be, and where its weights come from."""
+
+from pathlib import Path
+
+import torch
+
+from models import NETWORKS, constructor
+from slimming.data import loading
+from slimming.data.batches import Batches
+from slimming.data.stream import Stream
+from slimming.errors import UserError
+from slimming.pruning import importance, ranking
+from slimming.pruning.groups import check_names, groups, need_library
+from slimming.storage import architecture, checkpoint
+from slimming.workflows.experiment_settings import ExperimentSettings
+from slimming.workflows.scoring import evaluate
+
+
+def check(settings: ExperimentSettings) -> None:
+    """UserError now, rather than after days of training, if the data is not there or the network
+    cannot be pruned by --pruning-method."""
+    pruning = settings.pruning
+    traced = not settings.execution.skip_pruning and pruning.pruning_method != "intra-kernel"
+    if traced:
+        need_library()
+    loader = _one_by_one(settings)
+    network = settings.architecture(len(loader.classes))
+    model = network.build().eval()
+    check_names(model, pruning.ignore)
+    if not traced:
+        return
+    pixels = network.image_size
+    removable = groups(model, torch.zeros(1, 3, pixels, pixels), pruning.ignore)
+    if pruning.measure in importance.GRADIENT_FREE:
+        scores = importance.MEASURES[pruning.measure](importance.Evidence(model, []))
+        ranking.choose(removable, scores, pruning.pruning_ratio)
+
+
+def given(settings: ExperimentSettings) -> Path | None:
+    """The network that base training starts from or, with --skip-base-training, is replaced by;
+    None for fresh weights. UserError if it cannot be had."""
+    path = settings.execution.model_path
+    if path:
+        evaluate(settings, path)
+        return path
+    if settings.network.weights:
+        return _pretrained(settings)
+    if not settings.execution.skip_base_training:
+        return None
+    return _newest(settings) or _pretrained(settings)
+
+
+def _newest(settings: ExperimentSettings) -> Path | None:
+    """The base network that the last experiment with this network and data has kept, if any."""
+    model, data = settings.network.model, settings.data.name
+    pattern, depth = f"{model}_*_{data}_*/{model}_base.pth", settings.architecture(1).depth
+    kept = (settings.network.output_dir / data).glob(pattern)
+    for path in sorted(kept, key=lambda path: path.stat().st_mtime, reverse=True):
+        if checkpoint.read(path).get("depth") in (None, depth):
+            return path
+    return None
+
+
+def _pretrained(settings: ExperimentSettings) -> Path:
+    """torchvision's weights as a checkpoint for this data."""
+    model = settings.network.model
+    arch = settings.asked()["arch"]
+    if arch in NETWORKS:
+        raise UserError(
+            f"{arch} is not torchvision's, so no weights for it can be had: leave --weights "
+            "and --skip-base-training out, or name a network with --model-path"
+        )
+    loader = _one_by_one(settings)
+    network = settings.architecture(len(loader.classes))
+    try:
+        pretrained = constructor(arch)(
+            num_classes=network.num_classes,
+            image_size=network.image_size,
+            weights=settings.network.weights or "DEFAULT",
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"no pretrained {model} can be had ({error}): train one with --save-model and "
+            "without --skip-base-training, or name one with --model-path"
+        ) from error
+    path = settings.network.output_dir / f"{model}_pretrained.pth"
+    classes = {"classes": loader.classes}
+    checkpoint.write(path, architecture.contents_of(pretrained, network, 0, 0.0, **classes))
+    return path
+
+
+def _one_by_one(settings: ExperimentSettings) -> Batches | Stream:
+    """The test images on the CPU: which classes there are."""
+    network = settings.architecture(num_classes=1)
+    size, data = network.image_size, settings.data.source
+    return loading.batches(network.dataset, "test", 1, torch.device("cpu"), size, data)

@@ -1,0 +1,134 @@
+"""An experiment of run.py: its settings, its folder, and what its stages find."""
+
+import contextlib
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from slimming.errors import Interrupted
+from slimming.settings import flat
+from slimming.storage import files
+from slimming.workflows.experiment_settings import ExperimentSettings
+from slimming.workflows.record import Record
+
+PASSING = {"resume", "save_model", "eval_only", "command"}  # another run may have others
+PASSING |= {"workers", "threads", "device", "no_cuda"}  # of the machine
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment under way: several stages that write into ``folder``, each into ``record``
+    what it found."""
+
+    settings: ExperimentSettings
+    folder: Path
+    record: Record
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """See `config_of`."""
+        return config_of(self.settings)
+
+    def network_file(self, suffix: str) -> Path:
+        """The network that the stage of this ``suffix`` leaves: base, pruned or rebuilt."""
+        return self.folder / f"{self.settings.network.model}_{suffix}.pth"
+
+
+@contextlib.contextmanager
+def begin_experiment(settings: ExperimentSettings) -> Iterator[Experiment]:
+    """A new experiment or, with --resume, the one that was stopped. What is printed goes into its
+    log.txt too; Ctrl-C says how to go on."""
+    folder = _choose_folder(settings)
+    files.write_bytes(folder / "config.json", json.dumps(config_of(settings), indent=1).encode())
+    method = {}
+    if not settings.execution.skip_pruning:
+        pruning = settings.pruning
+        method = {"method": pruning.pruning_method, "ratio": pruning.pruning_ratio}
+    with _logged(folder / "log.txt"), _interruption(folder):
+        yield Experiment(settings, folder, Record(folder / "metrics.json", **method))
+
+
+def config_of(settings: ExperimentSettings) -> dict[str, Any]:
+    """Every setting of the experiment by name, and the command that repeats it."""
+    values = flat(settings) | {
+        "importance": settings.pruning.importance_or_default,
+        "ignore": list(settings.pruning.ignore),
+        "dataset": settings.data.name,
+        "data": settings.data.source.data,
+        "image_size": settings.data.source.image_size,
+    }
+    config = {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
+    return {**config, "command": shlex.join(["python", *sys.argv])}
+
+
+def same_settings(config: Path, settings: ExperimentSettings) -> bool:
+    """Whether the experiment of this file has these ``settings``."""
+    try:
+        recorded = json.loads(config.read_text())
+    except (OSError, ValueError):
+        return False
+    ours = json.loads(json.dumps(config_of(settings)))
+    return all(recorded.get(n) == ours[n] for n in ours.keys() - PASSING)
+
+
+def _choose_folder(settings: ExperimentSettings) -> Path:
+    """<output-dir>/<dataset>/<model>_<method>_<dataset>_<time>; with --resume that of the newest
+    unfinished experiment of the same settings, if there is one."""
+    network, data = settings.network, settings.data.name
+    parent = network.output_dir / data
+    stem = f"{network.model}_{settings.pruning.pruning_method}_{data}"
+    if settings.execution.resume:
+        for config in sorted(parent.glob(f"{stem}_*/config.json"), reverse=True):
+            unfinished = not (config.parent / "report.html").exists()
+            if unfinished and same_settings(config, settings):
+                print(f"going on in {config.parent}")
+                return config.parent
+        print("note: no unfinished experiment of these settings is there: a new one begins")
+    name, number = f"{stem}_{datetime.now():%Y%m%d_%H%M%S}", 1
+    folder = parent / name
+    while folder.exists():
+        number += 1
+        folder = folder.with_name(f"{name}-{number}")
+    folder.mkdir(parents=True)
+    return folder
+
+
+@contextlib.contextmanager
+def _interruption(folder: Path) -> Iterator[None]:
+    """Ctrl-C says how to go on."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt):
+        words = [word for word in sys.argv if word != "--resume"]
+        command = shlex.join(["python", *words, "--resume"])
+        raise Interrupted(f"interrupted in {folder}; continue with: {command}") from None
+
+
+@contextlib.contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """What is printed goes into the file too."""
+    with open(path, "a") as file, contextlib.redirect_stdout(_Tee(sys.stdout, file)):
+        yield
+
+
+class _Tee:
+    """Two streams as one; what they are asked beyond writing, the first answers."""
+
+    def __init__(self, screen: TextIO, file: TextIO):
+        self.screen, self.file = screen, file
+
+    def write(self, text: str) -> int:
+        self.file.write(text)
+        return self.screen.write(text)
+
+    def flush(self) -> None:
+        self.file.flush()
+        self.screen.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.screen, name)

@@ -1,0 +1,171 @@
+"""What flowprune.py is told, all together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from slimming.data.datasets import ON_DISK
+from slimming.data.settings import DataSettings, dataset_field
+from slimming.errors import UserError
+from slimming.pruning.importance import TEMPERATURES
+from slimming.settings import build, count, flat, part, positive, seed, setting, share
+from slimming.training.optimizer import learning_rate
+from slimming.training.run_folder import RunFolder
+from slimming.training.settings import TrainSettings
+from slimming.workflows.rounds_settings import (
+    DEPTHS,
+    FULL_RATE,
+    MOST,
+    ImportanceSettings,
+    RoundsSettings,
+    switch,
+)
+from slimming.workflows.settings import filename_field, resume_field, save_field, split_data_path
+
+LR = 0.1
+FOLDER = "pruned_nets"
+
+
+@dataclass(frozen=True)
+class FlowTrainSettings:
+    """Training before, between and after the rounds."""
+
+    title: ClassVar[str] = "training"
+    epochs: int = setting(
+        160, "all epochs: 80 at 0.1, 40 at 0.01, 40 at 0.001", metavar="N", parse=count, kept=True
+    )
+    lr_prune: float = setting(
+        LR, "learning rate in the rounds", "--lr_prune", metavar="R", parse=positive, kept=True
+    )
+    moment: float = setting(0.9, "momentum of SGD", metavar="M", parse=share, kept=True)
+    preserve_moment: bool = switch(
+        "momentum follows its channels through a round", "--preserve_moment"
+    )
+    batch_size: int = setting(128, "images a step", metavar="N", parse=count, kept=True)
+    weight_decay: float = setting(1e-4, "weight decay", metavar="W", parse=positive, kept=True)
+    seed: int = setting(0, "seed of everything", metavar="N", parse=seed, kept=True)
+    log_interval: int = setting(100, "batches between two printed lines", metavar="N", parse=count)
+    amp: bool = setting(
+        False, "mixed precision: bf16, or fp16 on older GPUs", kind="on/off", kept=True
+    )
+    deterministic: bool = setting(False, "repeatable CUDA kernels", kind="on/off", kept=True)
+    resume: str | None = resume_field()
+
+    @property
+    def settings(self) -> TrainSettings:
+        """The same for a `Trainer`."""
+        return build(TrainSettings, flat(self) | {"lr": LR, "momentum": self.moment})
+
+
+@dataclass(frozen=True)
+class FlowDataSettings(DataSettings):
+    """The data, which ``data_path`` names too."""
+
+    dataset: str | None = dataset_field(", else that of --data_path")
+    data_path: str | None = setting(
+        None,
+        "CIFAR10, CIFAR100, or a folder with train/ and test/ (default: CIFAR100)",
+        "--data_path",
+        metavar="DIR",
+    )
+    download: bool = switch("download CIFAR if it is not there", kept=False)
+    num_classes: int | None = setting(
+        None,
+        "outputs of the network, at least as many as the data has classes (default: as many)",
+        "--num_classes",
+        metavar="N",
+        parse=count,
+    )
+
+    def resolved(self, known: bool) -> "FlowDataSettings":
+        """The same with ``data_path`` read as ``dataset`` and ``data``. ``known``: a checkpoint
+        says which data set it is. UserError if CIFAR is not there nor to be downloaded."""
+        known = known or self.dataset is not None
+        path = self.data_path or (None if known else "CIFAR100")
+        dataset, data = split_data_path(path, self.dataset, self.data)
+        if known:
+            return replace(self, dataset=dataset, data=data)
+        found = replace(self, dataset=dataset or "folder", data=data)
+        folder = found.folder(found.dataset)
+        if dataset and not self.download and not (folder / ON_DISK[dataset]).is_dir():
+            raise UserError(
+                f"{path} is not in {folder}: add --download True, say where with --data, or try "
+                "--dataset digits"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class FlowOutputSettings:
+    """Where the results go."""
+
+    title: ClassVar[str] = "output"
+    save: str | None = save_field(f"./{FOLDER}/<model>_<measure>_<percent>")
+    filename: str | None = filename_field("checkpoint")
+    track_stats: bool = switch("write stats.json", "--track_stats")
+    no_tensorboard: bool = setting(False, "write no event files", kind="switch")
+
+    def folder(self, label: str, resume: str | None = None) -> RunFolder:
+        """The folder of a run that is called ``label``, or goes on from a checkpoint."""
+        return RunFolder(
+            self.save or (None if resume else f"{FOLDER}/{label}"), self.filename, resume
+        )
+
+
+@dataclass(frozen=True)
+class FlowRun:
+    """All of flowprune.py."""
+
+    rounds: RoundsSettings = part(RoundsSettings)
+    importance: ImportanceSettings = part(ImportanceSettings)
+    train: FlowTrainSettings = part(FlowTrainSettings)
+    data: FlowDataSettings = part(FlowDataSettings)
+    output: FlowOutputSettings = part(FlowOutputSettings)
+
+    def __post_init__(self) -> None:
+        rounds, epochs = self.rounds, self.train.epochs
+        limit = epochs if rounds.bypass else max(1, FULL_RATE * epochs // 160)
+        if rounds.epochs.stop > limit:
+            raise UserError(
+                f"--warmup_epochs and --n_rounds take {rounds.epochs.stop} epochs, more than the "
+                f"{limit} at full learning rate of --epochs {epochs}: fewer of them, or --bypass"
+            )
+        if rounds.prune_percent > MOST and not rounds.bypass:
+            percent = f"{rounds.prune_percent:g}"
+            raise UserError(f"--prune_percent {percent} is past {MOST}: less, or --bypass")
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where the run writes."""
+        return self.output.folder(self.rounds.label, self.train.resume)
+
+    @property
+    def tracks(self) -> bool:
+        """Whether importance is averaged in training, in the epoch before each round."""
+        return self.importance.track_importance or self.rounds.pruning_type == "biased_loss_tracked"
+
+    @property
+    def temperature(self) -> float:
+        """That of the loss which importance is measured by: --grasp_T for GraSP; 1 for
+        grad_preserve, as its paper has it, unless --bypass."""
+        measure = self.rounds.pruning_type
+        if measure == "grasp":
+            return self.importance.grasp_T
+        T = self.importance.T
+        return T if self.rounds.bypass else TEMPERATURES.get(measure, T)
+
+    def learning_rate(self, epoch: int) -> float:
+        """--lr_prune in the rounds; else 0.1, 0.01 and 0.001 in the first half, the third and the
+        last quarter of --epochs."""
+        if epoch in self.rounds.epochs:
+            return self.train.lr_prune
+        return learning_rate(epoch, self.train.epochs, LR)
+
+    def asked(self, contents: Mapping[str, Any]) -> dict[str, Any]:
+        """All that is asked of the network, for `slimming.storage.architecture.describe`;
+        ``contents`` of the checkpoint that it comes from, if any."""
+        rounds, data, depth = self.rounds, self.data, self.rounds.depth
+        if contents.get("depth") is None:
+            depth = depth or DEPTHS.get(rounds.model)
+        asked = {"arch": rounds.model, "depth": depth, "num_classes": data.num_classes}
+        return {**asked, "dataset": data.dataset, "image_size": data.image_size}

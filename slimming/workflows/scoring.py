@@ -1,0 +1,50 @@
+"""The data of an experiment, and what a network scores on it."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from slimming.data import loading
+from slimming.data.batches import Batches
+from slimming.data.stream import Stream
+from slimming.reports.figures import stage_text
+from slimming.runtime.device import choose_device
+from slimming.storage import architecture
+from slimming.storage.architecture import Architecture
+from slimming.training import loop
+from slimming.workflows.experiment_settings import ExperimentSettings
+from slimming.workflows.record import figures_of
+
+
+class Evaluated(NamedTuple):
+    """A network, which it is, and what it scores on the test data."""
+
+    model: nn.Module
+    network: Architecture
+    score: loop.Score
+
+
+def batches(settings: ExperimentSettings, network: Architecture, part: str) -> Batches | Stream:
+    """The 'train' or 'test' batches of the network's data, on the device."""
+    data = settings.data.source
+    device = choose_device(data.device, data.no_cuda)
+    size = data.test_batch_size if part == "test" else settings.base.batch_size
+    seed = settings.base.seed
+    return loading.batches(network.dataset, part, size, device, network.image_size, data, seed)
+
+
+def evaluate(settings: ExperimentSettings, path: Path) -> Evaluated:
+    """What the network in ``path`` scores. UserError if it is not the one that the settings ask
+    for, or if its classes are not those of the data."""
+    model, network, contents = architecture.load(path, settings.asked())
+    loader = batches(settings, network, "test")
+    loading.check_classes(loader, network.num_classes, contents, str(path))
+    score = loop.test(model.to(loader.device), loader)
+    return Evaluated(model.cpu(), network, score)
+
+
+def print_figures(settings: ExperimentSettings) -> None:
+    """Accuracy, size and work of the network in --model-path."""
+    model, network, score = evaluate(settings, settings.execution.model_path)
+    print(stage_text(str(network), figures_of(model, network, score)))

@@ -1,0 +1,236 @@
+"""What the scripts share: which network, where a run starts from, where results go."""
+
+import inspect
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from models import NETWORKS, PAPER_DEPTH, constructor
+from slimming.data.datasets import ON_DISK
+from slimming.data.settings import DataSettings, dataset_field
+from slimming.errors import UserError
+from slimming.settings import count, number, part, plain_name, setting, share
+from slimming.training.run_folder import RunFolder
+from slimming.training.settings import TrainSettings
+
+PREACT = "preact_res"  # preact_res20 is resnet of depth 20, in the suite that calls it so
+RATES = {
+    "growth_rate": "growthRate",
+    "drop_rate": "dropRate",
+    "compression_rate": "compressionRate",
+}
+_DEPTHS = ", ".join(f"{arch} {depth}" for arch, depth in PAPER_DEPTH.items())
+
+
+def architecture_name(text: str) -> str:
+    """The name of a network of this suite or of torchvision, or preact_res<depth>."""
+    if not re.fullmatch(rf"{PREACT}\d{{1,4}}", text) and constructor(text) is None:
+        raise ValueError(
+            f"no network is called {text!r}: use {', '.join(NETWORKS)}, {PREACT}<depth>, or the "
+            "name of a classification model of torchvision"
+        )
+    return text
+
+
+def _arch(default: str = "") -> Any:
+    names = f"{', '.join(NETWORKS)}, {PREACT}<depth>, or torchvision's name of a classification "
+    names += f"model (default: that of the checkpoint{default})"
+    return setting(None, names, metavar="NAME", parse=architecture_name)
+
+
+def _depth(default: str = "") -> Any:
+    text = f"depth of the network (default: that of the checkpoint{default})"
+    return setting(None, text, metavar="N", parse=count)
+
+
+def _rate(name: str, text: str, metavar: str, parse: Any) -> Any:
+    default = inspect.signature(NETWORKS["densenet"]).parameters[name].default
+    text += f" (default: that of the checkpoint, else {default})"
+    return setting(None, text, metavar=metavar, parse=parse)
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """The network that is asked for; None where the checkpoint says."""
+
+    arch: str | None = _arch()
+    depth: int | None = _depth()
+
+    def __post_init__(self) -> None:
+        if self.spelled_preact and self.depth not in (None, self._depth_of_name):
+            raise UserError(f"--arch {self.arch} and --depth {self.depth} contradict each other")
+
+    @property
+    def spelled_preact(self) -> bool:
+        """Whether ``--arch`` is preact_res<depth>, which also means CIFAR-10 by default."""
+        return bool(self.arch) and self.arch.startswith(PREACT)
+
+    @property
+    def _depth_of_name(self) -> int:
+        return int(self.arch.removeprefix(PREACT))
+
+    @property
+    def options(self) -> dict[str, Any] | None:
+        """What else the constructor is given."""
+        return None
+
+    def asked(self, data: DataSettings, **more: Any) -> dict[str, Any]:
+        """All that is asked of a network, for `slimming.storage.architecture.describe`."""
+        arch, depth = self.arch, self.depth
+        if self.spelled_preact:
+            arch, depth = "resnet", self._depth_of_name
+        asked = {"arch": arch, "depth": depth, "options": self.options, "spelled": self.arch}
+        return {**asked, "dataset": data.dataset, "image_size": data.image_size, **more}
+
+
+@dataclass(frozen=True)
+class NewNetworkSettings(NetworkSettings):
+    """The network of a training run: where there is no checkpoint, there are defaults."""
+
+    arch: str | None = _arch(", else vgg")
+    depth: int | None = _depth(f", else {_DEPTHS}")
+    growth_rate: int | None = _rate(
+        "growthRate", "channels that each block of a densenet adds", "N", count
+    )
+    drop_rate: float | None = _rate("dropRate", "dropout in its blocks", "P", share)
+    compression_rate: float | None = _rate(
+        "compressionRate", "its transitions divide by R", "R", number(float, 1)
+    )
+
+    @property
+    def options(self) -> dict[str, Any] | None:
+        given = {option: getattr(self, name) for name, option in RATES.items()}
+        return {name: value for name, value in given.items() if value is not None} or None
+
+
+def resume_field() -> Any:
+    """The field of the checkpoint that a run goes on from."""
+    text = "continue from this checkpoint, with its settings; auto: the last one in --save, if any"
+    return setting(None, text, metavar="FILE")
+
+
+@dataclass(frozen=True)
+class StartSettings:
+    """The checkpoint that a run starts from."""
+
+    refine: str | None = setting(None, "fine-tune this pruned model", metavar="FILE")
+    resume: str | None = resume_field()
+
+    def __post_init__(self) -> None:
+        if self.refine and self.resume not in (None, "auto"):
+            raise UserError(
+                "--refine and --resume contradict each other: leave --refine out to continue a "
+                "run, or use --resume auto, which starts from --refine while there is no "
+                "checkpoint in --save"
+            )
+
+
+def save_field(default: str) -> Any:
+    """The field of the folder that results go to."""
+    return setting(None, f"folder of the results (default: {default})", metavar="DIR")
+
+
+def filename_field(default: str) -> Any:
+    """The field of a name that files have in place of ``default``."""
+    text = f"names the files instead of {default}"
+    return setting(None, text, metavar="NAME", parse=plain_name)
+
+
+def split_data_path(
+    data_path: str | None, dataset: str | None, data: str | None
+) -> tuple[str | None, str | None]:
+    """``--data_path`` as (``--dataset``, ``--data``): it is CIFAR10 or CIFAR100, in any case, or a
+    folder. UserError if it contradicts the one that is given."""
+    name, known = (data_path or "").lower(), {"dataset": dataset, "data": data}
+    flag, told = ("dataset", name) if name in ON_DISK else ("data", data_path)
+    if told and known[flag] not in (None, told):
+        raise UserError(
+            f"--{flag} {known[flag]} and --data_path {told} contradict each other: leave one of "
+            "them out"
+        )
+    known[flag] = told or known[flag]
+    return known["dataset"], known["data"]
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """Where the results of a training run go."""
+
+    title: ClassVar[str] = "output"
+    save: str | None = save_field(
+        "./logs; ./ckpts/<arch>[_sr][_T] with --tag T or --arch preact_res<depth>"
+    )
+    filename: str | None = filename_field("checkpoint and model_best")
+    tag: str | None = setting(None, "names the folder of the run", metavar="T", parse=plain_name)
+    no_tensorboard: bool = setting(False, "write no event files", kind="switch")
+
+
+@dataclass(frozen=True)
+class TrainingDataSettings(DataSettings):
+    """The data of a training run."""
+
+    dataset: str | None = dataset_field(
+        ", else cifar10 with --arch preact_res<depth>, else cifar100"
+    )
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """All of main.py and mask-impl/main_mask.py."""
+
+    network: NewNetworkSettings = part(NewNetworkSettings)
+    start: StartSettings = part(StartSettings)
+    train: TrainSettings = part(TrainSettings)
+    data: TrainingDataSettings = part(TrainingDataSettings)
+    output: OutputSettings = part(OutputSettings)
+
+    def folder(self, arch: str | None = None) -> RunFolder:
+        """Where the run writes; ``arch`` names the network where no flag does."""
+        path, resumed = self.output.save, self.start.resume
+        if not path and not resumed and (self.output.tag or self.network.spelled_preact):
+            name = self.network.arch or arch or "vgg"
+            parts = [name, "sr" if self.train.sr else None, self.output.tag]
+            path = Path("ckpts") / "_".join(part for part in parts if part)
+        return RunFolder(path, self.output.filename, resumed)
+
+    def starting_from(self, **files: str | None) -> "TrainingRun":
+        """The same run with other ``refine`` and ``resume``."""
+        return replace(self, start=StartSettings(**files))
+
+
+@dataclass(frozen=True)
+class PruneSettings:
+    """What the pruning scripts prune, and how much."""
+
+    model: str | None = setting(
+        None, "checkpoint to prune; in a folder, the best model", metavar="FILE"
+    )
+    percent: float = setting(
+        0.5, "share of the channels to prune, 0 <= P < 1", metavar="P", parse=share
+    )
+    round_to: int = setting(
+        1,
+        "keep a multiple of N channels in each layer, never fewer than the threshold would",
+        metavar="N",
+        parse=count,
+    )
+
+
+@dataclass(frozen=True)
+class PrunedOutputSettings:
+    """Where a pruned network goes."""
+
+    title: ClassVar[str] = "output"
+    save: str | None = save_field("the folder of the model")
+    filename: str | None = filename_field("pruned")
+
+
+@dataclass(frozen=True)
+class PruningRun:
+    """All of the pruning scripts."""
+
+    prune: PruneSettings = part(PruneSettings)
+    network: NetworkSettings = part(NetworkSettings)
+    data: DataSettings = part(DataSettings)
+    output: PrunedOutputSettings = part(PrunedOutputSettings)

@@ -1,0 +1,280 @@
+"""main.py: train a network, fine-tune a pruned one, or continue a run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from models import NETWORKS, PAPER_DEPTH
+from slimming import settings as fields_of
+from slimming.data import loading
+from slimming.data.batches import Batches
+from slimming.data.settings import DataSettings
+from slimming.data.stream import Stream
+from slimming.errors import Interrupted, UserError
+from slimming.measuring import profiling
+from slimming.reports import plots, tables
+from slimming.reports.board import TensorBoard
+from slimming.runtime import distributed, threads
+from slimming.runtime.device import choose_device
+from slimming.runtime.randomness import seed_everything
+from slimming.settings import Spec, flag_names, specs
+from slimming.storage import architecture, checkpoint, files
+from slimming.storage.architecture import Architecture
+from slimming.training.callbacks import CheckpointWriter, EpochPrinter
+from slimming.training.loop import Score
+from slimming.training.run_folder import RunFolder
+from slimming.training.settings import TrainSettings
+from slimming.training.trainer import Trainer
+from slimming.workflows import before_after
+from slimming.workflows.settings import TrainingRun
+
+# In a folder, the first of them that is there.
+PRUNED = ("pruned.pth.tar", "*_pruned.pth.tar")
+TO_REFINE = (*PRUNED, "*_rebuilt.pth", "*_pruned.pth")
+TO_RESUME = ("checkpoint.pth.tar",)
+DIFFERENT_EPOCHS = (
+    "the processes do not start at the same epoch: --save and --resume must be in a folder that "
+    "all machines share"
+)
+
+
+@dataclass(frozen=True)
+class Start:
+    """The file that a run starts from, if any, and what it holds; whether it goes on with it."""
+
+    path: str | None = None
+    contents: dict[str, Any] = field(default_factory=dict)
+    resumes: bool = False
+
+    @classmethod
+    def at(cls, refine: str | Path | None, resume: str | Path | None) -> "Start":
+        """At the file to ``resume``, else at the one to ``refine``, else nowhere."""
+        path = resume or refine
+        return cls(str(path), checkpoint.read(path), bool(resume)) if path else cls()
+
+
+def main_run(typed: Mapping[str, Any]) -> tuple[TrainingRun, Start]:
+    """The run that was ``typed`` (see `slimming.cli.flags.parse`), and where it starts.
+
+    With ``--resume`` what was not typed is as the checkpoint keeps it. UserError where files are
+    missing or contradict what was typed.
+    """
+    run = fields_of.build(TrainingRun, typed)
+    last = run.starting_from(refine=run.start.refine, resume=None).folder().last
+    start = find_start(run.start.refine, run.start.resume, last)
+    run = fields_of.build(TrainingRun, {**recorded(TrainingRun, start, typed), **typed})
+    path = {"refine": None, "resume": start.path} if start.resumes else {"refine": start.path}
+    return run.starting_from(**{"resume": None, **path}), start
+
+
+def find_start(
+    refine: str | None, resume: str | None, last: Path, patterns: tuple[str, ...] = TO_REFINE
+) -> Start:
+    """Where a run starts: at the checkpoint to ``resume``, which is ``last``, if it is there, for
+    "auto"; else at the file to ``refine``, in a folder the first of ``patterns``. UserError if it
+    is missing."""
+    if resume == "auto":
+        resume = str(last) if last.exists() else None
+    if resume:
+        return Start.at(None, files.find(Path(resume), *TO_RESUME))
+    return Start.at(refine and files.find(Path(refine), *patterns), None)
+
+
+def recorded(kind: type, start: Start, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of this ``kind`` that the checkpoint of a resumed run keeps; a note for each
+    that was ``typed`` and is another now. UserError for one that may not be typed either."""
+    stored = start.contents.get("settings") if start.resumes else None
+    stored = stored if isinstance(stored, dict) else {}
+    values = {}
+    for entry, spec in specs(kind):
+        value = stored.get(entry.name)
+        if not spec.kept or type(value) is not type(entry.default):
+            continue
+        values[entry.name] = _checked(value, flag_names(entry, spec)[0], spec, start)
+        now = typed.get(entry.name, value)
+        if now != value:
+            flag = flag_names(entry, spec)[0]
+            print(f"note: {flag} is {now} now, it was {value} in {start.path}")
+    return values
+
+
+def _checked(value: Any, flag: str, spec: Spec, start: Start) -> Any:
+    if isinstance(value, bool):
+        return value
+    try:
+        if spec.choices and value not in spec.choices:
+            raise ValueError(f"must be one of {', '.join(spec.choices)}, not {value!r}")
+        return spec.parse(str(value))
+    except ValueError as error:
+        raise UserError(f"{start.path} is damaged: its {flag} {error}") from error
+
+
+def prepare(run: TrainingRun, start: Start, networks: dict = NETWORKS) -> Trainer:
+    """The trainer of a run: its network with fresh weights, or with those of ``start``.
+
+    ``networks`` are constructors by name. UserError where settings, files or data contradict each
+    other.
+    """
+    asked = run.network.asked(run.data)
+    model, network, loaders = open_network(run.train, run.data, asked, start, networks)
+    trainer = Trainer(model, network, *loaders, run.train, kept=fields_of.kept(run))
+    return begin(trainer, start)
+
+
+def open_network(
+    train: TrainSettings,
+    data: DataSettings,
+    asked: dict[str, Any],
+    start: Start,
+    networks: dict = NETWORKS,
+) -> tuple[nn.Module, Architecture, tuple[Batches | Stream, Batches | Stream]]:
+    """The network, which it is, and its (training, test) batches.
+
+    ``asked`` is what settings ask of the network, None for what they leave open: that is the
+    checkpoint's, or the default.
+    """
+    device = choose_device(data.device, data.no_cuda)
+    distributed.start(device)
+    if train.batch_size < distributed.world_size():
+        raise UserError(
+            f"--batch-size {train.batch_size} leaves nothing for some of "
+            f"{distributed.world_size()} processes: it is that of all together"
+        )
+    seed_everything(train.seed, train.deterministic)
+    wanted = _with_defaults(architecture.describe(start.path, start.contents, asked))
+    wanted["spelled"] = asked.get("spelled")
+    if start.path:
+        model, network = architecture.rebuild(start.path, start.contents, wanted, networks)
+        loaders = _load_data(train, data, network.dataset, network.image_size, device)
+        outputs = network.num_classes
+        loading.check_classes(
+            loaders[1], outputs, start.contents, start.path, asked.get("num_classes")
+        )
+    else:
+        del wanted["spelled"]
+        Architecture(**wanted | {"num_classes": 1}).check(networks)  # before any download
+        loaders = _load_data(train, data, wanted["dataset"], wanted["image_size"], device)
+        outputs = _outputs(wanted["num_classes"], len(loaders[1].classes))
+        network = Architecture(**wanted | {"num_classes": outputs})
+        model = network.build(networks)
+    if train.sync_bn:
+        model = distributed.synchronize_bn(model, device)
+    return model, network, loaders
+
+
+def _with_defaults(known: dict[str, Any]) -> dict[str, Any]:
+    arch = known["arch"] or "vgg"
+    return {
+        "arch": arch,
+        "depth": known["depth"] or PAPER_DEPTH.get(arch),
+        "dataset": known["dataset"] or "cifar100",
+        "image_size": known["image_size"] or Architecture.image_size,
+        "options": known["options"],
+        "num_classes": known["num_classes"],
+    }
+
+
+def _outputs(asked: int | None, classes: int) -> int:
+    """As many as the data has classes, or the more that are asked for."""
+    if asked and asked < classes:
+        raise UserError(f"--num_classes {asked} is too few: the data has {classes} classes")
+    return asked or classes
+
+
+def _load_data(
+    train: TrainSettings, data: DataSettings, dataset: str, image_size: int, device: torch.device
+) -> tuple[Batches | Stream, Batches | Stream]:
+    sizes = {"test": data.test_batch_size, "train": train.batch_size}
+    test, training = (
+        loading.batches(dataset, part, size, device, image_size, data, train.seed)
+        for part, size in sizes.items()  # the smaller part first: it finds what is wrong soon
+    )
+    return training, test
+
+
+def begin(trainer: Trainer, start: Start, refines: bool = True) -> Trainer:
+    """``trainer``, where ``start`` stopped if it resumes a run. A note if a run that ``refines``
+    starts from a network that is not pruned."""
+    if trainer.settings.compile:
+        print("note: --compile: the first step of each batch size takes minutes", flush=True)
+    trainer.full_score = _score_before_pruning(start)
+    if start.resumes:
+        trainer.from_contents(start.path, start.contents)
+    elif refines and start.path and not trainer.full_score and not start.contents.get("cfg"):
+        print(f"note: {start.path} is not pruned: the full network is trained on")
+    distributed.check_same(trainer.epoch, trainer.device, DIFFERENT_EPOCHS)
+    return trainer
+
+
+def _score_before_pruning(start: Start) -> Score | None:
+    """What the full network scored, where the weights come from a pruned checkpoint."""
+    score = start.contents.get("before_pruning")
+    try:
+        return Score(float(score["loss"]), float(score["prec1"])) if score else None
+    except (TypeError, KeyError, ValueError):
+        raise UserError(f"{start.path} is damaged: before_pruning is {score!r}") from None
+
+
+def fit(
+    trainer: Trainer,
+    callbacks: list[Any],
+    folder: RunFolder,
+    data: DataSettings,
+    tensorboard: bool = True,
+) -> None:
+    """Train to the last epoch with ``callbacks``; after each epoch, evaluate and write checkpoints
+    into ``folder``; then report. Interrupted on Ctrl-C, Diverged if a loss is not finite; the
+    checkpoint of the last whole epoch is there in both cases."""
+    trainer.add(*callbacks)  # first: one that cannot go on leaves the folder as it is
+    first = distributed.rank() == 0  # it alone writes and speaks
+    if first:
+        folder.prepare()
+    print(summary(trainer, folder), flush=True)
+    if trainer.epoch < trainer.settings.epochs and not data.threads:
+        threads.tell_load(trainer.device)
+    trainer.add(CheckpointWriter(trainer, folder.last, folder.best))
+    if first and tensorboard:
+        trainer.add(TensorBoard(trainer, folder.events))
+    trainer.add(EpochPrinter(trainer))
+    try:
+        trainer.fit()
+        if first:
+            report(trainer, folder)
+    except KeyboardInterrupt:
+        raise Interrupted(folder.how_to_continue()) from None
+    distributed.stop()
+
+
+def summary(trainer: Trainer, folder: RunFolder) -> str:
+    """What is about to be trained."""
+    settings, network = trainer.settings, trainer.architecture
+    if trainer.epoch >= settings.epochs:
+        return f"all {settings.epochs} epochs are done; a larger --epochs trains on"
+    flops = profiling.count_flops(trainer.model, network.image_size)
+    penalty = f"sparsity s = {settings.s:g}" if settings.sr else "no sparsity"
+    return (
+        f"{network}: {profiling.count_parameters(trainer.model):,} parameters, "
+        f"{flops / 1e6:.1f} MFLOPs an image\n"
+        f"{trainer.device}, {trainer.precision}, {penalty}, epochs {trainer.epoch} to "
+        f"{settings.epochs}, results in {folder.path}/"
+    )
+
+
+def report(trainer: Trainer, folder: RunFolder) -> None:
+    """The curves, how sparse γ is, and a slim network beside the full one that it was."""
+    wrote, history = [folder.last, folder.best], trainer.history
+    if history:
+        curves = plots.draw_curves(history, str(trainer.architecture))
+        wrote += plots.write_picture(folder.curves, curves)
+    print(tables.sparsity_text(trainer.model))
+    print(f"\nbest top-1 {trainer.best_prec1:.2%}; wrote {', '.join(map(str, wrote))}")
+    if history and trainer.full_score:
+        last = Score(history[-1]["test_loss"], history[-1]["test_prec1"])
+        print("\nbefore: the full network when it was pruned, after: the slim network now")
+        network, loader = trainer.architecture, trainer.test_loader
+        score = trainer.full_score
+        print(before_after.against_full(trainer.model, network, last, score, loader))

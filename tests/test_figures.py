@@ -1,0 +1,186 @@
+"""One network has one set of figures, whichever command tells them."""
+
+import importlib
+import json
+import re
+import sys
+
+import pytest
+import torch
+from conftest import make_images, save_network
+from torch import nn
+
+import flowprune
+import main
+import resprune
+import run
+from slimming.measuring import profiling
+from slimming.measuring.figures import Figures, latency_by_batch, measure
+from slimming.reports import page
+from slimming.reports.evaluation import as_text
+from slimming.reports.figures import before_after_text, ratio, size_text, stage_text
+from slimming.storage import checkpoint
+
+judge = importlib.import_module("eval")  # the name of a builtin
+BEFORE = Figures(1_000_000, 1_000_000, 20_000_000, 20_000_000, 4_000_000, {64: 0.02}, 0.9, 0.25)
+AFTER = Figures(250_000, 200_000, 5_000_000, 4_000_000, 1_000_000, {64: 0.01}, 0.85, 0.5)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Latency is not waited for: it grows with the images and from network to network."""
+
+    def latencies(models, images):
+        return [(len(images) + i) / 1e3 for i in range(len(models))]
+
+    monkeypatch.setattr(profiling, "latencies", latencies)
+
+
+def with_zeros(channels=3):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(channels, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1))
+    model[0].weight.data[:2] = 0
+    return model
+
+
+def test_the_figures_are_those_of_plain_counts(quick):
+    models = [with_zeros(), nn.Conv2d(3, 4, 3)]
+    scores = [(0.5, 0.75), (1.5, 0.25)]
+    images = torch.zeros(3, 3, 16, 16)
+    for i, figures in enumerate(measure(models, images, (1, 3), scores)):
+        assert figures.parameters == profiling.count_parameters(models[i])
+        assert figures.flops == profiling.count_flops(models[i], 16)
+        effective = figures.effective_parameters, figures.effective_flops
+        assert effective == profiling.count_effective(models[i], 16)
+        assert figures.bytes == profiling.count_bytes(models[i])
+        assert figures.latency == {1: (1 + i) / 1e3, 3: (3 + i) / 1e3}
+        assert (figures.loss, figures.top1) == scores[i]
+    (sparse,) = measure(models[:1], images)
+    assert sparse.effective_parameters == sparse.parameters - 2 * 27
+    assert sparse.effective_flops == sparse.flops - 2 * 2 * 27 * 14 * 14
+    assert (sparse.top1, sparse.loss, sparse.latency) == (None, None, {})
+
+
+def test_images_need_not_be_three_channels():
+    (figures,) = measure([with_zeros(channels=1)], torch.zeros(1, 1, 16, 16))
+    assert figures.flops == 2 * 14 * 14 * (8 * 9 + 4 * 8)
+
+
+def test_a_network_runs_once_to_be_counted():
+    model, passes = with_zeros(), []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    measure([model], torch.zeros(1, 3, 16, 16))
+    assert len(passes) == 1
+
+
+def test_a_batch_that_the_images_do_not_fill_is_an_error():
+    with pytest.raises(ValueError, match="a batch of 64 takes more than 2 images"):
+        latency_by_batch([with_zeros()], torch.zeros(2, 3, 16, 16))
+
+
+def test_what_was_not_measured_is_not_recorded():
+    untested = Figures(10, 9, 80, 72, 100)
+    sizes = {"parameters": 10, "effective parameters": 9, "FLOPs": 80, "effective FLOPs": 72}
+    assert untested.record() == {**sizes, "bytes": 100}
+    tested = BEFORE.record()
+    assert tested["top-1"] == 0.9 and tested["latency"] == {"64": 0.02}
+    assert json.loads(json.dumps(tested)) == tested
+    answer = BEFORE.answer()
+    assert answer["effective_FLOPs"] == 20_000_000 and answer["latency_64_ms"] == 20
+
+
+def table_of(text):
+    """The cells of each line of a table by the first one."""
+    lines = [re.split(r" {2,}", line) for line in text.splitlines()]
+    return {title: cells for title, *cells in lines if len(cells) > 1 and title.strip("-")}
+
+
+TABLE = """\
+                           before    after  before/after        change
+----------------------  ---------  -------  ------------  ------------
+top-1                      90.00%   85.00%         1.06x  -5.00 points
+loss                       0.2500   0.5000         0.50x       +0.2500
+parameters              1,000,000  250,000         4.00x      -750,000
+MFLOPs an image              20.0      5.0         4.00x         -15.0
+file size (MB)               4.00     1.00         4.00x         -3.00
+latency, batch 64 (ms)       20.0     10.0         2.00x         -10.0"""
+
+
+def test_the_lines_and_the_table_to_the_letter():
+    assert before_after_text(BEFORE, AFTER) == TABLE
+    assert size_text(AFTER) == "250,000 parameters, 5.0 MFLOPs"
+    line = "dense: top-1 90.00%, loss 0.2500, 1,000,000 parameters, 20.0 MFLOPs an image"
+    assert stage_text("dense", BEFORE) == line
+    assert stage_text("slim", AFTER).endswith("image (not counting zeros: 200,000, 4.0)")
+    assert ratio(2, 3) == "0.67x" and ratio(2, 0) == "-"
+
+
+def test_the_page_and_the_text_have_the_same_rows():
+    stages = [{"name": name, **f.record()} for name, f in (("base", BEFORE), ("pruned", AFTER))]
+    html = page.stages_table([page.entries(stage) for stage in stages])
+    for title, (before, after, *_) in table_of(before_after_text(BEFORE, AFTER)).items():
+        assert f'<th scope="row">{title}</th><td>{before}' in html
+        assert f"<td>{after}" in html
+    assert "effective MFLOPs an image" in html and page.EFFECTIVE in html
+
+
+@pytest.fixture
+def type_in(monkeypatch, capsys, quick):
+    """Type a command; what it prints."""
+
+    def type_in(script, *words):
+        monkeypatch.setattr(sys, "argv", list(map(str, words)))
+        capsys.readouterr()
+        script.main()
+        return capsys.readouterr().out
+
+    return type_in
+
+
+def test_four_commands_tell_the_same_figures(type_in, tmp_path):
+    """Of the same file: rounds of flowprune.py, eval.py, run.py, and the table of main.py."""
+    images = make_images(tmp_path / "images", train=8, test=4)
+    path, short = tmp_path / "flow" / "checkpoint.pth.tar", "--no-cuda --no-tensorboard".split()
+    pruning = ["--model", "mobilenet", "--prune_percent", 50, "--epochs", 1, "--imp_samples", 8]
+    said = type_in(flowprune, "flowprune.py", "--data_path", images, *pruning, *short,
+                   "--bypass", "--batch-size", 8, "--save", path.parent)  # fmt: skip
+    rounds = checkpoint.read(path)["flow"]["rounds"][-1]
+    answer = json.loads(type_in(judge, "eval.py", path, "--data", images, "--no-cuda", "--json"))
+    same = ["--dataset", "folder", "--data", images, "--no-cuda", "--model", "mobilenet"]
+    same += ["--skip-base-training", "--skip-pruning", "--model-path", path]
+    line = type_in(run, "run.py", *same, "--output-dir", tmp_path / "out")
+    (metrics,) = (tmp_path / "out").glob("folder/*/metrics.json")
+    (stage,) = json.loads(metrics.read_text())["stages"]
+    table = type_in(main, "main.py", "--refine", path, "--data", images, "--epochs", 1, *short,
+                    "--batch-size", 8, "--save", tmp_path / "tuned")  # fmt: skip
+
+    for key in ("parameters", "FLOPs", "effective parameters", "effective FLOPs", "bytes"):
+        assert answer[key.replace(" ", "_")] == stage[key], key
+    assert (rounds["parameters"], rounds["flops"]) == (stage["parameters"], stage["FLOPs"])
+    assert (answer["test"]["prec1"], answer["test"]["loss"]) == (stage["top-1"], stage["loss"])
+    for batch, seconds in stage["latency"].items():
+        assert answer[f"latency_{batch}_ms"] == 1e3 * seconds
+    phrase = f"{stage['parameters']:,} parameters, {stage['FLOPs'] / 1e6:.1f} MFLOPs"
+    assert phrase in said and phrase in line
+    after = {title: cells[1] for title, cells in table_of(table).items()}
+    assert after["parameters"] == f"{stage['parameters']:,}"
+    assert after["MFLOPs an image"] == f"{stage['FLOPs'] / 1e6:,.1f}"
+    assert after["file size (MB)"] == f"{stage['bytes'] / 1e6:.2f}"
+    assert f"{stage['parameters']:,}" in as_text(answer)
+
+
+def test_a_pruning_script_tells_what_eval_tells(type_in, tmp_path):
+    path = save_network(tmp_path / "net", "resnet", 11, "folder", 2)
+    data = ["--data", make_images(tmp_path / "images", train=1, test=4), "--no-cuda"]
+    printed = type_in(resprune, "resprune.py", "--model", path, "--percent", 0.5, *data)
+    slim = tmp_path / "pruned.pth.tar"
+    answer = json.loads(type_in(judge, "eval.py", slim, *data, "--json"))
+    rows, both = table_of(printed), (answer["dense"], answer)
+    for title, key, form, scale in (
+        ("parameters", "parameters", "{:,}", 1),
+        ("MFLOPs an image", "FLOPs", "{:,.1f}", 1e-6),
+        ("file size (MB)", "bytes", "{:.2f}", 1e-6),
+    ):
+        assert rows[title][:2] == [form.format(each[key] * scale) for each in both]
+    assert rows["top-1"][1] == f"{answer['test']['prec1']:.2%}"
+    assert rows["loss"][1] == f"{answer['test']['loss']:.4f}"
