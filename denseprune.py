@@ -8,8 +8,8 @@ after each BN passes on only the channels that the next convolution still reads.
 
 from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
-from slimming.pruning import wired
-from slimming.pruning.proof import prove_equal
+from slimming.pruning import slicing
+from slimming.pruning.groups import groups
 from slimming.pruning.threshold import choose_channels
 from slimming.settings import build
 from slimming.workflows import before_after
@@ -24,9 +24,9 @@ def main() -> None:
     run = build(PruningRun, flags.parse(make_parser()))
     dense = before_after.load(run, arch="densenet")
     choice = choose_channels(dense.model, run.prune.percent, round_to=run.prune.round_to)
-    slim = wired.slim(dense.model, choice.keep)
-    proof = prove_equal(slim, wired.masked(dense.model, choice.keep), dense.images)
-    before_after.save_pruned(dense, slim, choice, proof)
+    coupled = groups(dense.model, dense.images)
+    slim = slicing.apply(dense.model, coupled, choice, dense.images)
+    before_after.save_pruned(dense, slim.model, choice, slim.difference)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ filters, the least important first; the rest of the --epochs trains what is left
 
 from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
-from slimming.pruning.groups import need_library
 from slimming.workflows import rounds, training
 from slimming.workflows.flow_settings import FlowRun
 
@@ -19,7 +18,6 @@ def make_parser() -> Parser:
 
 def main() -> None:
     run, start = rounds.flow_run(flags.parse(make_parser()))
-    need_library()
     trainer = rounds.prepare(run, start)
     pruning = rounds.Rounds(run, trainer)
     training.fit(trainer, [pruning], run.folder, run.data, not run.output.no_tensorboard)

@@ -15,8 +15,8 @@ from typing import Any
 from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
 from slimming.errors import UserError
-from slimming.pruning import wired
-from slimming.pruning.proof import prove_equal
+from slimming.pruning import slicing
+from slimming.pruning.groups import groups
 from slimming.pruning.threshold import choose_channels
 from slimming.reports import preact
 from slimming.settings import build, part, setting
@@ -79,11 +79,11 @@ def main() -> None:
     run = complete(flags.parse(make_parser()))
     dense = before_after.load(run, arch="resnet")
     choice = choose_channels(dense.model, run.prune.percent, round_to=run.prune.round_to)
-    slim = wired.slim(dense.model, choice.keep)
-    proof = prove_equal(slim, wired.masked(dense.model, choice.keep), dense.images)
-    measured = before_after.save_pruned(dense, slim, choice, proof)
+    coupled = groups(dense.model, dense.images)
+    slim = slicing.apply(dense.model, coupled, choice, dense.images)
+    measured = before_after.save_pruned(dense, slim.model, choice, slim.difference)
     if run.prune.ckpt_dir:
-        print(f"\n{preact.text(dense, slim, choice, *measured)}")
+        print(f"\n{preact.text(dense, slim.model, choice, *measured)}")
 
 
 if __name__ == "__main__":

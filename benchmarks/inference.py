@@ -24,7 +24,8 @@ from models import NETWORKS
 from slimming.cli import entry
 from slimming.measuring import profiling
 from slimming.measuring.deploy import deploy
-from slimming.pruning import wired
+from slimming.pruning import slicing
+from slimming.pruning.groups import declared
 from slimming.pruning.scaling import batch_norms
 from slimming.pruning.threshold import choose_channels
 from slimming.runtime.device import LAYOUT, choose_device
@@ -56,7 +57,7 @@ def main() -> None:
     for (arch, factors, dense), multiple in itertools.product(networks, (1, 16)):
         percent = CASES[arch][1]
         keep = choose_channels(dense, percent, round_to=multiple).keep
-        slim = wired.slim(dense, keep)
+        slim = slicing.sliced(dense, slicing.kept_channels(dense, declared(dense), keep))
         title = {"network": f"{arch}-{dense.depth} at {percent:.0%}", "γ": factors}
         title["--round-to"] = multiple
         for batch in (64, 1):

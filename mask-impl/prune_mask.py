@@ -7,6 +7,7 @@ stands for is printed too.
         --model logs/model_best.pth.tar
 """
 
+import copy
 import importlib
 import sys
 from pathlib import Path
@@ -15,9 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `models` is the 
 
 from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
-from slimming.pruning import wired
 from slimming.pruning.proof import prove_equal
-from slimming.pruning.threshold import choose_channels, keep_one
+from slimming.pruning.scaling import zero_channels
+from slimming.pruning.slicing import without_dead_channels
+from slimming.pruning.threshold import choose_channels
 from slimming.settings import build
 from slimming.workflows import before_after
 from slimming.workflows.settings import PruningRun
@@ -34,8 +36,8 @@ def main() -> None:
     dense = before_after.load(run, arch=None, networks=NETWORKS)
     percent, round_to = run.prune.percent, run.prune.round_to
     choice = choose_channels(dense.model, percent, at_least_one=False, round_to=round_to)
-    masked = wired.masked(dense.model, choice.keep)
-    slim = wired.slim(masked, keep_one(masked, choice.keep))
+    masked = zero_channels(copy.deepcopy(dense.model), choice.keep)
+    slim = without_dead_channels(masked)
     proof = prove_equal(slim, masked, dense.images)
     before_after.save_pruned(dense, slim, choice, proof, masked)
 

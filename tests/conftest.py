@@ -1,5 +1,6 @@
 """Small networks, small image folders, and the scripts as processes."""
 
+import copy
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch is there: the tests run side by side
@@ -11,7 +12,9 @@ from PIL import Image
 from warm import run
 
 from models import NETWORKS
-from slimming.pruning.scaling import batch_norms
+from slimming.pruning import slicing
+from slimming.pruning.groups import declared
+from slimming.pruning.scaling import batch_norms, zero_channels
 from slimming.storage import architecture, checkpoint
 
 SMALLEST = {"vgg": 11, "resnet": 11, "densenet": 7}  # the smallest depth of each network
@@ -33,6 +36,16 @@ def randomize(model, seed=0):
         bn.running_mean.normal_(0, 0.2, generator=generator)
         bn.running_var.uniform_(0.5, 2, generator=generator)
     return model.eval()
+
+
+def keep_only(model, keep):
+    """What is left of a network with ``wiring()`` when each BN keeps the channels of ``keep``."""
+    return slicing.sliced(model, slicing.kept_channels(model, declared(model), keep))
+
+
+def zero_others(model, keep):
+    """The same by mask: a copy in which the γ and β of all other channels are zero."""
+    return zero_channels(copy.deepcopy(model).eval(), keep)
 
 
 def save_network(path, arch, depth, dataset="digits", num_classes=10, **more):

@@ -6,12 +6,11 @@ import resource
 
 import pytest
 import torch
-from conftest import SMALLEST, randomize, save_network
+from conftest import SMALLEST, keep_only, randomize, save_network
 from warm import ROOT
 
 from models import resnet
 from slimming.errors import UserError
-from slimming.pruning import wired
 from slimming.pruning.threshold import choose_channels
 from slimming.storage import architecture, checkpoint, files
 from slimming.storage.architecture import Architecture
@@ -31,7 +30,7 @@ def saved(tmp_path):
 
 def test_whoever_holds_a_checkpoint_rebuilds_its_network_without_flags(small, tmp_path):
     arch = type(small).__name__
-    slim = wired.slim(small, choose_channels(small, 0.4).keep)
+    slim = keep_only(small, choose_channels(small, 0.4).keep)
     network = Architecture(arch, SMALLEST[arch], "digits", 10, slim.cfg)
     checkpoint.write(tmp_path / "slim", architecture.contents_of(slim, network, 3, 0.5))
     model, found, contents = architecture.load(tmp_path / "slim")

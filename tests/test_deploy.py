@@ -4,12 +4,11 @@ import copy
 
 import pytest
 import torch
-from conftest import randomize
+from conftest import keep_only, randomize
 from torch import nn
 
 from models import NETWORKS, PAPER_DEPTH
 from slimming.measuring import deploy
-from slimming.pruning import wired
 from slimming.pruning.proof import prove_equal
 from slimming.pruning.scaling import batch_norms
 from slimming.pruning.threshold import choose_channels
@@ -20,7 +19,7 @@ IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 @pytest.mark.parametrize("percent", [None, 0.1, 0.4, 0.7, 0.95])
 def test_deployed_equals_the_network(small, percent):
     if percent is not None:
-        small = wired.slim(small, choose_channels(small, percent).keep)
+        small = keep_only(small, choose_channels(small, percent).keep)
     before = copy.deepcopy(small.state_dict())
     deployed = deploy.deploy(small)
     assert prove_equal(deployed, small, IMAGES) <= 1e-4
@@ -32,7 +31,7 @@ def test_deployed_equals_the_network(small, percent):
 def test_the_networks_of_the_paper_deployed(arch, depth):
     torch.manual_seed(0)
     dense = randomize(NETWORKS[arch](depth=depth, num_classes=10))
-    slim = wired.slim(dense, choose_channels(dense, 0.4).keep)
+    slim = keep_only(dense, choose_channels(dense, 0.4).keep)
     for model in (dense, slim):
         assert prove_equal(deploy.deploy(model), model, IMAGES) <= 1e-4
 

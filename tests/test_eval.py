@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import SMALLEST, make_images, randomize, save_network, succeed
+from conftest import SMALLEST, keep_only, make_images, randomize, save_network, succeed, zero_others
 from test_errors import UNREACHABLE, fails
 
 from models import NETWORKS, widths, zoo
@@ -16,7 +16,7 @@ from slimming.data import datasets, loading
 from slimming.data.pixels import Split
 from slimming.data.settings import DataSettings
 from slimming.measuring import profiling
-from slimming.pruning import importance, slicing, wired
+from slimming.pruning import importance, slicing
 from slimming.pruning.threshold import choose_channels
 from slimming.storage import architecture, checkpoint
 from slimming.storage.architecture import Architecture
@@ -92,7 +92,7 @@ def test_a_dense_network_and_its_slim_one(tmp_path, told, arch):
     assert not found["pruned"] and set(found["compression"].values()) == {1}
     assert (found["arch"], found["epoch"], found["best_prec1"]) == (arch, 1, 0.5)
     choice = choose_channels(dense, 0.4)
-    slim = wired.slim(dense, choice.keep)
+    slim = keep_only(dense, choice.keep)
     path = save(tmp_path / "slim", slim, Architecture(arch, network.depth, "digits", 10, slim.cfg))
     found = told("--model_path", path, "--model", arch, "--pruned", "True")
     check(found, slim, dense, path)
@@ -128,10 +128,10 @@ def test_a_masked_network_counts_as_the_slim_one(tmp_path, told, arch):
     masked = importlib.import_module("mask-impl.models").NETWORKS[arch](
         depth=SMALLEST[arch], num_classes=10
     )
-    own = wired.masked(dense, keep).state_dict()
+    own = zero_others(dense, keep).state_dict()
     masked.load_state_dict({name: own[name] for name in masked.state_dict()})
     path = save(tmp_path / "masked", masked, Architecture(arch, SMALLEST[arch], "digits", 10))
-    found, slim = told(path, "--pruned", "true"), wired.slim(dense, keep)
+    found, slim = told(path, "--pruned", "true"), keep_only(dense, keep)
     check(found, slim, dense, path)
     assert found["compression"]["parameters"] > 1
 

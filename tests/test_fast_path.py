@@ -6,13 +6,12 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SMALLEST, randomize
+from conftest import SMALLEST, keep_only, randomize
 
 from benchmarks.reference import ClassicSelection, update_bn_by_loop
 from models import NETWORKS
 from slimming.data.batches import Batches
 from slimming.data.pixels import Split
-from slimming.pruning import wired
 from slimming.pruning.threshold import choose_channels
 from slimming.runtime.device import LAYOUT, compiled
 from slimming.training import loop
@@ -37,7 +36,7 @@ def network(arch, pruned):
     if not pruned:
         return model
     model = randomize(model)
-    return wired.slim(model, choose_channels(model, 0.4).keep)
+    return keep_only(model, choose_channels(model, 0.4).keep)
 
 
 def classic_losses(model, s=S):

@@ -19,7 +19,8 @@ from slimming.cli import flags
 from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.pruning import slicing
-from slimming.pruning.groups import count_filters, groups
+from slimming.pruning.coupling import count_filters
+from slimming.pruning.groups import groups
 from slimming.pruning.importance import MEASURES
 from slimming.settings import build, kept
 from slimming.storage import architecture, checkpoint

@@ -11,12 +11,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SMALLEST, make_images, randomize, save_network, succeed
+from conftest import SMALLEST, keep_only, make_images, randomize, save_network, succeed, zero_others
 from warm import ROOT
 
 import models
 from slimming.errors import UserError
-from slimming.pruning import wired
 from slimming.pruning.scaling import batch_norms
 from slimming.pruning.threshold import choose_channels
 from slimming.storage import architecture, checkpoint
@@ -64,10 +63,10 @@ for arch, depth in {'vgg': 11, 'resnet': 11, 'densenet': 7}.items():
     assert type(copied) is type(model)
     torch.save(copied.eval()(images).detach(), folder + '/' + arch + '.logits')
 sys.path.append('..')
-from slimming import pruning
-slim = pruning.slim(copied, pruning.keep_one(copied, pruning.alive_channels(copied)))
+from slimming.pruning import proof, slicing
+slim = slicing.without_dead_channels(copied)
 assert 'select.indexes' in slim.state_dict() and type(slim) is not type(model)
-assert pruning.prove_equal(slim, copied, images) <= 1e-4
+assert proof.prove_equal(slim, copied, images) <= 1e-4
 """
 
 
@@ -110,7 +109,7 @@ def test_the_networks_are_classes_beside_those_of_the_suite(arch):
     assert not any("indexes" in name for name in model.state_dict())
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert type(copied) is build and torch.equal(logits(copied), logits(model))
-    slim = wired.slim(model, choose_channels(model, 0.4).keep)
+    slim = keep_only(model, choose_channels(model, 0.4).keep)
     assert type(slim) is models.NETWORKS[arch]
     assert arch == "vgg" or isinstance(slim.select, models.channel_selection)
 
@@ -188,7 +187,7 @@ def test_the_shapes_of_the_weights_say_which_cfg_it_is(small, tmp_path):
     arch, path = type(small).__name__, tmp_path / "file"
     network = Architecture(arch, SMALLEST[arch], "cifar10", 10)
     keep = choose_channels(small, 0.4).keep
-    slim, masked = wired.slim(small, keep), wired.masked(small, keep)
+    slim, masked = keep_only(small, keep), zero_others(small, keep)
     for model, cfg in ((slim, slim.cfg), (masked, None), (small, None)):
         told = replace(network, cfg=slim.cfg)  # the same list beside all of them
         checkpoint.write(path, architecture.contents_of(model, told, 0, 0.5))
@@ -212,7 +211,7 @@ def test_a_cfg_that_fits_neither_is_one_clear_error(tmp_path, cfg):
 
 def test_a_mask_on_a_slim_network_leaves_it_its_shapes(original, tmp_path):
     dense, network, _ = architecture.load(save_network(tmp_path / "dense", "vgg", 11, "folder"))
-    slim = wired.slim(dense, choose_channels(dense, 0.8).keep)
+    slim = keep_only(dense, choose_channels(dense, 0.8).keep)
     known = replace(network, cfg=slim.cfg)
     checkpoint.write(tmp_path / "slim", architecture.contents_of(slim, known, 0, 0.5))
     succeed(
@@ -222,4 +221,4 @@ def test_a_mask_on_a_slim_network_leaves_it_its_shapes(original, tmp_path):
     masked, found, _ = architecture.load(tmp_path / "out" / "pruned.pth.tar")
     assert found == known
     keep = choose_channels(slim, 0.4, at_least_one=False).keep
-    assert torch.equal(logits(masked), logits(wired.masked(slim, keep)))
+    assert torch.equal(logits(masked), logits(zero_others(slim, keep)))

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from conftest import SMALLEST, randomize, succeed
+from conftest import SMALLEST, keep_only, randomize, succeed, zero_others
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from warm import ROOT
@@ -22,7 +22,6 @@ from models.channel_selection import Mask
 from models.densenet import BasicBlock, Transition
 from models.preresnet import Bottleneck
 from slimming.measuring import deploy, profiling
-from slimming.pruning import wired
 from slimming.pruning.scaling import batch_norms
 from slimming.storage import architecture, checkpoint
 
@@ -336,8 +335,8 @@ def test_a_pruning_loop_that_walks_the_modules_gives_the_same_network():
     model = randomize(resnet(depth=20))
     walked, keep = prune_by_walking(model, 0.3)
     x = torch.randn(2, 3, 32, 32)
-    assert torch.equal(walked(x), wired.slim(model, keep)(x))
-    reference = wired.masked(model, keep)(x)
+    assert torch.equal(walked(x), keep_only(model, keep)(x))
+    reference = zero_others(model, keep)(x)
     torch.testing.assert_close(walked(x), reference, rtol=1e-4, atol=1e-4)
 
 

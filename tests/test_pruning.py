@@ -4,14 +4,13 @@ import importlib
 
 import pytest
 import torch
-from conftest import SMALLEST, randomize
+from conftest import SMALLEST, keep_only, randomize, zero_others
 
 from models import densenet, resnet, vgg
 from slimming.errors import UserError
 from slimming.measuring import profiling
-from slimming.pruning import wired
 from slimming.pruning.proof import prove_equal
-from slimming.pruning.scaling import alive_channels, batch_norms, scaling_factors
+from slimming.pruning.scaling import alive_channels, batch_norms, scaling_factors, zero_channels
 from slimming.pruning.threshold import choose_channels, keep_one
 from slimming.reports import tables
 from slimming.storage import architecture
@@ -33,7 +32,7 @@ def relative(a, b):
 @pytest.mark.parametrize("percent", [0.0, 0.1, 0.4, 0.7, 0.95, 0.999])
 def test_slim_equals_masked(small, percent):
     keep = choose_channels(small, percent).keep
-    slim, masked = wired.slim(small, keep), wired.masked(small, keep)
+    slim, masked = keep_only(small, keep), zero_others(small, keep)
     assert relative(slim, masked) <= 1e-4
     assert profiling.count_parameters(slim) < profiling.count_parameters(small)
 
@@ -45,7 +44,7 @@ def test_slim_equals_masked_at_the_depths_people_use(build, depth):
     torch.manual_seed(0)
     model = randomize(build(depth=depth))
     keep = choose_channels(model, 0.6).keep
-    assert relative(wired.slim(model, keep), wired.masked(model, keep)) <= 1e-4
+    assert relative(keep_only(model, keep), zero_others(model, keep)) <= 1e-4
 
 
 @pytest.mark.parametrize("percent", [0.1, 0.4, 0.7, 0.95])
@@ -56,15 +55,15 @@ def test_slim_equals_the_mask_implementation_with_the_same_weights(small, percen
     contents = {"state_dict": small.state_dict()}
     without_selection = architecture.load_network("x", contents, network, MASK_NETWORKS)
     assert not any("indexes" in name for name in without_selection.state_dict())
-    wired.zero_channels(without_selection, keep)
-    assert relative(wired.slim(small, keep), without_selection) <= 1e-4
+    zero_channels(without_selection, keep)
+    assert relative(keep_only(small, keep), without_selection) <= 1e-4
 
 
 def test_pruning_a_slim_network_again(small):
-    first = wired.slim(small, choose_channels(small, 0.4).keep)
+    first = keep_only(small, choose_channels(small, 0.4).keep)
     choice = choose_channels(first, 0.5)
-    second = wired.slim(first, choice.keep)
-    assert relative(second, wired.masked(first, choice.keep)) <= 1e-4
+    second = keep_only(first, choice.keep)
+    assert relative(second, zero_others(first, choice.keep)) <= 1e-4
     before, after = choice.channels
     assert before == sum(int(k.sum()) for k in alive_channels(first).values())
     assert after == sum(c for c in second.cfg if c != "M")
@@ -74,11 +73,11 @@ def test_pruning_a_slim_network_again(small):
 def test_both_passes_equal_one_pass_with_the_same_channels(small):
     """Slicing a slice is slicing: 30 % and then more ends where going there at once ends."""
     at_once = choose_channels(small, 0.7)
-    first = wired.slim(small, choose_channels(small, 0.3).keep)
+    first = keep_only(small, choose_channels(small, 0.3).keep)
     alive = alive_channels(first)
     factors = scaling_factors(first)
     keep = keep_one(first, {n: alive[n] & (factors[n] > at_once.threshold) for n in alive})
-    assert relative(wired.slim(first, keep), wired.slim(small, at_once.keep)) <= 1e-4
+    assert relative(keep_only(first, keep), keep_only(small, at_once.keep)) <= 1e-4
 
 
 def test_the_threshold_is_the_value_at_the_paper_s_position():
@@ -112,13 +111,13 @@ def test_a_fully_zeroed_layer_has_a_slim_network_too(small):
     keep = choose_channels(small, 0.5, at_least_one=False).keep
     for name in list(keep)[1:3]:
         keep[name][:] = False
-    masked = wired.masked(small, keep)
-    assert relative(wired.slim(masked, keep_one(masked, keep)), masked) <= 1e-4
+    masked = zero_others(small, keep)
+    assert relative(keep_only(masked, keep_one(masked, keep)), masked) <= 1e-4
 
 
 def test_dead_channels_do_not_count(small):
     keep = choose_channels(small, 0.4).keep
-    masked = wired.masked(small, keep)
+    masked = zero_others(small, keep)
     again = choose_channels(masked, 0.0)
     assert again.channels[0] == sum(int(k.sum()) for k in keep.values())
 
@@ -131,7 +130,7 @@ def test_scaling_factors_that_are_not_finite_are_refused(small):
 
 def test_the_proof_finds_a_slim_network_that_is_wrong(small):
     keep = choose_channels(small, 0.4).keep
-    slim, masked = wired.slim(small, keep), wired.masked(small, keep)
+    slim, masked = keep_only(small, keep), zero_others(small, keep)
     assert prove_equal(slim, masked, IMAGES) <= 1e-4
     list(batch_norms(slim).values())[-1].bias.data += 0.1
     with pytest.raises(UserError, match="nothing is written"):
@@ -144,7 +143,7 @@ def test_the_proof_finds_a_slim_network_that_is_wrong(small):
 def test_parameters_and_flops_fall_with_the_channels():
     model = randomize(resnet(depth=20))
     keep = {n: torch.arange(bn.num_features) % 2 == 0 for n, bn in batch_norms(model).items()}
-    slim = wired.slim(model, keep)
+    slim = keep_only(model, keep)
     assert profiling.count_flops(slim) < 0.5 * profiling.count_flops(model)
     assert slim.cfg == [c // 2 for c in model.cfg]
 
@@ -159,8 +158,8 @@ def test_rounding_keeps_more_of_the_largest_never_fewer(small):
         assert (mask >= plain.keep[name]).all()
         if not mask.all():
             assert factors[name][mask].min() >= factors[name][~mask].max()
-    slim = wired.slim(small, rounded.keep)
-    assert relative(slim, wired.masked(small, rounded.keep)) <= 1e-4
+    slim = keep_only(small, rounded.keep)
+    assert relative(slim, zero_others(small, rounded.keep)) <= 1e-4
 
 
 @pytest.mark.parametrize("percent, round_to, warned", [(0.6, 2, 0), (0.1, 128, 1), (0.6, 4096, 1)])

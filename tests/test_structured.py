@@ -9,7 +9,8 @@ from models import PAPER_DEPTH, constructor, resnet
 from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.pruning import ranking, slicing
-from slimming.pruning.groups import count_filters, groups
+from slimming.pruning.coupling import count_filters
+from slimming.pruning.groups import groups
 from slimming.pruning.importance import MEASURES, Evidence
 from slimming.storage import architecture, checkpoint
 

@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 import torch
-from conftest import randomize, save_network, succeed
+from conftest import keep_only, randomize, save_network, succeed
 from test_errors import UNREACHABLE, fails
 from warm import run
 
@@ -15,7 +15,6 @@ from slimming.data import datasets
 from slimming.data.pixels import Split
 from slimming.errors import UserError
 from slimming.measuring import profiling
-from slimming.pruning import wired
 from slimming.pruning.choice import Choice
 from slimming.pruning.scaling import alive_channels
 from slimming.reports import preact
@@ -189,7 +188,7 @@ def test_the_summary_of_preact_res20_to_the_letter(tmp_path, monkeypatch):
     dense = Dense(PruningRun(), *paths, model, None, {}, None)
     before = {"top-1": 0.9096, "loss": 0.284, "seconds": 1.526}
     after = {"top-1": 0.1766, "loss": 7.252, "seconds": 1.526 * (1 - 0.083854)}
-    text = preact.text(dense, wired.slim(model, keep), choice, before, after)
+    text = preact.text(dense, keep_only(model, keep), choice, before, after)
     assert text.splitlines() == PRINTED.splitlines()
 
 

@@ -7,7 +7,7 @@ from .suite import suite
 
 class densenet(suite.densenet):
     """The suite's DenseNet, with the same arguments but ``selection``. ``slim_form``, which
-    selects channels, is what `slimming.pruning.wired.slim` makes of it."""
+    selects channels, is what `slimming.pruning.slicing.sliced` makes of it."""
 
     slim_form = suite.densenet
 

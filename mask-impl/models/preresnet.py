@@ -7,7 +7,7 @@ from .suite import suite
 
 class resnet(suite.resnet):
     """The suite's ResNet, with the same arguments but ``selection``. ``slim_form``, which selects
-    channels, is what `slimming.pruning.wired.slim` makes of it."""
+    channels, is what `slimming.pruning.slicing.sliced` makes of it."""
 
     slim_form = suite.resnet
 

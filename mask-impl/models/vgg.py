@@ -4,8 +4,8 @@ from .suite import suite
 
 
 class vgg(suite.vgg):
-    """The suite's VGG, with the same arguments. ``slim_form`` is what `slimming.pruning.wired.slim`
-    makes of it."""
+    """The suite's VGG, with the same arguments. ``slim_form`` is what
+    `slimming.pruning.slicing.sliced` makes of it."""
 
     slim_form = suite.vgg
 

@@ -8,8 +8,6 @@ from torch import nn
 from torch.fx.experimental import optimization
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from models.channel_selection import gather_channels
-from models.densenet import BasicBlock
 from slimming.pruning.scaling import batch_norms, present_channels, selections
 
 GATHERING = 36  # multiplications that take as long as moving one value, on a CPU
@@ -31,7 +29,7 @@ class _Selected(nn.Module):
         """The kept channels as (N, H, W, kept), and where a result may be written over them."""
         if self.kept is None:
             return x[:, : self.channels].permute(0, 2, 3, 1), None
-        rows = gather_channels(x, self.kept).permute(0, 2, 3, 1)
+        rows = _gathered(x, self.kept)
         return rows, rows  # what was gathered is nobody else's
 
 
@@ -114,7 +112,7 @@ def deploy(model: nn.Module) -> nn.Module:
         readers = [layer for layer, reads, _ in model.wiring() if reads == name]
         _merge(small, name, selection, readers, keep)
     for name, module in model.named_modules():
-        if isinstance(module, nn.Sequential) and isinstance(next(iter(module), None), BasicBlock):
+        if isinstance(module, nn.Sequential) and hasattr(next(iter(module), None), "grow"):
             small.set_submodule(name, DenseStage(small.get_submodule(name)))
     return small.requires_grad_(False).to(memory_format=torch.channels_last)
 
@@ -133,7 +131,18 @@ def _fused(model: nn.Module) -> nn.Module:
         return still
 
 
-def _merge(small: nn.Module, name: str, selection: str, readers: list[str], keep: torch.Tensor):
+def _gathered(x: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """x[:, kept] of a (N, C, H, W) batch as (N, H, W, kept)."""
+    pixels = x.permute(0, 2, 3, 1)
+    if not pixels.is_contiguous():
+        return x.index_select(1, kept).permute(0, 2, 3, 1)
+    rows = pixels.flatten(0, 2)  # a view; its columns are quick to gather
+    return rows.gather(1, kept.expand(len(rows), -1)).view(*pixels.shape[:3], -1)
+
+
+def _merge(
+    small: nn.Module, name: str, selection: str, readers: list[str], keep: torch.Tensor
+) -> None:
     """Put one module in the place of the BN called ``name``, its selection, and its ReLU if the
     ``readers`` can take part of the work."""
     bn = small.get_submodule(name)

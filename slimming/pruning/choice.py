@@ -1,4 +1,4 @@
-"""Which channels stay."""
+"""Which channels stay, whoever chose them."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,15 @@ from slimming.pruning.scaling import Masks
 
 @dataclass(frozen=True)
 class Choice:
-    """Which channels stay: ``keep``, a part of ``alive``, after ``threshold`` on |γ|.
+    """Which channels stay of each group, by its name: ``keep``, a part of ``alive``.
 
-    ``rescued`` names the layers that would have lost every channel and keep their largest |γ|,
-    ``spared`` counts the channels that stay for the sake of a multiple alone.
+    ``ratio`` is the share (0 to 1) that was to be pruned, ``threshold`` the largest score (|γ|, or
+    that of another measure) that goes. ``rescued`` names layers of groups that would have lost
+    every channel and keep their best, ``spared`` counts the channels that stay for the sake of a
+    multiple alone.
     """
 
-    percent: float
+    ratio: float
     threshold: float
     alive: Masks
     keep: Masks

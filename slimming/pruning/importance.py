@@ -4,7 +4,7 @@
 of the loss; Σ and ‖·‖ run over the weights of the filter. Papers are given by their arXiv number.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,10 +14,11 @@ from torch import nn
 
 from slimming.errors import UserError
 from slimming.pruning.proof import only_logits
-from slimming.pruning.scaling import batch_norms
+from slimming.pruning.scaling import batch_norms, selections
 from slimming.runtime.strides import unit_strides
 
-Scores = dict[str, torch.Tensor]  # name of a layer -> (channels,) fp32 on the CPU, higher = keep
+# Name of a layer -> (channels,) fp32 on the CPU, higher = keep; "name:in" -> the channels it reads
+Scores = dict[str, torch.Tensor]
 Tensors = dict[str, torch.Tensor]  # by name of the parameter
 
 
@@ -141,8 +142,26 @@ def _scaled(model: nn.Module, needed: bool = True) -> dict[str, nn.BatchNorm2d]:
 
 
 def _sums(e: Evidence, term: Callable[[str], torch.Tensor]) -> Scores:
-    """Σ ``term(name of the weight)`` of each filter of each Conv2d and Linear."""
-    return {n: term(f"{n}.weight").flatten(1).sum(1).float().cpu() for n in layers(e.model)}
+    """Σ ``term(name of the weight)`` of each filter of each Conv2d and Linear and, where a channel
+    selection is in front of the layer, of each channel that it reads: no filter is its own."""
+    filters = {n: term(f"{n}.weight").flatten(1).sum(1).float().cpu() for n in layers(e.model)}
+    return filters | _input_sums(e, term, _behind_selections(e.model))
+
+
+def _input_sums(e: Evidence, term: Callable[[str], torch.Tensor], names: Iterable[str]) -> Scores:
+    """Σ ``term(name of the weight)`` of each channel that these layers read, under "layer:in"."""
+    sums, found = {}, layers(e.model)
+    for name in names:
+        terms, groups = term(f"{name}.weight"), getattr(found[name], "groups", 1)
+        terms = terms.view(groups, -1, *terms.shape[1:]).transpose(1, 2).flatten(2)
+        sums[f"{name}:in"] = terms.sum(2).flatten().float().cpu()
+    return sums
+
+
+def _behind_selections(model: nn.Module) -> list[str]:
+    """The layers that read through a channel selection."""
+    whole = selections(model)
+    return [wire.layer for wire in model.wiring() if wire.reads in whole] if whole else []
 
 
 def mag_based(e: Evidence) -> Scores:
@@ -206,8 +225,8 @@ def grad_preserve(e: Evidence) -> Scores:
 
 def random(e: Evidence) -> Scores:
     """Uniform in [0, 1), a function of the seed: what a measure must beat (no paper)."""
-    generator = torch.Generator().manual_seed(e.seed)
-    return {n: torch.rand(len(m.weight), generator=generator) for n, m in layers(e.model).items()}
+    generator, shapes = torch.Generator().manual_seed(e.seed), _sums(e, e.values.get)
+    return {name: torch.rand(len(s), generator=generator) for name, s in shapes.items()}
 
 
 def lamp(e: Evidence) -> Scores:
@@ -221,15 +240,11 @@ def lamp(e: Evidence) -> Scores:
 
 
 def taylor_group(e: Evidence) -> Scores:
-    """Σ|θ·g| of each filter, and of what reads each input channel under "layer:in"; |γ·g_γ| under
-    the name of the BN. Add them up over coupled layers (DepGraph, Fang et al. 2023, 2301.12900).
+    """Σ|θ·g| of each filter and of each channel that a layer reads; |γ·g_γ| under the name of the
+    BN. Add them up over coupled layers (DepGraph, Fang et al. 2023, 2301.12900).
     """
     saliency = {n: e.bias(n) * value for n, value in e.saliency.items()}
-    scores = _sums(e, saliency.get)
-    for name, layer in layers(e.model).items():
-        terms, groups = saliency[f"{name}.weight"], getattr(layer, "groups", 1)
-        terms = terms.view(groups, -1, *terms.shape[1:]).transpose(1, 2).flatten(2)
-        scores[f"{name}:in"] = terms.sum(2).flatten().float().cpu()
+    scores = _sums(e, saliency.get) | _input_sums(e, saliency.get, layers(e.model))
     return scores | {n: saliency[f"{n}.weight"].float().cpu() for n in _scaled(e.model, False)}
 
 

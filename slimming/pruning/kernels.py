@@ -10,10 +10,10 @@ import math
 import torch
 from torch import nn
 
-from models.resize import is_depthwise
 from slimming.pruning.choice import Choice
-from slimming.pruning.groups import Group
+from slimming.pruning.coupling import Group
 from slimming.pruning.scaling import Masks
+from slimming.pruning.widths import is_depthwise
 
 PATTERNS = 16  # different patterns a layer may use: a kernel of a fast program is one of a few
 SPARSE = 0.001  # share of zero weights that is no chance: a fresh VGG has 2 of 9 million
@@ -102,11 +102,10 @@ def held_zeros(model: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
     return zero_masks(model) if zeros > SPARSE * sum(w.numel() for w in weights) else {}
 
 
-def unread_channels(model: nn.Module, found: list[Group]) -> Choice:
+def unread_channels(model: nn.Module, coupled: list[Group]) -> Choice:
     """The channels of each group that some layer still reads; the others can be removed."""
-    alive = {group.name: torch.ones(group.size, dtype=torch.bool) for group in found}
-    keep = {}
-    for group in found:
+    alive, keep = {group.name: group.alive for group in coupled}, {}
+    for group in coupled:
         read = torch.zeros(group.size, dtype=torch.bool)
         for member in (member for member in group.members if member.side == "in"):
             weight = model.get_submodule(member.layer).weight.detach().cpu()
@@ -114,6 +113,6 @@ def unread_channels(model: nn.Module, found: list[Group]) -> Choice:
             used = (weight != 0).unflatten(0, (groups, -1)).transpose(1, 2).flatten(2).any(2)
             read[member.units[used.flatten()[member.channels]]] = True
         if not read.any():
-            read[0] = True
+            read[group.alive.nonzero()[0]] = True
         keep[group.name] = read
     return Choice(0.0, 0.0, alive, keep, [])

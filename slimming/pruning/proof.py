@@ -6,9 +6,9 @@ import copy
 import torch
 from torch import nn
 
-from models.resize import LAYERS
 from slimming.errors import UserError
 from slimming.pruning.scaling import Masks
+from slimming.pruning.widths import LAYERS
 
 TOLERANCE = 1e-4
 
@@ -43,7 +43,7 @@ def prove_equal(small: nn.Module, reference: nn.Module, images: torch.Tensor) ->
 
 
 @torch.no_grad()
-def _first_difference(
+def first_difference(
     small: nn.Module, reference: nn.Module, kept: dict[str, Masks], images: torch.Tensor
 ) -> str | None:
     """The name of the first layer, in the order of the forward pass, whose kept channels differ.

@@ -7,13 +7,13 @@ import torch
 
 from slimming.errors import UserError
 from slimming.pruning.choice import Choice, round_up
-from slimming.pruning.groups import Group
+from slimming.pruning.coupling import Group
 from slimming.pruning.importance import Scores
 from slimming.pruning.scaling import Masks
 
 
 def choose(
-    found: list[Group],
+    coupled: list[Group],
     scores: Scores,
     ratio: float,
     *,
@@ -25,25 +25,26 @@ def choose(
 
     The score of a unit is the mean over the layers of its group that have one; units of equal score
     go from all groups alike. Groups without a score stay whole, and each layer that writes a group
-    keeps its best channel, or as many as ``least`` has under its name. ``rescued`` are the groups
-    that keep no more than that. UserError if there is none with a score, or one is not finite.
+    keeps its best channel, or as many as ``least`` has under its name. ``rescued`` are the first
+    layers of the groups that keep no more than that. UserError if there is none with a score, or
+    one is not finite.
     """
     if not 0 <= ratio < 1 or round_to < 1:
         raise UserError(
             f"the ratio must be from 0 to below 1, not {ratio}, and round_to at least 1"
         )
-    by_group = {group.name: _unit_scores(group, scores) for group in found}
-    scored = [group for group in found if by_group[group.name] is not None]
+    by_group = {group.name: _unit_scores(group, scores) for group in coupled}
+    scored = [group for group in coupled if by_group[group.name] is not None]
     if not scored:
         raise UserError(
             "no layer can be pruned: use another measure"
-            if found
+            if coupled
             else "no layer can be pruned: all are left alone, or write the logits"
         )
-    if not all(by_group[group.name].isfinite().all() for group in scored):
+    if not all(by_group[group.name][group.alive].isfinite().all() for group in scored):
         raise UserError("some importance scores are not finite: did the training diverge?")
-    alive = {group.name: torch.ones(group.size, dtype=torch.bool) for group in scored}
-    may_go = {g.name: ~_best(g, by_group[g.name], least or {}) for g in scored}
+    alive = {group.name: group.alive for group in scored}
+    may_go = {g.name: g.alive & ~_best(g, by_group[g.name], least or {}) for g in scored}
     if local:
         cuts, threshold = _lowest_of_each(scored, by_group, may_go, ratio), math.nan
     else:
@@ -52,28 +53,30 @@ def choose(
     for group in scored:
         units, name = by_group[group.name], group.name
         if cuts[name].any() and torch.equal(cuts[name], may_go[name]):
-            rescued.append(name)
+            rescued.append(group.members[0].layer)
         shifted = units - units.min()  # `round_up` takes scores from 0
-        keep[name] = round_up(~cuts[name], shifted, alive[name], round_to)
+        keep[name] = round_up(alive[name] & ~cuts[name], shifted, alive[name], round_to)
         spared += int((keep[name] & cuts[name]).sum())
     return Choice(ratio, threshold, alive, keep, rescued, spared)
 
 
 def _unit_scores(group: Group, scores: Scores) -> torch.Tensor | None:
-    """The mean of what the layers of a group score for each unit: (size,); None where a unit has
-    no score."""
-    total = torch.zeros(group.size, dtype=torch.double)
+    """The mean of what the layers of a group score for each unit: (size,), infinite for those that
+    are not alive; None where one that is has no score."""
+    sums = torch.zeros(group.size, dtype=torch.double)
     layers = torch.zeros(group.size)  # with a score: not every layer has a channel of every unit
     for member in group.members:
-        key = member.layer if member.side == "out" else f"{member.layer}:in"
+        key = f"{member.layer}:in" if member.side == "in" else member.layer
         if key in scores:
             if len(scores[key]) <= member.channels.max():
                 raise UserError(f"there are {len(scores[key])} scores for {key}: too few")
             own = scores[key].detach().double().cpu()[member.channels]
             count = torch.bincount(member.units, minlength=group.size)
-            total += torch.zeros_like(total).index_add_(0, member.units, own) / count.clamp(min=1)
+            sums += torch.zeros_like(sums).index_add_(0, member.units, own) / count.clamp(min=1)
             layers += count > 0
-    return total / layers if layers.all() else None
+    if not layers[group.alive].all():
+        return None
+    return (sums / layers).masked_fill(~group.alive, math.inf)
 
 
 def _best(group: Group, units: torch.Tensor, least: Mapping[str, int]) -> torch.Tensor:
@@ -81,31 +84,30 @@ def _best(group: Group, units: torch.Tensor, least: Mapping[str, int]) -> torch.
     of the units alone."""
     best = torch.zeros(group.size, dtype=torch.bool)
     for member in group.members:
-        own = member.units.unique()
-        count = least.get(member.layer, 1) if member.side == "out" else 1
+        own = member.units[group.alive[member.units]].unique()
+        count = 1 if member.side == "in" else least.get(member.layer, 1)
         best[own[units[own].argsort(descending=True, stable=True)[:count]]] = True
     return best
 
 
-def _lowest_of_each(
-    scored: list[Group], by_group: dict[str, torch.Tensor], may_go: Masks, ratio: float
-) -> Masks:
+def _lowest_of_each(scored: list[Group], by_group: Scores, may_go: Masks, ratio: float) -> Masks:
     """Where the share ``ratio`` of each group with the lowest scores is."""
     cuts = {}
     for group in scored:
         order = by_group[group.name].argsort(stable=True)
-        gone = order[may_go[group.name][order]][: int(group.size * ratio + 1e-9)]
+        share = int(int(group.alive.sum()) * ratio + 1e-9)
+        gone = order[may_go[group.name][order]][:share]
         cuts[group.name] = torch.zeros(group.size, dtype=torch.bool).index_fill_(0, gone, True)
     return cuts
 
 
 def _lowest_of_all(
-    scored: list[Group], by_group: dict[str, torch.Tensor], may_go: Masks, ratio: float
+    scored: list[Group], by_group: Scores, may_go: Masks, ratio: float
 ) -> tuple[Masks, float]:
     """Where the lowest scores of all groups are that make up the share ``ratio`` of the filters,
     and the highest of those."""
     ranking = torch.cat([by_group[group.name] for group in scored])
-    place = torch.cat([_places(by_group[group.name]) for group in scored])
+    place = torch.cat([_places(by_group[group.name], group.alive) for group in scored])
     filters = torch.cat([group.filters for group in scored])
     order = place.argsort(stable=True)  # of equal scores those that stand lowest in their group
     order = order[ranking[order].argsort(stable=True)]
@@ -117,6 +119,6 @@ def _lowest_of_all(
     return {group.name: part for group, part in zip(scored, parts, strict=True)}, threshold
 
 
-def _places(units: torch.Tensor) -> torch.Tensor:
-    """The place of each unit in the ranking of its group, from 0 to below 1."""
-    return units.argsort(stable=True).argsort() / len(units)
+def _places(units: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
+    """The place of each unit that is alive in the ranking of its group, from 0 to below 1."""
+    return units.argsort(stable=True).argsort() / int(alive.sum())

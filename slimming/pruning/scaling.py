@@ -3,13 +3,14 @@
 import torch
 from torch import nn
 
-Masks = dict[str, torch.Tensor]  # name of a BN -> one bool for each of its channels
+from slimming.pruning.widths import BATCH_NORMS
+
+Masks = dict[str, torch.Tensor]  # by name of a layer or group, one bool for each channel
 
 
 def batch_norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
     """Every BatchNorm2d of the model by its name, in the order of the forward pass."""
-    kinds = (nn.BatchNorm2d, nn.SyncBatchNorm)  # --sync-bn turns the one into the other
-    return {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
+    return {n: m for n, m in model.named_modules() if isinstance(m, BATCH_NORMS)}
 
 
 def selections(model: nn.Module) -> dict[str, str]:
@@ -50,6 +51,17 @@ def alive_channels(model: nn.Module) -> Masks:
     }
 
 
-def scaling_factors(model: nn.Module) -> Masks:
+def scaling_factors(model: nn.Module) -> dict[str, torch.Tensor]:
     """|γ| of every channel of each BN: name -> (C,) fp32 on the CPU."""
     return {name: bn.weight.detach().float().cpu().abs() for name, bn in batch_norms(model).items()}
+
+
+@torch.no_grad()
+def zero_channels(model: nn.Module, keep: Masks) -> nn.Module:
+    """Set γ and β of every channel that is not in ``keep`` (BN -> (C,) bool) to zero, in place;
+    return the model."""
+    for name, bn in batch_norms(model).items():
+        mask = keep[name].to(bn.weight.device)
+        bn.weight.mul_(mask)
+        bn.bias.mul_(mask)
+    return model

@@ -9,14 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from models.resize import is_depthwise, resize, widths
 from slimming.errors import UserError
 from slimming.pruning import ranking
 from slimming.pruning.choice import Choice
-from slimming.pruning.groups import Group, groups, width
+from slimming.pruning.coupling import Group
+from slimming.pruning.groups import declared, groups
 from slimming.pruning.importance import Scores
-from slimming.pruning.proof import _first_difference, prove_equal
-from slimming.pruning.scaling import Masks
+from slimming.pruning.proof import first_difference, prove_equal
+from slimming.pruning.scaling import Masks, alive_channels, present_channels, selections
+from slimming.pruning.threshold import keep_one
+from slimming.pruning.widths import fit_to, is_depthwise, layer_widths, set_widths, width, widths
+
+Kept = dict[str, Masks]  # layer -> side ('out', 'in', 'mask') -> one bool for each channel
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Slimmed:
 
     model: nn.Module
     choice: Choice
-    kept: dict[str, Masks]
+    kept: Kept
     difference: float
 
     @property
@@ -53,26 +57,26 @@ def prune(
     called in ``ignore``. ``images`` (N, 3, H, W) are what the network reads. UserError if it cannot
     be slimmed exactly.
 
-    >>> from slimming.importance import Evidence, l1
+    >>> from slimming.pruning.importance import Evidence, l1
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 900, 10))
     >>> prune(net, l1(Evidence(net, [])), 0.5, torch.rand(2, 3, 32, 32)).model[0]
     Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))
     """
-    found = groups(model, images, ignore)
-    choice = ranking.choose(found, scores, ratio, local=local, round_to=round_to)
-    return apply(model, found, choice, images)
+    coupled = groups(model, images, ignore)
+    choice = ranking.choose(coupled, scores, ratio, local=local, round_to=round_to)
+    return apply(model, coupled, choice, images)
 
 
-def apply(model: nn.Module, found: list[Group], choice: Choice, images: torch.Tensor) -> Slimmed:
-    """Slim ``model`` to what ``choice`` keeps of its groups, and prove the result."""
-    kept = _kept_channels(model, found, choice.keep)
-    slim = _sliced(model, kept)
-    reference = masked(model, kept)
+def apply(model: nn.Module, coupled: list[Group], choice: Choice, images: torch.Tensor) -> Slimmed:
+    """Slim ``model`` to what ``choice`` keeps of its groups, and prove the result on ``images``
+    (N, 3, H, W). UserError if the slim network computes something else."""
+    kept = kept_channels(model, coupled, choice.keep)
+    slim, reference = sliced(model, kept), masked(model, kept)
     try:
         difference, failure = prove_equal(slim, reference, images), None
     except Exception as error:  # whatever the user's forward raises at widths it does not expect
         difference, failure = math.nan, error
-    where = _first_difference(slim, reference, kept, images)  # logits alone may hang on nothing
+    where = first_difference(slim, reference, kept, images)  # logits alone may hang on nothing
     if where or failure:
         raise UserError(
             f"the network cannot be slimmed exactly: {where or 'an operation outside its layers'} "
@@ -82,60 +86,20 @@ def apply(model: nn.Module, found: list[Group], choice: Choice, images: torch.Te
     return Slimmed(slim, choice, kept, difference)
 
 
-def masked(model: nn.Module, kept: dict[str, Masks]) -> nn.Module:
-    """A copy on the CPU of the dense network in which nothing reads the channels that are not kept:
-    the weights for them are zero in every layer that reads them."""
-    copied = copy.deepcopy(model).cpu().eval()
-    for name, sides in kept.items():
-        layer = copied.get_submodule(name)
-        if "in" in sides:
-            with torch.no_grad():
-                layer.weight[:, ~_of_one_group(layer, sides["in"])] = 0
-    return copied
-
-
-def slice_tensors(
-    model: nn.Module, tensors: dict[str, torch.Tensor], kept: dict[str, Masks]
-) -> dict[str, torch.Tensor]:
-    """What stays of ``tensors``, which are named and shaped like the parameters and buffers of the
-    dense ``model``: weights, momentum, initial values, averages of gradients."""
-    sliced = dict(tensors)
-    for name, sides in kept.items():
-        layer = model.get_submodule(name)
-        for part in ("weight", "bias", "running_mean", "running_var"):
-            tensor = sliced.get(f"{name}.{part}")
-            if tensor is None:
-                continue
-            if "out" in sides:
-                tensor = tensor[sides["out"].to(tensor.device)]
-            if "in" in sides and part == "weight":
-                tensor = tensor[:, _of_one_group(layer, sides["in"]).to(tensor.device)]
-            sliced[f"{name}.{part}"] = tensor
-    return sliced
-
-
-def cfg_of(model: nn.Module) -> dict | list:
-    """What the dense constructor needs to build a network of these widths: the widths of each
-    layer by its name; of this suite's VGG the list that it takes."""
-    found = widths(model)
-    if not hasattr(model, "wiring"):
-        return found
-    convs = iter(out for (_, out) in (w for w in found.values() if len(w) == 2))
-    return ["M" if width == "M" else next(convs) for width in model.cfg]
-
-
-def _kept_channels(model: nn.Module, found: list[Group], keep: Masks) -> dict[str, Masks]:
-    """Layer -> side ('out', 'in') -> which of its channels stay."""
+def kept_channels(model: nn.Module, coupled: list[Group], keep: Masks) -> Kept:
+    """What stays of each layer when each group keeps the units that ``keep`` has under its name;
+    layers and groups that are not named stay whole."""
+    if unknown := keep.keys() - {group.name for group in coupled}:
+        raise ValueError(f"{', '.join(sorted(unknown))}: no groups of this network")
     kept = {}
-    for group in found:
+    for group in coupled:
         if group.name not in keep or keep[group.name].all():
             continue
         for member in group.members:
             layer = model.get_submodule(member.layer)
             sides = kept.setdefault(member.layer, {})
-            mask = sides.setdefault(
-                member.side, torch.ones(width(layer, member.side), dtype=torch.bool)
-            )
+            whole = torch.ones(width(layer, member.side), dtype=torch.bool)
+            mask = sides.setdefault(member.side, whole)
             mask[member.channels] &= keep[group.name][member.units]
     for name, sides in kept.items():
         layer = model.get_submodule(name)
@@ -149,32 +113,124 @@ def _kept_channels(model: nn.Module, found: list[Group], keep: Masks) -> dict[st
     return kept
 
 
+def sliced(model: nn.Module, kept: Kept) -> nn.Module:
+    """A copy of ``model`` on the CPU, in eval mode, that holds the kept channels alone."""
+    small = _to_slice(model)
+    state = small.state_dict()  # updated in place: it carries the versions of the layers
+    state.update(slice_tensors(small, state, kept))
+    try:
+        for name, sides in kept.items():
+            if sides.keys() != {"mask"}:
+                layer = small.get_submodule(name)
+                set_widths(layer, _left_widths(layer, sides))
+        small.load_state_dict(state)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"the network cannot be slimmed exactly: {error}") from error
+    return _with_cfg(small)
+
+
+def slice_tensors(
+    model: nn.Module, tensors: dict[str, torch.Tensor], kept: Kept
+) -> dict[str, torch.Tensor]:
+    """What stays of ``tensors``, which are named and shaped like the parameters and buffers of the
+    dense ``model``: weights, momentum, initial values, averages of gradients."""
+    left, masks = dict(tensors), selections(model)
+    for name, sides in kept.items():
+        layer = model.get_submodule(name)
+        if "mask" in sides:
+            indexes = f"{masks[name]}.indexes"
+            left |= {indexes: sides["mask"].to(left[indexes])} if indexes in left else {}
+            continue
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            tensor = left.get(f"{name}.{part}")
+            if tensor is None:
+                continue
+            if "out" in sides:
+                tensor = tensor[sides["out"].to(tensor.device)]
+            if "in" in sides and part == "weight":
+                tensor = tensor[:, _of_one_group(layer, sides["in"]).to(tensor.device)]
+            left[f"{name}.{part}"] = tensor
+    return left
+
+
+def masked(model: nn.Module, kept: Kept) -> nn.Module:
+    """A copy on the CPU of the dense network in which nothing reads the channels that are not kept:
+    the weights for them are zero in every layer that reads them."""
+    copied = copy.deepcopy(model).cpu().eval()
+    for name, sides in kept.items():
+        layer = copied.get_submodule(name)
+        if "in" in sides:
+            with torch.no_grad():
+                layer.weight[:, ~_of_one_group(layer, sides["in"])] = 0
+    return copied
+
+
+def without_dead_channels(model: nn.Module) -> nn.Module:
+    """The slim network that one with ``wiring()`` stands for whose pruned channels have γ = β = 0;
+    a layer without any other channel keeps one. On the CPU, in eval mode."""
+    keep = keep_one(model, alive_channels(model))
+    return sliced(model, kept_channels(model, declared(model), keep))
+
+
+def load_slim_state(model: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
+    """Load the state dict of a slim network into the dense ``model`` that it was made of: its
+    layers take the widths of the tensors, in place. UserError if ``state`` is of another network.
+
+    >>> slim = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5))
+    >>> dense = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    >>> load_slim_state(dense, slim.state_dict())[0]
+    Conv2d(3, 5, kernel_size=(3, 3), stride=(1, 1))
+    """
+    try:
+        fit_to(model, state).load_state_dict(state)
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"these are not the weights of this network made slim: {reason}") from error
+    return _with_cfg(model)
+
+
+def cfg_of(model: nn.Module, keep: Masks | None = None) -> dict | list:
+    """What the dense constructor needs to build a network of these widths: the widths of each
+    layer by its name; of one with ``wiring()`` the list that it takes, the channels of each BN that
+    stay (those of ``keep``; by default those that go on to the next layer) with VGG's 'M'."""
+    if not hasattr(model, "wiring"):
+        return widths(model)
+    stay = present_channels(model) | (keep or {})
+    counts = iter([int(mask.sum()) for mask in stay.values()])
+    return [entry if entry == "M" else next(counts) for entry in model.cfg]
+
+
+def _to_slice(model: nn.Module) -> nn.Module:
+    """A copy on the CPU, in eval mode, whose state dict has a place for every mask: the mask
+    implementation's networks become their ``slim_form``, which selects channels."""
+    build = getattr(model, "slim_form", None)
+    if build is None:
+        return copy.deepcopy(model).cpu().eval()
+    options = getattr(model, "options", {})
+    form = build(depth=model.depth, cfg=model.cfg, num_classes=model.num_classes, **options)
+    form.load_state_dict({**form.state_dict(), **model.state_dict()})
+    return form.eval()
+
+
+def _left_widths(layer: nn.Module, sides: Masks) -> list[int]:
+    """The widths of a layer that keeps these channels."""
+    shape = layer_widths(layer)
+    if "in" in sides:
+        shape[0] = int(sides["in"].sum())
+    if "out" in sides:
+        shape[-1] = int(sides["out"].sum())
+        if isinstance(layer, nn.Conv2d) and is_depthwise(layer):
+            shape[0] = shape[-1]
+    return shape
+
+
 def _of_one_group(layer: nn.Module, mask: torch.Tensor) -> torch.Tensor:
     """The mask of a layer's input channels as it stands in the second dimension of its weight."""
     return mask.view(getattr(layer, "groups", 1), -1)[0]
 
 
-def _sliced(model: nn.Module, kept: dict[str, Masks]) -> nn.Module:
-    """A copy of ``model`` on the CPU that holds the kept channels alone."""
-    small = copy.deepcopy(model).cpu().eval()
-    state = small.state_dict()  # updated in place: it carries the versions of the layers
-    state.update(slice_tensors(model, state, kept))
-    cfg = {}
-    for name, sides in kept.items():
-        layer = model.get_submodule(name)
-        shape = list(widths(layer)[""])
-        if "in" in sides:
-            shape[0] = int(sides["in"].sum())
-        if "out" in sides:
-            shape[-1] = int(sides["out"].sum())
-            if isinstance(layer, nn.Conv2d) and is_depthwise(layer):
-                shape[0] = shape[-1]
-        cfg[name] = shape
-    try:
-        resize(small, cfg)
-        small.load_state_dict(state)
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"the network cannot be slimmed exactly: {error}") from error
-    if hasattr(model, "wiring"):
+def _with_cfg(small: nn.Module) -> nn.Module:
+    """The network itself, whose ``cfg`` says how slim it is where its constructor takes a list."""
+    if hasattr(small, "wiring"):
         small.cfg = cfg_of(small)
     return small

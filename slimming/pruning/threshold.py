@@ -14,15 +14,16 @@ from slimming.pruning.scaling import (
 
 
 def choose_channels(
-    model: nn.Module, percent: float, at_least_one: bool = True, round_to: int = 1
+    model: nn.Module, ratio: float, at_least_one: bool = True, round_to: int = 1
 ) -> Choice:
-    """The channels that survive when ``percent`` (0 <= percent < 1) of those alive are pruned.
+    """The channels that survive when the share ``ratio`` (0 <= ratio < 1) of those alive is pruned.
 
-    The threshold is the value at position int(total · percent) of the sorted |γ| of the whole
-    network; a channel stays if its |γ| is strictly greater. With ``at_least_one`` a layer that
-    would lose every channel keeps its largest |γ|. With ``round_to`` each layer keeps as many
-    more, the largest first, as make a multiple of it (or all that are alive). UserError if a
-    scaling factor is not finite.
+    They go by the name of their BN, as the groups of a network with ``wiring()`` do. The threshold
+    is the value at position int(total · ratio) of the sorted |γ| of the whole network; a channel
+    stays if its |γ| is strictly greater. With ``at_least_one`` a layer that would lose every
+    channel keeps its largest |γ|. With ``round_to`` each layer keeps as many more, the largest
+    first, as make a multiple of it (or all that are alive). UserError if a scaling factor is not
+    finite.
     """
     factors, alive = scaling_factors(model), alive_channels(model)
     ranked = torch.cat([factors[name][alive[name]] for name in factors]).sort().values
@@ -31,13 +32,13 @@ def choose_channels(
             "the network has scaling factors that are not finite, or none at all: "
             "prune a checkpoint of a run that did not diverge"
         )
-    threshold = ranked[int(len(ranked) * percent)]
+    threshold = ranked[int(len(ranked) * ratio)]
     keep = {name: alive[name] & (factors[name] > threshold) for name in factors}
     rescued = [name for name, mask in keep.items() if at_least_one and not mask.any()]
     keep = keep_one(model, keep) if at_least_one else keep
     rounded = {n: round_up(mask, factors[n], alive[n], round_to) for n, mask in keep.items()}
     spared = sum(int(rounded[n].sum() - mask.sum()) for n, mask in keep.items())
-    return Choice(percent, float(threshold), alive, rounded, rescued, spared)
+    return Choice(ratio, float(threshold), alive, rounded, rescued, spared)
 
 
 def keep_one(model: nn.Module, keep: Masks) -> Masks:

@@ -94,7 +94,7 @@ def draw_pruning(choice: Choice, factors: torch.Tensor, title: str) -> bytes:
     spread.axvline(
         choice.threshold,
         color="#c23b22",
-        label=f"threshold {choice.threshold:.3g} ({choice.percent:.0%})",
+        label=f"threshold {choice.threshold:.3g} ({choice.ratio:.0%})",
     )
     spread.set(xlabel="|γ|", ylabel="channels", yscale="log")
     spread.legend()

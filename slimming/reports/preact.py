@@ -23,7 +23,7 @@ def text(dense: Any, slim: nn.Module, choice: Choice, before: dict, after: dict)
         *(_layer(name, alive, choice.keep[name]) for name, alive in choice.alive.items()),
         f"cfg {len(slim.cfg)}: {slim.cfg}",
         f"Pruned model save to: {os.path.join('.', dense.target)}",
-        f"Pruned rate: {choice.percent:g}",
+        f"Pruned rate: {choice.ratio:g}",
         f"Model {_score(before)}",
         f"Pruned model {_score(after)}",
         _reduced("Time", before["seconds"], after["seconds"], "{:.2f}s -> {:.2f}s"),

@@ -52,7 +52,7 @@ def layers_text(choice: Choice) -> str:
 def rounding_warnings(choice: Choice) -> list[str]:
     """A warning if --round-to undoes most of the pruning."""
     before, after = choice.channels
-    if not choice.percent or choice.spared <= before - after:
+    if not choice.ratio or choice.spared <= before - after:
         return []
     would = choice.spared + before - after
     return [

@@ -10,7 +10,8 @@ from slimming.data.batches import Batches
 from slimming.data.stream import Stream
 from slimming.errors import UserError
 from slimming.pruning import importance, ranking
-from slimming.pruning.groups import check_names, groups, need_library
+from slimming.pruning.groups import check_names, groups
+from slimming.pruning.tracing import need_library
 from slimming.storage import architecture, checkpoint
 from slimming.workflows.experiment_settings import ExperimentSettings
 from slimming.workflows.scoring import evaluate
@@ -20,14 +21,14 @@ def check(settings: ExperimentSettings) -> None:
     """UserError now, rather than after days of training, if the data is not there or the network
     cannot be pruned by --pruning-method."""
     pruning = settings.pruning
-    traced = not settings.execution.skip_pruning and pruning.pruning_method != "intra-kernel"
-    if traced:
-        need_library()
+    slices = not settings.execution.skip_pruning and pruning.pruning_method != "intra-kernel"
+    if slices:
+        need_library(constructor(settings.architecture(1).arch))
     loader = _one_by_one(settings)
     network = settings.architecture(len(loader.classes))
     model = network.build().eval()
     check_names(model, pruning.ignore)
-    if not traced:
+    if not slices:
         return
     pixels = network.image_size
     removable = groups(model, torch.zeros(1, 3, pixels, pixels), pruning.ignore)

@@ -15,11 +15,9 @@ from slimming.data.batches import Batches
 from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.measuring.figures import measure
-from slimming.pruning import wired
+from slimming.pruning import slicing
 from slimming.pruning.choice import Choice
-from slimming.pruning.scaling import alive_channels
 from slimming.pruning.sparsity import alive_factors
-from slimming.pruning.threshold import keep_one
 from slimming.reports import plots, tables
 from slimming.reports.figures import before_after_text
 from slimming.runtime.device import choose_device
@@ -118,7 +116,7 @@ def save_pruned(
     if masked:
         print("after: the slim network that the mask stands for; the file keeps the full shape")
 
-    kept = wired.cfg_of(dense.model, choice.keep)
+    kept = slicing.cfg_of(dense.model, choice.keep)
     network = dense.network if masked else replace(dense.network, cfg=kept)
     full = dense.contents.get("before_pruning") or scores[0]._asdict()  # of the first pass
     more = {"before_pruning": full, "classes": dense.test_loader.classes}
@@ -132,7 +130,7 @@ def save_pruned(
     )
     target, name = dense.target, dense.run.output.filename or "prune"
     summary, picture = (target.with_name(f"{name}.{ending}") for ending in ("txt", "png"))
-    title = f"{network}, {choice.percent:.0%} pruned"
+    title = f"{network}, {choice.ratio:.0%} pruned"
     drawn = plots.draw_pruning(choice, alive_factors(dense.model), title)
     checkpoint.write(target, contents)
     files.write_bytes(summary, text.encode())
@@ -155,7 +153,7 @@ def _timed_test(model: nn.Module, loader: Batches) -> tuple[loop.Score, float]:
 def print_choice(choice: Choice) -> None:
     """The threshold and the channels of each layer, with a warning for each that was rescued."""
     before, after = choice.channels
-    print(f"threshold {choice.threshold:.6g}: {choice.percent:.0%} of {before} channels")
+    print(f"threshold {choice.threshold:.6g}: {choice.ratio:.0%} of {before} channels")
     print(tables.layers_text(choice))
     for name in choice.rescued:
         print(
@@ -164,7 +162,7 @@ def print_choice(choice: Choice) -> None:
         )
     for line in tables.rounding_warnings(choice):
         print(f"warning: {line}")
-    if 1 - after / before > choice.percent + 0.01:
+    if 1 - after / before > choice.ratio + 0.01:
         print(
             f"warning: {1 - after / before:.0%} were pruned, because many scaling factors equal "
             "the threshold; was the network trained with -sr?"
@@ -184,8 +182,7 @@ def against_full(
     """
     full = replace(network, cfg=None).build().to(loader.device)
     if not network.cfg and hasattr(model, "wiring"):
-        keep = keep_one(model, alive_channels(model))
-        model = wired.slim(model, keep).to(loader.device)
+        model = slicing.without_dead_channels(model).to(loader.device)
     images = loader.first(64)
     return before_after_text(*measure([full, model], images, (len(images),), [before, score]))
 

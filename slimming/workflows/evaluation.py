@@ -12,9 +12,8 @@ from slimming.data.stream import Stream
 from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.measuring.figures import BATCHES, measure
-from slimming.pruning import kernels, wired
+from slimming.pruning import kernels, slicing
 from slimming.pruning.scaling import alive_channels, present_channels
-from slimming.pruning.threshold import keep_one
 from slimming.runtime.device import choose_device
 from slimming.storage import architecture, checkpoint
 from slimming.storage.architecture import Architecture
@@ -65,7 +64,7 @@ def without_masked_channels(model: nn.Module, network: Architecture) -> nn.Modul
     alive = alive_channels(model)
     if network.cfg or not hasattr(model, "wiring") or all(m.all() for m in alive.values()):
         return model
-    return wired.slim(model, keep_one(model, alive))
+    return slicing.without_dead_channels(model)
 
 
 def channels(model: nn.Module) -> dict[str, int]:

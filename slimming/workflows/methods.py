@@ -12,7 +12,8 @@ from slimming.data.batches import Batches
 from slimming.data.stream import Stream
 from slimming.pruning import importance, kernels, slicing
 from slimming.pruning.choice import Choice
-from slimming.pruning.groups import groups, inside
+from slimming.pruning.coupling import inside
+from slimming.pruning.groups import groups
 from slimming.pruning.scaling import Masks
 
 SAMPLES = 2560  # training images that measures with gradients look at

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
-from models import widths
+from models import constructor, widths
 from slimming.errors import UserError
 from slimming.measuring.figures import measure
 from slimming.pruning import ranking, slicing
-from slimming.pruning.groups import count_filters, groups
+from slimming.pruning.coupling import count_filters
+from slimming.pruning.groups import groups
 from slimming.pruning.slicing import Slimmed
+from slimming.pruning.tracing import need_library
 from slimming.reports import plots
 from slimming.runtime import distributed
 from slimming.settings import build, kept
@@ -46,6 +48,7 @@ def flow_run(typed: Mapping[str, Any]) -> tuple[FlowRun, Start]:
 
 def prepare(run: FlowRun, start: Start) -> Trainer:
     """The trainer of a run. UserError where settings, files or data contradict each other."""
+    need_library(constructor(run.rounds.model))
     settings = run.train.settings
     model, network, loaders = open_network(settings, run.data, run.asked(start.contents), start)
     trainer = Trainer(
@@ -126,8 +129,8 @@ class Rounds:
         each round removes equally many of the original filters."""
         trainer, rounds = self.trainer, self.run.rounds
         model, images = trainer.model, trainer.test_loader.first(64)
-        found = groups(model, images)
-        left = count_filters(found)
+        coupled = groups(model, images)
+        left = count_filters(coupled)
         if not self.done:
             self.dense = size_of(trainer, left)
             if not rounds.bypass:
@@ -136,11 +139,11 @@ class Rounds:
             trainer.full_score = loop.test(model, trainer.test_loader, trainer.precision)
         stay = self.dense["filters"] * (1 - rounds.removed(rounds.epochs.index(epoch) + 1))
         share = max(0.0, 1 - stay / left)
-        choice = ranking.choose(found, self.scores.of_filters(epoch), share, least=self.least)
-        slimmed = slicing.apply(model, found, choice, images)
+        choice = ranking.choose(coupled, self.scores.of_filters(epoch), share, least=self.least)
+        slimmed = slicing.apply(model, coupled, choice, images)
         self._replace(slimmed)
         gone = sum(
-            int(g.filters[~choice.keep[g.name]].sum()) for g in found if g.name in choice.keep
+            int(g.filters[~choice.keep[g.name]].sum()) for g in coupled if g.name in choice.keep
         )
         size = size_of(trainer, left - gone)
         self.done.append({"epoch": epoch, **size, "difference": slimmed.difference})

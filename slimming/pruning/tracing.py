@@ -1,0 +1,159 @@
+"""Which channels of a network are coupled that declares nothing: residual sums, concatenations,
+depthwise convolutions, squeeze and excite, flatten before a linear layer.
+
+Torch-Pruning's dependency graph works it out (Fang et al., CVPR 2023).
+"""
+
+import contextlib
+import copy
+import io
+import math
+import warnings
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from slimming.errors import UserError
+from slimming.pruning.coupling import Group, Member, inside
+from slimming.pruning.widths import LAYERS, is_depthwise, width
+from slimming.runtime import optional
+
+if TYPE_CHECKING:
+    from torch_pruning import Dependency, DependencyGraph
+    from torch_pruning import Group as RawGroup
+
+MIXING = (nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.MultiheadAttention)
+
+
+def need_library(network: object) -> None:
+    """UserError if Torch-Pruning is unavailable and ``network``, a module or its class, has no
+    ``wiring()`` that makes do without it."""
+    if not hasattr(network, "wiring"):
+        optional.need("torch_pruning", "torch-pruning", "finding the coupled channels of a network")
+
+
+def traced(model: nn.Module, images: torch.Tensor, ignore: Iterable[str] = ()) -> list[Group]:
+    """The groups of any network that can be traced, each under the name of its first layer.
+
+    See `slimming.pruning.groups.groups`, which calls it where a network declares nothing.
+    """
+    copied = copy.deepcopy(model).cpu().float().requires_grad_()  # the library follows gradients
+    names = {module: name for name, module in copied.named_modules()}
+    for module, name in names.items():
+        if hasattr(module, "indexes"):
+            raise UserError(
+                f"{name} selects channels, which cannot be traced: the network needs a wiring() "
+                "that says which layer reads and writes which BatchNorm, as models.resnet has it"
+            )
+        if isinstance(module, MIXING):
+            raise UserError(
+                f"{name} ({type(module).__name__}) normalises over channels, so what is removed "
+                "would change what stays: such a network cannot be slimmed exactly"
+            )
+    graph = _dependencies(copied, images)
+    if unseen := _only_in_training(copied, images):
+        raise UserError(
+            f"{', '.join(unseen)} run in training alone, so what they read cannot be followed: "
+            "turn them off (aux_logits=False, say) or prune without them"
+        )
+    raw = [group for group in graph.get_all_groups() if _may_go(graph, group, names, ignore)]
+    order = {name: place for place, name in enumerate(names.values())}
+    coupled = [_group(graph, group, names) for group in raw]
+    return sorted(coupled, key=lambda group: min(order[member.layer] for member in group.members))
+
+
+def _dependencies(model: nn.Module, images: torch.Tensor) -> "DependencyGraph":
+    """Torch-Pruning's graph of ``model``, traced with one image."""
+    need_library(model)
+    import torch_pruning
+
+    image = images[:1].cpu().float()
+    try:
+        with (
+            torch.enable_grad(),
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            return torch_pruning.DependencyGraph().build_dependency(model, image, verbose=False)
+    except Exception as error:  # the library raises as many kinds as there are networks
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(
+            f"Torch-Pruning cannot trace the channels of {type(model).__name__} ({reason}): it may "
+            "cut or shuffle channels, which cannot be slimmed exactly"
+        ) from error
+
+
+@torch.no_grad()
+def _only_in_training(model: nn.Module, images: torch.Tensor) -> list[str]:
+    """The layers of a copy of ``model`` that run in training mode and not in eval mode."""
+    copied, ran = copy.deepcopy(model), {True: set(), False: set()}
+    for name, layer in copied.named_modules():
+        if isinstance(layer, LAYERS):
+            layer.register_forward_hook(lambda *_, name=name: ran[copied.training].add(name))
+    with torch.random.fork_rng(devices=[]), contextlib.suppress(Exception):
+        for mode in (False, True):
+            copied.train(mode)(images[:1].repeat(2, 1, 1, 1).cpu().float())
+    return sorted(ran[True] - ran[False])
+
+
+def _may_go(
+    graph: "DependencyGraph", raw: "RawGroup", names: dict[nn.Module, str], ignore: Iterable[str]
+) -> bool:
+    """Whether a group of the library neither is the logits nor is written by what to ``ignore``."""
+    if any(item.dep.target.type.name == "OUTPUT" for item in raw):
+        return False
+    layers = [item.dep for item in raw if item.dep.target.module in names]
+    writers = [names[dep.target.module] for dep in layers if _writes(graph, dep)]
+    return len(writers) < len(layers) and not any(
+        inside(writer, word) for writer in writers for word in ignore
+    )
+
+
+def _group(graph: "DependencyGraph", raw: "RawGroup", names: dict[nn.Module, str]) -> Group:
+    """One of the library's groups, with names for modules and tensors for lists."""
+    parts, repeats = [], 1
+    for item in raw:
+        layer = item.dep.target.module
+        if not _has_channels(graph, layer, names):
+            continue
+        side = "out" if _writes(graph, item.dep) else "in"
+        if max(item.idxs) >= width(layer, side):
+            raise UserError(
+                f"{names[layer]} has fewer channels than {names[raw[0].dep.target.module]} gives "
+                "it: something between them cuts or shuffles channels"
+            )
+        if isinstance(layer, nn.Conv2d) and not is_depthwise(layer):
+            repeats = math.lcm(repeats, layer.groups)
+        parts.append((layer, side, item.idxs, item.root_idxs))
+    channels = len(raw[0].idxs)
+    size = channels // repeats if channels % repeats == 0 else 1  # a grouped convolution loses the
+    members = []  # same places of each of its groups: they go together
+    filters = torch.zeros(size, dtype=torch.long)
+    for layer, side, indices, roots in parts:
+        units = torch.tensor(roots) % size
+        members.append(Member(names[layer], side, torch.tensor(indices), units))
+        if side == "out" and isinstance(layer, (nn.Conv2d, nn.Linear)):
+            filters += torch.bincount(units, minlength=size)
+    return Group(members[0].layer, members, filters, torch.ones(size, dtype=torch.bool))
+
+
+def _has_channels(graph: "DependencyGraph", layer: nn.Module, names: dict[nn.Module, str]) -> bool:
+    """Whether there is anything to slice in a node of the library; UserError if it cannot be."""
+    if layer not in names:
+        if isinstance(layer, nn.Parameter):
+            name = graph._param_to_name.get(layer, "a parameter")
+            raise UserError(f"{name} is a parameter without a layer: it cannot be sliced")
+        return False  # the library's own nodes: sums, concatenations, views
+    if not isinstance(layer, LAYERS):
+        raise UserError(
+            f"{names[layer]} ({type(layer).__name__}) is none of the layers that can be sliced "
+            f"({', '.join(kind.__name__ for kind in LAYERS)}): leave alone what writes to it"
+        )
+    return not (isinstance(layer, nn.PReLU) and layer.num_parameters == 1)  # a slope for all
+
+
+def _writes(graph: "DependencyGraph", dependency: "Dependency") -> bool:
+    return graph.is_out_channel_pruning_fn(dependency.handler)

@@ -1,0 +1,107 @@
+"""How many channels each layer of a network reads and writes, and layers of other widths in their
+place."""
+
+import torch
+from torch import nn
+
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)  # --sync-bn turns the one into the other
+LAYERS = (nn.Conv2d, nn.Linear, *BATCH_NORMS, nn.PReLU)  # what can be sliced
+
+
+def widths(model: nn.Module) -> dict[str, list[int]]:
+    """The widths of each layer that has channels, by its name: a Conv2d and a Linear as [in, out],
+    a BatchNorm2d and a PReLU as [channels].
+
+    >>> widths(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()))
+    {'0': [3, 8], '1': [8]}
+    """
+    layers = model.named_modules()
+    return {name: layer_widths(layer) for name, layer in layers if isinstance(layer, LAYERS)}
+
+
+def layer_widths(layer: nn.Module) -> list[int]:
+    """[in, out] of a Conv2d or Linear, [channels] of the other LAYERS."""
+    if isinstance(layer, nn.Conv2d):
+        return [layer.in_channels, layer.out_channels]
+    if isinstance(layer, nn.Linear):
+        return [layer.in_features, layer.out_features]
+    return [layer.num_features if isinstance(layer, BATCH_NORMS) else layer.num_parameters]
+
+
+def width(layer: nn.Module, side: str) -> int:
+    """How many channels one of the LAYERS reads (side 'in') or writes (any other side)."""
+    return layer_widths(layer)[0 if side == "in" else -1]
+
+
+def is_depthwise(conv: nn.Conv2d) -> bool:
+    """Whether each filter reads one channel, its own."""
+    return conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
+
+
+def set_widths(layer: nn.Module, shape: list[int]) -> None:
+    """Give one of the LAYERS the widths ``shape`` (see `layer_widths`), in place.
+
+    Its tensors are uninitialized then, on their device and in their dtype. A depthwise convolution
+    gets as many groups as channels, another grouped one keeps its groups. ValueError, with the
+    layer as it was, unless there is at least one channel and groups divide them.
+    """
+    groups = _groups(layer, shape)
+    sizes = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), shape[-1:])
+    if isinstance(layer, nn.Conv2d):
+        layer.groups, (layer.in_channels, layer.out_channels) = groups, shape
+        sizes["weight"] = [shape[1], shape[0] // groups, *layer.kernel_size]
+    elif isinstance(layer, nn.Linear):
+        layer.in_features, layer.out_features = shape
+        sizes["weight"] = shape[::-1]
+    elif isinstance(layer, BATCH_NORMS):
+        layer.num_features = shape[0]
+    else:
+        layer.num_parameters = shape[0]
+    for part, size in sizes.items():
+        if (old := getattr(layer, part, None)) is not None:
+            setattr(layer, part, _empty_like(old, size))
+
+
+def fit_to(model: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
+    """Give each layer of a dense ``model`` the widths that its tensors have in the state dict
+    ``state``, in place; return the model. Loading ``state`` comes next.
+
+    ValueError, with the model as it was, if a layer would be wider or have other dimensions.
+
+    >>> slim = nn.Conv2d(3, 5, 3)
+    >>> fit_to(nn.Conv2d(3, 8, 3), slim.state_dict())
+    Conv2d(3, 5, kernel_size=(3, 3), stride=(1, 1))
+    """
+    shapes = {}
+    for name, dense in widths(model).items():
+        layer, prefix = model.get_submodule(name), f"{name}." if name else ""
+        tensor = state.get(f"{prefix}weight", state.get(f"{prefix}running_mean"))
+        if tensor is None:
+            continue
+        shape = list(tensor.shape[:2])[::-1] if len(dense) == 2 else list(tensor.shape)
+        if isinstance(layer, nn.Conv2d) and len(shape) == 2:
+            shape[0] *= shape[1] if is_depthwise(layer) else layer.groups
+        if len(shape) != len(dense) or any(a > b for a, b in zip(shape, dense, strict=True)):
+            raise ValueError(f"{name} has widths {shape}, the dense layer {dense}")
+        if shape != dense:
+            shapes[layer] = shape
+            _groups(layer, shape)
+    for layer, shape in shapes.items():
+        set_widths(layer, shape)
+    return model
+
+
+def _groups(layer: nn.Module, shape: list[int]) -> int:
+    """The groups of a layer of this shape. ValueError if it has no channels or they do not fit."""
+    groups = getattr(layer, "groups", 1)
+    if isinstance(layer, nn.Conv2d) and is_depthwise(layer):
+        groups = shape[-1]
+    if min(shape) < 1 or any(size % groups for size in shape):
+        raise ValueError(f"a layer of {groups} groups cannot have widths {shape}")
+    return groups
+
+
+def _empty_like(old: torch.Tensor, size: list[int]) -> torch.Tensor:
+    """A parameter or buffer of another size, as ``old`` in all else."""
+    new = old.new_empty(size)
+    return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
