@@ -1,1 +1,11 @@
-"""Network Slimming (Liu et al., ICCV 2017): what two or more of the scripts share."""
+"""Slim convolutional networks, exactly (Network Slimming, Liu et al., ICCV 2017).
+
+slim = slimming.prune(model, images, ratio=0.5)
+slimming.save(slim, "slim.pth")
+model = slimming.load("slim.pth", build=lambda: resnet18(num_classes=10))
+fast = slimming.deploy(model)
+"""
+
+from slimming.api import Slim, deploy, load, prune, save
+
+__all__ = ["Slim", "deploy", "load", "prune", "save"]

@@ -13,7 +13,7 @@ FLOORS = [  # a room imports only from rooms below it; neighbours on a floor lea
     ("pruning", "data"),
     ("training", "measuring"),
     ("reports",),
-    ("cli", "workflows"),
+    ("cli", "workflows", "api"),
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 NAMES_NETWORKS = {"storage", "workflows"}  # the rooms that turn names into networks

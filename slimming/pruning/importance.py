@@ -41,7 +41,7 @@ class Evidence:
     use_init: bool = False
     seed: int = 0  # of `random`
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.use_l2 and self.use_init:
             raise UserError("--use_l2 and --use_init contradict each other: give one of them")
         known = {name: value.shape for name, value in (self.initial or {}).items()}

@@ -1,0 +1,102 @@
+"""The front door of the library: slim a network, save it, load it, make it fast."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from slimming.errors import UserError
+from slimming.measuring import figures
+from slimming.measuring.deploy import deploy
+from slimming.measuring.figures import Figures
+from slimming.pruning import importance, slicing
+from slimming.storage import checkpoint
+
+__all__ = ["Slim", "deploy", "load", "prune", "save"]
+SCOPES = ("global", "layer")
+
+
+@dataclass(frozen=True)
+class Slim:
+    """A slim network: ``model``, in eval mode on the CPU; ``cfg``, the widths of its layers, a list
+    for the paper's networks; ``figures``, what it costs (parameters, FLOPs of an image, bytes);
+    ``difference``, the proof: the largest difference of its logits from those of the dense network
+    in which nothing reads the removed channels, relative to the largest logit."""
+
+    model: nn.Module
+    cfg: dict | list
+    figures: Figures
+    difference: float
+
+
+def prune(
+    model: nn.Module,
+    images: torch.Tensor,
+    ratio: float = 0.5,
+    *,
+    measure: str = "l1",
+    scope: str = "global",
+    labels: torch.Tensor | None = None,
+    round_to: int = 1,
+    ignore: Iterable[str] = (),
+) -> Slim:
+    """Remove the share ``ratio`` (0 to below 1) of the filters of any CNN, and prove the result.
+
+    ``images`` (N, 3, H, W) are normalised as the network reads them; the result is proved on them.
+    ``measure`` is one of `slimming.pruning.importance.MEASURES`; those with gradients need
+    ``labels`` (N,) too. ``scope`` ranks filters over the whole network ("global") or takes the same
+    share of each layer ("layer"). Layers keep a multiple of ``round_to`` channels; the layers or
+    modules named in ``ignore`` stay whole. ``model`` is not changed. UserError for a
+    network that cannot be slimmed exactly, and for wrong arguments.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+    >>> slim = prune(net, torch.rand(2, 3, 8, 8), ratio=0.5)
+    >>> slim.model[0].out_channels, slim.cfg["0"], slim.figures.parameters
+    (4, [3, 4], 1562)
+    """
+    judge = importance.MEASURES.get(measure)
+    if judge is None or measure == "biased_loss_tracked":  # that one takes training
+        names = ", ".join(name for name in importance.MEASURES if name != "biased_loss_tracked")
+        raise UserError(f"no measure is called {measure!r}: use {names}")
+    if scope not in SCOPES:
+        raise UserError(f"scope must be 'global' or 'layer', not {scope!r}")
+    batches = [] if labels is None else [(images, labels)]
+    temperature = importance.TEMPERATURES.get(measure, 1.0)
+    slimmed = slicing.prune(
+        model,
+        judge(importance.Evidence(model, batches, temperature)),
+        ratio,
+        images,
+        local=scope == "layer",
+        round_to=round_to,
+        ignore=tuple(ignore),
+    )
+    (cost,) = figures.measure([slimmed.model], images[:1].cpu())
+    return Slim(slimmed.model, slimmed.cfg, cost, slimmed.difference)
+
+
+def save(slim: Slim | nn.Module, path: str | Path) -> None:
+    """Write a slim network: the widths of its layers and its weights, whole or not at all.
+
+    >>> import tempfile
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 10))
+    >>> path = Path(tempfile.mkdtemp(), "slim.pth")
+    >>> save(prune(net, torch.rand(2, 3, 8, 8)), path)
+    >>> load(path, build=lambda: net)[0]
+    Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))
+    """
+    model = slim.model if isinstance(slim, Slim) else slim
+    contents = {"cfg": slicing.cfg_of(model), "state_dict": model.state_dict()}
+    checkpoint.write(path, contents)
+
+
+def load(path: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
+    """The slim network in a file of `save`, or in a checkpoint of the scripts, in eval mode.
+
+    ``build`` makes the dense network; its layers take the widths of the file. The file is data: no
+    code in it runs. UserError if it is damaged or of another network.
+    """
+    model = slicing.load_slim_state(build(), checkpoint.read(path)["state_dict"])
+    return model.eval()
