@@ -9,7 +9,8 @@ after each BN passes on only the channels that the next convolution still reads.
 from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
 from slimming.pruning import slicing
-from slimming.pruning.groups import groups
+from slimming.pruning.groups import declared
+from slimming.pruning.proof import prove_equal
 from slimming.pruning.threshold import choose_channels
 from slimming.settings import build
 from slimming.workflows import before_after
@@ -24,9 +25,10 @@ def main() -> None:
     run = build(PruningRun, flags.parse(make_parser()))
     dense = before_after.load(run, arch="densenet")
     choice = choose_channels(dense.model, run.prune.percent, round_to=run.prune.round_to)
-    coupled = groups(dense.model, dense.images)
-    slim = slicing.apply(dense.model, coupled, choice, dense.images)
-    before_after.save_pruned(dense, slim.model, choice, slim.difference)
+    kept = slicing.kept_channels(dense.model, declared(dense.model), choice.keep)
+    slim = slicing.sliced(dense.model, kept)
+    proof = prove_equal(slim, slicing.masked(dense.model, kept), dense.images)
+    before_after.save_pruned(dense, slim, choice, proof)
 
 
 if __name__ == "__main__":

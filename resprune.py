@@ -16,7 +16,8 @@ from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
 from slimming.errors import UserError
 from slimming.pruning import slicing
-from slimming.pruning.groups import groups
+from slimming.pruning.groups import declared
+from slimming.pruning.proof import prove_equal
 from slimming.pruning.threshold import choose_channels
 from slimming.reports import preact
 from slimming.settings import build, part, setting
@@ -79,11 +80,12 @@ def main() -> None:
     run = complete(flags.parse(make_parser()))
     dense = before_after.load(run, arch="resnet")
     choice = choose_channels(dense.model, run.prune.percent, round_to=run.prune.round_to)
-    coupled = groups(dense.model, dense.images)
-    slim = slicing.apply(dense.model, coupled, choice, dense.images)
-    measured = before_after.save_pruned(dense, slim.model, choice, slim.difference)
+    kept = slicing.kept_channels(dense.model, declared(dense.model), choice.keep)
+    slim = slicing.sliced(dense.model, kept)
+    proof = prove_equal(slim, slicing.masked(dense.model, kept), dense.images)
+    measured = before_after.save_pruned(dense, slim, choice, proof)
     if run.prune.ckpt_dir:
-        print(f"\n{preact.text(dense, slim.model, choice, *measured)}")
+        print(f"\n{preact.text(dense, slim, choice, *measured)}")
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
 from slimming.storage.checkpoint import save_checkpoint
 from slimming.training.loop import test, train
-from slimming.training.penalties import BN_grad_zero, GradientMask, L1Penalty, updateBN
+from slimming.training.penalties import BN_grad_zero, GradientMask, L1Penalty, update_bn, updateBN
 from slimming.workflows import training
 from slimming.workflows.settings import TrainingRun
 
-__all__ = ["BN_grad_zero", "save_checkpoint", "test", "train", "updateBN"]
+__all__ = ["BN_grad_zero", "save_checkpoint", "test", "train", "updateBN", "update_bn"]
 
 NETWORKS = importlib.import_module("mask-impl.models").NETWORKS
 

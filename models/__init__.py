@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 
 from . import zoo
-from .channel_selection import channel_selection
+from .channel_selection import ChannelSelection, channel_selection
 from .cifar_resnet import cifar_resnet
 from .densenet import densenet
 from .mobilenet import mobilenet
@@ -22,7 +22,6 @@ NETWORKS = {
     "resnet-18": functools.partial(zoo.classifier, "resnet18"),
     "resnet-34": functools.partial(zoo.classifier, "resnet34"),
 }
-ChannelSelection = channel_selection  # its name in the suite of preact_res20
 PAPER_DEPTH = {"vgg": 19, "resnet": 164, "densenet": 40}  # the networks that take a depth
 
 __all__ = [

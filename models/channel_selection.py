@@ -49,8 +49,10 @@ class channel_selection(nn.Module):
     identity, otherwise it gathers with an index tensor that stays on the device.
 
     A forward knows whether something was written since the last one without waiting for the device:
-    on the CPU it compares the values, elsewhere the version counter (see `Mask`). A network that
-    torch.compile runs looks at that in ``train()``, ``eval()``, ``load_state_dict()`` and `keep`.
+    on the CPU it compares the values, elsewhere the version counter (see `Mask`), which does not
+    see what goes past PyTorch (DLPack) or through ``.data.data``. ``train()``, ``eval()``,
+    ``load_state_dict()`` and `keep` compare the values on every device; torch.compile and
+    torch.export take over the mask as it was then.
 
     >>> select = channel_selection(3)
     >>> select.indexes.data[1] = 0
@@ -77,6 +79,7 @@ class channel_selection(nn.Module):
         return x if self.kept is None else gather_channels(x, self.kept)
 
     def train(self, mode: bool = True) -> "channel_selection":
+        self._read = None  # to wait for the device is allowed here
         self._refresh()
         return super().train(mode)
 
@@ -134,3 +137,6 @@ def _version(tensor: torch.Tensor) -> int | None:
         return tensor._version
     except RuntimeError:
         return None
+
+
+ChannelSelection = channel_selection  # its name in the suite of preact_res20

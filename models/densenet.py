@@ -72,6 +72,8 @@ class densenet(nn.Module):
     torch.Size([2, 7])
     """
 
+    BasicBlock, Transition = BasicBlock, Transition  # for a program that has the class alone
+
     def __init__(
         self,
         depth: int = 40,
@@ -123,8 +125,10 @@ class densenet(nn.Module):
         self, block: type[BasicBlock], blocks: int, cfg: list[int]
     ) -> nn.Sequential:
         """``blocks`` blocks; ``cfg`` has the width of each."""
+        if len(cfg) != blocks:
+            raise ValueError(f"cfg has {len(cfg)} widths for {blocks} blocks")
         dense = nn.Sequential()
-        for width in cfg[:blocks]:
+        for width in cfg:
             rates = {"growthRate": self.growthRate, "dropRate": self.dropRate}
             dense.append(block(self.inplanes, width, **rates, selection=self.selection))
             self.inplanes += self.growthRate

@@ -40,7 +40,7 @@ class Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(cfg[2])
         self.conv3 = nn.Conv2d(cfg[2], planes * self.expansion, 1, bias=False)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = downsample
+        self.downsample, self.stride = downsample, stride
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.conv1(self.relu(self.select(self.bn1(x))))
@@ -67,6 +67,8 @@ class resnet(nn.Module):
     >>> resnet(depth=20, num_classes=7)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 7])
     """
+
+    Bottleneck = Bottleneck  # for a program that has the class alone
 
     def __init__(
         self,

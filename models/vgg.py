@@ -17,8 +17,8 @@ class vgg(nn.Module):
     """VGG-11, 13, 16 or 19: (N, 3, 32, 32) images -> (N, num_classes) logits.
 
     ``cfg`` lists the width of each convolution, 'M' for 2x2 max pooling; None is the full network.
-    Without ``init_weights`` the layers start as PyTorch's own. ValueError for another depth or a
-    cfg that does not fit it.
+    A cfg of another length than ``depth`` has says the depth itself. Without ``init_weights`` the
+    layers start as PyTorch's own. ValueError for another depth or a cfg that does not fit it.
 
     >>> vgg(depth=11, num_classes=7)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 7])
@@ -35,6 +35,8 @@ class vgg(nn.Module):
         num_classes: int | None = None,
     ):
         super().__init__()
+        if cfg is not None and len(cfg) != len(defaultcfg.get(depth, ())):
+            depth = _depth_of(cfg, depth)  # the original never needs it beside a cfg
         if depth not in defaultcfg:
             raise ValueError(f"vgg has depth {', '.join(map(str, defaultcfg))}, not {depth}")
         self.depth, self.cfg = depth, check_cfg(cfg, defaultcfg[depth])
@@ -72,3 +74,12 @@ class vgg(nn.Module):
         reads = [None, *bns]
         wires = [Wire(*names) for names in zip(convs, reads[:-1], bns, strict=True)]
         return [*wires, Wire("classifier", bns[-1], None)]
+
+
+def _depth_of(cfg: list, depth: int) -> int:
+    """The depth whose pooling stands where that of ``cfg`` does; else ``depth``."""
+    pools = [place for place, width in enumerate(cfg) if width == "M"]
+    for known, full in defaultcfg.items():
+        if len(full) == len(cfg) and pools == [i for i, width in enumerate(full) if width == "M"]:
+            return known
+    return depth

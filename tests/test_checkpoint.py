@@ -199,3 +199,18 @@ def test_files_of_earlier_versions_load_and_compute_the_same(path):
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():  # equal to the bit where they were written; other processors round
         torch.testing.assert_close(model.eval()(images), contents["logits"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("contents", [torch.ones(3), [1], "text", {}])
+def test_a_file_of_something_else_is_one_line(tmp_path, contents):
+    torch.save(contents, tmp_path / "file")
+    with pytest.raises(UserError, match="no checkpoint of this suite"):
+        checkpoint.read(tmp_path / "file")
+
+
+def test_options_are_compared_one_by_one(tmp_path):
+    stored = {"arch": "densenet", "options": {"growthRate": 6, "dropRate": 0.1}}
+    same = architecture.describe("file", stored, {"options": {"growthRate": 6}})
+    assert same["options"] == stored["options"]
+    with pytest.raises(UserError, match="holds growthRate 6, but 7 was asked for"):
+        architecture.describe("file", stored, {"options": {"growthRate": 7}})

@@ -9,12 +9,12 @@ from conftest import SMALLEST, keep_only, randomize, zero_others
 from torch import nn
 from warm import ROOT
 
-from models import NETWORKS, channel_selection
+from models import NETWORKS
 from slimming.errors import UserError
 from slimming.pruning import kernels, slicing, tracing
 from slimming.pruning.coupling import count_filters
 from slimming.pruning.groups import declared, groups
-from slimming.pruning.importance import MEASURES, Evidence, l1
+from slimming.pruning.importance import MEASURES, Evidence
 from slimming.pruning.scaling import alive_channels, present_channels, scaling_factors, selections
 from slimming.pruning.threshold import choose_channels
 
@@ -209,14 +209,6 @@ def test_a_slim_state_dict_of_a_network_that_declares_nothing():
         with pytest.raises(UserError, match="not the weights of this network") as error:
             slicing.load_slim_state(grouped(16, 8, 12), state)
         assert "\n" not in str(error.value)
-
-
-def test_a_selection_that_is_not_declared_is_refused():
-    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), channel_selection(8), nn.Conv2d(8, 4, 3)]
-    model = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(10)).eval()
-    logits(model)
-    with pytest.raises(UserError, match=r"2 selects channels.*needs a wiring\(\)"):
-        slicing.prune(model, l1(Evidence(model, [])), 0.5, IMAGES)
 
 
 def test_a_choice_over_other_groups_is_an_error():

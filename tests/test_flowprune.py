@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_images, same, save_network, succeed
+from conftest import SMALLEST, make_images, same, save_network, succeed
 from test_errors import fails
 from warm import ROOT
 
@@ -250,6 +250,22 @@ def test_every_measure_prunes(flow, measure):
     saved = flow("--epochs", 1, "--pruning_type", measure, "--prune_percent", 50)
     told = saved["flow"]
     assert told["rounds"][0]["filters"] / told["dense"]["filters"] == pytest.approx(0.5, abs=0.04)
+
+
+@pytest.mark.parametrize("arch", ["resnet", "densenet"])
+@pytest.mark.parametrize("measure", ["mag_based", "bn", "biased_loss_tracked"])
+def test_networks_that_select_channels(flow, tmp_path, arch, measure):
+    """Round after round; momentum and initial values go where their channels go."""
+    words = ["--model", arch, "--depth", SMALLEST[arch], "--prune_percent", 60, "--preserve_moment"]
+    told = flow(*TWO, *words, "--pruning_type", measure, "--use_init")["flow"]
+    for done, gone in zip(told["rounds"], (0.3, 0.6), strict=True):
+        assert 0 <= done["filters"] - told["dense"]["filters"] * (1 - gone) <= 1
+        assert done["difference"] <= 1e-4
+    model, network, _ = architecture.load(tmp_path / "out" / "checkpoint.pth.tar")
+    assert count_filters(groups(model, torch.rand(1, 3, 32, 32))) == told["rounds"][-1]["filters"]
+    assert network.cfg == model.cfg and sum(model.cfg) == told["rounds"][-1]["filters"]
+    for name, p in model.named_parameters():
+        assert not p.requires_grad or told["initial"][name].shape == p.shape
 
 
 MORE = {

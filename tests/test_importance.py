@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from conftest import randomize
 from torch import nn
 
+from models import densenet
 from slimming.errors import UserError
 from slimming.pruning.importance import GRADIENT_FREE, MEASURES, SECOND_ORDER, Evidence
 from slimming.pruning.tracking import Tracker
@@ -121,6 +122,27 @@ def test_group_taylor_scores_what_writes_and_what_reads_a_channel(groups):
         inputs[f // (8 // groups) * (4 // groups) + i] += terms["0.weight"][f, i].sum()
     expected = {"0": filters, "0:in": inputs, "1": terms["1.weight"]}
     assert_scores(MEASURES["taylor_group"](evidence), expected)
+
+
+@pytest.mark.parametrize("measure", FORMULAS)
+def test_what_reads_through_a_selection_is_scored_by_the_channels_that_it_reads(measure):
+    """No filter writes those alone; and only there."""
+    model = densenet(depth=7, growthRate=2, num_classes=3).double()
+    model.select.keep(torch.arange(10) % 3 > 0)
+    model.fc = nn.Linear(6, 3).double()
+    evidence, expected = Evidence(model, []), {}
+    for numbers in ("gradient", "squared_gradient", "hessian_gradient"):
+        setattr(evidence, numbers, {n: torch.randn_like(v) for n, v in evidence.values.items()})
+    for layer, _, _ in model.wiring():
+        theta = evidence.values[name := f"{layer}.weight"]
+        bias = theta.abs() if measure in BIASED_BY_DEFAULT else torch.ones_like(theta)
+        terms = [theta, bias, evidence.gradient[name], evidence.squared_gradient[name]]
+        weights = torch.stack([*terms, evidence.hessian_gradient[name]], dim=-1).transpose(0, 1)
+        own = [FORMULAS[measure](w.reshape(-1, 5).tolist()) for w in weights]
+        expected[f"{layer}:in"] = own
+    scores = MEASURES[measure](evidence)
+    assert_scores({name: s for name, s in scores.items() if ":" in name}, expected)
+    assert set(scores) == {*expected, "conv1", *(layer for layer, _, _ in model.wiring())}
 
 
 def test_lamp_divides_by_all_that_is_as_large():

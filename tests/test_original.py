@@ -24,6 +24,7 @@ from models.preresnet import Bottleneck
 from slimming.measuring import deploy, profiling
 from slimming.pruning.scaling import batch_norms
 from slimming.storage import architecture, checkpoint
+from slimming.training.optimizer import load_momentum, make_optimizer
 
 main_mask = importlib.import_module("mask-impl.main_mask")
 
@@ -347,3 +348,35 @@ def test_the_suite_is_imported_as_the_original():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "True [1.0, 1.0, 1.0]\n"
+
+
+@pytest.mark.parametrize("depth", models.vgg.defaultcfg)
+def test_a_vgg_needs_no_depth_beside_a_cfg(depth):
+    cfg = [3 if width != "M" else "M" for width in models.vgg.defaultcfg[depth]]
+    assert vgg(dataset="cifar100", cfg=cfg).depth == depth
+
+
+def test_momentum_of_the_original_fits():
+    """It numbers the masks among its parameters, so its state has gaps."""
+    model = resnet(depth=11)
+    ours = [p for p in model.parameters() if p.requires_grad]
+    places = [i for i, p in enumerate(model.parameters()) if p.requires_grad]
+    buffers = {i: torch.full_like(p, i) for i, p in zip(places, ours, strict=True)}
+    saved = {"state": {i: {"momentum_buffer": buffer} for i, buffer in buffers.items()}}
+    optimizer = make_optimizer(model, 0.1, 0.9, 0)
+    assert load_momentum(optimizer, saved) and places[-1] > len(places) - 1
+    for i, p in zip(places, ours, strict=True):
+        assert torch.equal(optimizer.state[p]["momentum_buffer"], buffers[i])
+
+
+def test_a_switch_of_mode_sees_what_no_counter_does():
+    select, x = channel_selection(3), torch.randn(1, 3, 2, 2)
+    select(x)
+    torch.from_dlpack(select.indexes.detach()).zero_()
+    select.indexes.data[0] = 1
+    assert torch.equal(select.eval()(x), x[:, :1])
+
+
+def test_the_penalty_before_any_gradient_does_nothing():
+    main.updateBN(resnet(depth=11))
+    main_mask.BN_grad_zero(nn.Sequential(nn.BatchNorm2d(3, affine=False)))

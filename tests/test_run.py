@@ -8,13 +8,17 @@ import time
 
 import pytest
 import torch
-from conftest import make_images, succeed
+from conftest import SMALLEST, make_images, succeed
 from test_errors import fails
 from test_resume import same
 from warm import ROOT
 
+import run
+from models import NETWORKS
 from run import make_parser
 from slimming.cli import flags as command_line
+from slimming.measuring import profiling
+from slimming.pruning.scaling import present_channels, selections
 from slimming.storage import architecture, checkpoint
 from slimming.workflows.experiment import config_of, same_settings
 from slimming.workflows.experiment_settings import read_settings
@@ -66,6 +70,37 @@ def test_each_method(photos, tmp_path, method):
         assert tuned["effective parameters"] < base["parameters"]
     model, _, _ = architecture.load(folder / "mobilenet_rebuilt.pth")
     assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
+
+
+@pytest.mark.parametrize("arch", ["resnet", "densenet"])
+@pytest.mark.parametrize("method", ["channel", "kernel", "slimming"])
+def test_the_networks_of_the_paper(photos, tmp_path, monkeypatch, arch, method):
+    monkeypatch.setattr(profiling, "latencies", lambda models, images: [1.0 for _ in models])
+    depth = ["--depth", SMALLEST[arch]]
+    words = [
+        "--pruning-method",
+        method,
+        "--pruning-ratio",
+        0.5,
+        *METHODS[method],
+        "--no-fp16",
+        *depth,
+    ]
+    words += ["--importance", "taylor_group"] if method == "channel" else []
+    monkeypatch.setattr(
+        "sys.argv", ["run.py", *map(str, flags(photos, tmp_path, *words, model=arch))]
+    )
+    run.main()
+    folder, metrics = experiment(tmp_path)
+    base, pruned, _ = metrics["stages"]
+    assert metrics["difference"] <= 1e-4 and pruned["effective FLOPs"] < 0.8 * base["FLOPs"]
+    model, network, _ = architecture.load(folder / f"{arch}_rebuilt.pth")
+    counts = metrics["layers"].get("filters", [])
+    assert (method == "kernel" or network.cfg == model.cfg) and type(model) is NETWORKS[arch]
+    selected = {name: after for name, _, after in counts if name.endswith("select")}
+    for name, mask in present_channels(model).items():
+        selection = selections(model).get(name)
+        assert selected.get(selection, len(mask)) == mask.sum()
 
 
 def test_the_three_workflows(photos, tmp_path):
@@ -218,7 +253,6 @@ def test_patience_ends_a_training_that_gets_no_better(photos, tmp_path):
         (["--eval-only"], "--model-path"),
         (["--model-path", "x.pth"], "--skip-base-training"),
         (["--model", "vgg16", "--pruning-method", "slimming"], "BatchNorm"),
-        (["--model", "resnet"], "resprune.py"),
         (["--model", "convnext_tiny"], "LayerNorm2d"),
         (["--ignore", "nothing"], "no layer called nothing"),
         (["--pruning-ratio", "1"], "less than 1"),

@@ -5,7 +5,7 @@ import torch
 from conftest import randomize
 from torch import nn
 
-from models import PAPER_DEPTH, constructor, resnet
+from models import PAPER_DEPTH, channel_selection, constructor
 from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.pruning import ranking, slicing
@@ -202,7 +202,8 @@ def refused():
     )
     yield "fewer channels", nn.Sequential(conv, nn.PixelShuffle(2), nn.Conv2d(2, 8, 1))
     yield "LayerNorm2d", build("convnext_tiny")
-    yield "select.* selects channels", resnet(depth=11)
+    norm = [nn.BatchNorm2d(8), channel_selection(8)]
+    yield r"2 selects channels.*wiring\(\)", nn.Sequential(conv, *norm, *head, nn.Linear(128, 10))
     yield "slimmed exactly", build("shufflenet_v2_x1_0")
 
 

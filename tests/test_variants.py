@@ -1,6 +1,7 @@
 """What users of other suites type: that of preact_res20, and that of Lubana and Dick."""
 
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,8 +21,8 @@ from slimming.pruning.scaling import alive_channels
 from slimming.reports import preact
 from slimming.storage import checkpoint, files
 from slimming.training import penalties
-from slimming.workflows.before_after import Dense
-from slimming.workflows.settings import PruningRun
+from slimming.workflows.before_after import Dense, print_next_step
+from slimming.workflows.settings import PrunedOutputSettings, PruningRun
 
 # as the suite of preact_res20 printed it
 PRINTED = """\
@@ -177,7 +178,7 @@ def test_the_only_pruned_network_of_a_folder_is_found(type_in, tmp_path):
 def test_the_summary_of_preact_res20_to_the_letter(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = [line.rpartition(" ")[2] for line in PRINTED.splitlines() if ".pth.tar" in line]
-    paths = [files.Path(word) for word in words]
+    paths = [Path(word) for word in words]
     for path, size in zip(paths, (1_800_000, 1_800_000 * (1 - 0.534249)), strict=True):
         path.parent.mkdir(parents=True)
         path.write_bytes(bytes(round(size)))
@@ -228,3 +229,11 @@ def test_the_summary_of_preact_res20_to_the_letter(tmp_path, monkeypatch):
 def test_main_says_which_script_takes_the_flags(tmp_path, words, says):
     line = fails(tmp_path, "main.py", *shlex.split(words), says=says)
     assert line.startswith(f"main.py: error: {says}") and line.count("error") == 1
+
+
+def test_each_pruned_network_is_fine_tuned_in_a_folder_of_its_own(capsys):
+    for filename, folder in ((None, "pruned/refined"), ("b", "pruned/b_refined")):
+        run = PruningRun(output=PrunedOutputSettings(filename=filename))
+        dense = Dense(run, Path("dense.pth.tar"), Path("pruned/b.pth.tar"), None, None, {}, None)
+        print_next_step(dense, 0.9, 0.1, "main.py")
+        assert capsys.readouterr().out.endswith(f" --save {folder}\n")

@@ -13,3 +13,17 @@ class densenet(suite.densenet):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, selection=nn.Identity, **kwargs)
+
+
+class BasicBlock(suite.densenet.BasicBlock):
+    """The suite's, without channel selection."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, selection=nn.Identity, **kwargs)
+
+
+class Transition(suite.densenet.Transition):
+    """The suite's, without channel selection."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, selection=nn.Identity, **kwargs)

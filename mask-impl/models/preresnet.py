@@ -13,3 +13,10 @@ class resnet(suite.resnet):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, selection=nn.Identity, **kwargs)
+
+
+class Bottleneck(suite.preresnet.Bottleneck):
+    """The suite's, without channel selection."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, selection=nn.Identity, **kwargs)

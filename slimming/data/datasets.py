@@ -30,6 +30,8 @@ def load(name: str, folder: Path, split: str, workers: int = 1) -> Split:
         return _image_folder(folder, split, workers)
     if name == "digits":
         return _digits(split)
+    if name not in NAMES:
+        raise UserError(f"no data set is called {name!r}: use {', '.join(NAMES)}")
     return _torchvision(name, folder, split)
 
 

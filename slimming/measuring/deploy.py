@@ -20,7 +20,7 @@ class _Selected(nn.Module):
     (N, C or more, H, W) -> (N, kept, H, W), channels last. ``kept``: indices, or None for all C.
     """
 
-    def __init__(self, keep: torch.Tensor):
+    def __init__(self, keep: torch.Tensor) -> None:
         super().__init__()
         self.channels = len(keep)
         self.register_buffer("kept", None if keep.all() else keep.nonzero().flatten())
@@ -36,7 +36,7 @@ class _Selected(nn.Module):
 class SelectedAffine(_Selected):
     """Gather channels, then scale and shift them: scale · x[:, kept] + shift, before a ReLU."""
 
-    def __init__(self, scale: torch.Tensor, shift: torch.Tensor, keep: torch.Tensor):
+    def __init__(self, scale: torch.Tensor, shift: torch.Tensor, keep: torch.Tensor) -> None:
         super().__init__(keep)
         self.register_buffer("scale", scale[keep])
         self.register_buffer("shift", shift[keep])
@@ -54,7 +54,7 @@ class SelectedClamp(_Selected):
     clamped x go into the reader: see `_fold`.
     """
 
-    def __init__(self, scale: torch.Tensor, shift: torch.Tensor, keep: torch.Tensor):
+    def __init__(self, scale: torch.Tensor, shift: torch.Tensor, keep: torch.Tensor) -> None:
         super().__init__(keep)
         bend = -shift / scale
         infinite = torch.full_like(bend, torch.inf)
@@ -70,7 +70,7 @@ class SelectedClamp(_Selected):
 class DenseStage(nn.Module):
     """The blocks of a dense stage, each writing its channels into one map: no concatenation."""
 
-    def __init__(self, blocks: nn.Sequential):
+    def __init__(self, blocks: nn.Sequential) -> None:
         super().__init__()
         self.blocks = blocks
 

@@ -51,10 +51,10 @@ class Evidence:
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
         """Weights of every Conv2d and Linear, γ and β of every BN, by name."""
-        found = {f"{name}.weight": layer.weight for name, layer in layers(self.model).items()}
+        judged = {f"{name}.weight": layer.weight for name, layer in layers(self.model).items()}
         for name, norm in _scaled(self.model, needed=False).items():
-            found |= {f"{name}.weight": norm.weight, f"{name}.bias": norm.bias}
-        return found
+            judged |= {f"{name}.weight": norm.weight, f"{name}.bias": norm.bias}
+        return judged
 
     @cached_property
     def values(self) -> Tensors:
@@ -96,7 +96,9 @@ class Evidence:
             return (theta - self.initial[name].detach().to(theta)).abs()
         return theta.abs() if self.use_l2 or l2 else 1.0
 
-    def _differentiate(self, loss: torch.Tensor, create_graph: bool = False):
+    def _differentiate(
+        self, loss: torch.Tensor, create_graph: bool = False
+    ) -> tuple[torch.Tensor, ...]:
         weights = list(self.parameters.values())  # those that the loss does not depend on get zeros
         return torch.autograd.grad(
             loss, weights, create_graph=create_graph, materialize_grads=True, allow_unused=True
@@ -134,11 +136,11 @@ def layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
 
 def _scaled(model: nn.Module, needed: bool = True) -> dict[str, nn.BatchNorm2d]:
     """Every BN that has scaling factors; UserError if one is ``needed`` and there is none."""
-    found = {name: norm for name, norm in batch_norms(model).items() if norm.affine}
-    if needed and not found:
+    norms = {name: norm for name, norm in batch_norms(model).items() if norm.affine}
+    if needed and not norms:
         others = ", ".join(name for name in MEASURES if name not in ("bn", "nvidia"))
         raise UserError(f"bn and nvidia judge BatchNorms, the network has none: use {others}")
-    return found
+    return norms
 
 
 def _sums(e: Evidence, term: Callable[[str], torch.Tensor]) -> Scores:
@@ -167,7 +169,7 @@ def _behind_selections(model: nn.Module) -> list[str]:
 def mag_based(e: Evidence) -> Scores:
     """‖θ‖₂, the magnitude; with use_init ‖θ − θ₀‖₂ (Lubana and Dick 2021, 2009.11839)."""
     sums = _sums(e, lambda n: e.bias(n, l2=True).square())
-    return {name: total.sqrt() for name, total in sums.items()}
+    return {name: squares.sqrt() for name, squares in sums.items()}
 
 
 def l1(e: Evidence) -> Scores:
@@ -188,7 +190,7 @@ def loss_based(e: Evidence) -> Scores:
 def tfo(e: Evidence) -> Scores:
     """|Σ θ·g|, the same of the filter as a whole (Molchanov et al. 2017, 1611.06440)."""
     sums = _sums(e, lambda n: e.bias(n) * e.values[n] * e.gradient[n])
-    return {name: total.abs() for name, total in sums.items()}
+    return {name: change.abs() for name, change in sums.items()}
 
 
 def fisher(e: Evidence) -> Scores:

@@ -18,7 +18,15 @@ from slimming.pruning.importance import Scores
 from slimming.pruning.proof import first_difference, prove_equal
 from slimming.pruning.scaling import Masks, alive_channels, present_channels, selections
 from slimming.pruning.threshold import keep_one
-from slimming.pruning.widths import fit_to, is_depthwise, layer_widths, set_widths, width, widths
+from slimming.pruning.widths import (
+    BATCH_NORMS,
+    fit_to,
+    is_depthwise,
+    layer_widths,
+    set_widths,
+    width,
+    widths,
+)
 
 Kept = dict[str, Masks]  # layer -> side ('out', 'in', 'mask') -> one bool for each channel
 
@@ -72,6 +80,7 @@ def apply(model: nn.Module, coupled: list[Group], choice: Choice, images: torch.
     (N, 3, H, W). UserError if the slim network computes something else."""
     kept = kept_channels(model, coupled, choice.keep)
     slim, reference = sliced(model, kept), masked(model, kept)
+    _count_anew(slim, kept)
     try:
         difference, failure = prove_equal(slim, reference, images), None
     except Exception as error:  # whatever the user's forward raises at widths it does not expect
@@ -222,6 +231,16 @@ def _left_widths(layer: nn.Module, sides: Masks) -> list[int]:
         if isinstance(layer, nn.Conv2d) and is_depthwise(layer):
             shape[0] = shape[-1]
     return shape
+
+
+def _count_anew(small: nn.Module, kept: Kept) -> None:
+    """Let each BN that was cut count its batches from 0, as in the files of every version; not one
+    whose running average goes by that count (momentum None)."""
+    for name, sides in kept.items():
+        layer = small.get_submodule(name)
+        cut = "out" in sides and isinstance(layer, BATCH_NORMS)
+        if cut and layer.track_running_stats and layer.momentum is not None:
+            layer.num_batches_tracked.zero_()
 
 
 def _of_one_group(layer: nn.Module, mask: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,6 @@ def tell_load(device: torch.device) -> None:
         load, cores = os.getloadavg()[0], os.cpu_count() or 1
     except (AttributeError, OSError):  # Windows has no such average
         return
-    if device.type == "cpu" and load > cores:
+    if device.type == "cpu" and load > cores and torch.get_num_threads() > 1:
         told = f"note: the load of this machine is {load:.1f} (cores: {cores})"
         print(f"{told}: runs side by side are faster with --threads 1", flush=True)

@@ -93,6 +93,9 @@ def describe(path: str | Path, contents: dict, given: dict) -> dict:
     known = {}
     for field in fields(Architecture):
         flag, stored = given.get(field.name), contents.get(field.name)
+        if field.name == "options" and isinstance(stored, dict | None):
+            known["options"] = _options(path, stored, flag)
+            continue
         if stored is not None and type(stored) not in STORED[field.name]:
             raise UserError(f"{path} is damaged: its {field.name} is {stored!r}")
         if flag is not None and stored is not None and flag != stored:
@@ -102,6 +105,16 @@ def describe(path: str | Path, contents: dict, given: dict) -> dict:
     if known["dataset"] is None and str(given.get("spelled")).startswith("preact_res"):
         known["dataset"] = "cifar10"  # what the suite that spells the network so trains it on
     return known
+
+
+def _options(path: str | Path, stored: dict | None, asked: dict | None) -> dict | None:
+    """The options in a file, and of those ``asked`` for that it does not have; those that it has
+    must be the same."""
+    stored = stored or {}
+    for name, value in (asked or {}).items():
+        if name in stored and stored[name] != value:
+            raise UserError(f"{path} holds {name} {stored[name]!r}, but {value!r} was asked for")
+    return {**(asked or {}), **stored} or None
 
 
 def load_network(

@@ -52,7 +52,7 @@ def read(path: str | Path) -> dict:
         raise UserError(
             f"{path} is not a readable checkpoint: empty, cut short or another kind of file"
         ) from error
-    if contents and _is_state_dict(contents):
+    if isinstance(contents, dict) and contents and _is_state_dict(contents):
         contents = {"state_dict": contents}
     if not isinstance(contents, dict) or not isinstance(contents.get("state_dict"), dict):
         raise UserError(f"{path} is no checkpoint of this suite: it holds no state_dict")

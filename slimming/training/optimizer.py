@@ -25,7 +25,8 @@ def load_momentum(optimizer: torch.optim.Optimizer, saved: dict | None) -> bool:
     """
     parameters = optimizer.param_groups[0]["params"]
     try:
-        stored = [saved["state"][i]["momentum_buffer"] for i in range(len(saved["state"]))]
+        # in order; that of the original suite has gaps, because it numbers masks as parameters
+        stored = [saved["state"][i]["momentum_buffer"] for i in sorted(saved["state"])]
         fits = [s.shape == p.shape for s, p in zip(stored, parameters, strict=True)]
     except (TypeError, KeyError, ValueError, AttributeError):
         return False

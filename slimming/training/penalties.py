@@ -32,6 +32,8 @@ class L1Penalty:
     @torch.no_grad()
     def on_gradients(self, batch: Batch | None = None) -> None:
         gammas = [gamma for gamma in self.gammas if gamma.grad is not None]
+        if not gammas:
+            return
         signs = torch._foreach_sign(gammas)
         torch._foreach_add_([gamma.grad for gamma in gammas], signs, alpha=self.s)
 
@@ -85,5 +87,5 @@ def BN_grad_zero(model: nn.Module) -> None:
     scripts do in each step. A `GradientMask` finds such channels once, before training."""
     for bn in batch_norms(model).values():
         for parameter in (bn.weight, bn.bias):
-            if parameter.grad is not None:
+            if parameter is not None and parameter.grad is not None:
                 parameter.grad.mul_(bn.weight != 0)

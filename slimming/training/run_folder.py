@@ -5,6 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from slimming.errors import UserError
 from slimming.runtime import distributed
 
 OF_THE_START = ("--refine", "--resume", "--start-epoch")  # not of a run that goes on
@@ -34,7 +35,10 @@ class RunFolder:
 
         Events alone are no results: those of a run that stopped before its first checkpoint.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UserError(f"{self.path} cannot be a folder: {error.strerror}") from error
         older = [p for p in (self.best, self.curves, self.events, self.last) if p.exists()]
         continued = self.resumed and self.last.exists() and self.last.samefile(self.resumed)
         if continued or older in ([], [self.events]):

@@ -160,6 +160,8 @@ class Trainer:
         try:
             self.epoch, self.best_prec1 = int(contents["epoch"]), float(contents["best_prec1"])
             self.best_is_older, self.resumed = False, contents
+            if self.epoch < 0:
+                raise ValueError(self.epoch)
             if self.settings.start_epoch is not None:
                 self.epoch = self.settings.start_epoch
             for saved in contents.get("history", ()):

@@ -11,6 +11,7 @@ from torch import nn
 
 from slimming.measuring.figures import Figures, measure
 from slimming.pruning import importance
+from slimming.pruning.scaling import present_channels, selections
 from slimming.reports.figures import stage_text
 from slimming.storage import architecture, files
 from slimming.storage.architecture import Architecture
@@ -69,7 +70,8 @@ def figures_of(model: nn.Module, network: Architecture, score: loop.Score) -> Fi
 
 def layer_by_layer(before: nn.Module, after: nn.Module, weights: bool) -> dict[str, list]:
     """What is counted -> [name, before, after] of each layer: filters and, with ``weights``, the
-    weights that are not zero; then filters only where some are removed."""
+    weights that are not zero; then filters only where some are removed. Of a channel selection the
+    channels count that it passes on."""
     old, new = importance.layers(before), importance.layers(after)
     counts = {"filters": len}
     if weights:
@@ -80,6 +82,9 @@ def layer_by_layer(before: nn.Module, after: nn.Module, weights: bool) -> dict[s
         ]
         for counted, count in counts.items()
     }
+    passed = [present_channels(model) for model in (before, after)]
+    for norm, name in selections(before).items():
+        rows["filters"].append([name, *(int(masks[norm].sum()) for masks in passed)])
     if weights and all(before == after for _, before, after in rows["filters"]):
         del rows["filters"]
     return rows

@@ -266,12 +266,14 @@ def summary(trainer: Trainer, folder: RunFolder) -> str:
 
 def report(trainer: Trainer, folder: RunFolder) -> None:
     """The curves, how sparse γ is, and a slim network beside the full one that it was."""
-    wrote, history = [folder.last, folder.best], trainer.history
+    wrote, history = [p for p in (folder.last, folder.best) if p.exists()], trainer.history
     if history:
         curves = plots.draw_curves(history, str(trainer.architecture))
         wrote += plots.write_picture(folder.curves, curves)
     print(tables.sparsity_text(trainer.model))
-    print(f"\nbest top-1 {trainer.best_prec1:.2%}; wrote {', '.join(map(str, wrote))}")
+    results = f"in {', '.join(map(str, wrote))}" if not trainer.seconds else ""
+    results = results or f"wrote {', '.join(map(str, wrote))}"
+    print(f"\nbest top-1 {trainer.best_prec1:.2%}; {results if wrote else 'nothing was trained'}")
     if history and trainer.full_score:
         last = Score(history[-1]["test_loss"], history[-1]["test_prec1"])
         print("\nbefore: the full network when it was pruned, after: the slim network now")
