@@ -159,6 +159,19 @@ def test_momentum_and_initial_values_follow_their_channels(dense):
         assert not parameter.requires_grad or torch.equal(left[name], parameter)
 
 
+def test_a_batch_norm_that_averages_over_all_batches_goes_on_counting_them():
+    """Its running statistics would be overwritten by the next batch; others count from 0."""
+    model = randomize(build("vgg", NARROW["vgg"]))
+    cut, averages = model.feature[1], model.feature[5]
+    cut.num_batches_tracked += 7
+    averages.num_batches_tracked, averages.momentum = torch.tensor(7), None
+    slim = prune(model, local=True).model
+    assert len(slim.feature[1].weight) == 6 and slim.feature[1].num_batches_tracked == 0
+    assert len(slim.feature[5].weight) == 8 and slim.feature[5].num_batches_tracked == 7
+    slim = keep_only(model, choose_channels(model, 0.5).keep)  # as vggprune.py does
+    assert slim.feature[1].num_batches_tracked == slim.feature[5].num_batches_tracked == 7
+
+
 def test_kernels_that_nothing_reads_leave_the_networks_of_the_paper(dense):
     with torch.no_grad():
         for layer in [m for m in dense.modules() if isinstance(m, nn.Conv2d)][1:]:

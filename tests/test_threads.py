@@ -23,6 +23,7 @@ SHORT = "--arch resnet --depth 11 --epochs 1 --batch-size 32 --no-tensorboard --
 
 
 def busy():
+    torch.set_num_threads(2)  # with one thread there is nothing to say
     os.getloadavg = lambda: (os.cpu_count() + 0.5, 0.0, 0.0)
 
 
@@ -135,5 +136,9 @@ def test_a_gpu_does_not_mind(capsys, monkeypatch):
     monkeypatch.setattr(os, "getloadavg", lambda: (1e3, 0, 0), raising=False)
     threads.tell_load(torch.device("cuda"))
     assert not capsys.readouterr().out
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     threads.tell_load(torch.device("cpu"))
     assert len(capsys.readouterr().out.splitlines()) == 1
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # there is nothing to lower
+    threads.tell_load(torch.device("cpu"))
+    assert not capsys.readouterr().out
