@@ -64,10 +64,10 @@ def number(kind: type, low: float, high: float = math.inf, below: bool = False) 
 
 
 count = number(int, 1, 2**31 - 1)
-count_or_none = number(int, 0, 2**31 - 1)
+count_from_zero = number(int, 0, 2**31 - 1)
 seed = number(int, 0, 2**32, below=True)
 share = number(float, 0, 1, below=True)
-positive = number(float, 0)
+not_negative = number(float, 0)
 
 
 def truth(text: str) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from slimming.settings import count, count_or_none, number, positive, seed, setting, share
+from slimming.settings import count, count_from_zero, not_negative, seed, setting, share
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,16 @@ class TrainSettings:
         "strength of the penalty",
         *("--s", "--sparsity"),  # torchrun takes --s for one of its own flags
         metavar="S",
-        parse=positive,
+        parse=not_negative,
         kept=True,
     )
     batch_size: int = setting(64, "images a step", metavar="N", parse=count, kept=True)
     epochs: int = setting(160, "epochs to train", metavar="N", parse=count, kept=True)
     start_epoch: int | None = setting(
-        None, "first epoch, counted from 0", metavar="N", parse=count_or_none
+        None, "first epoch, counted from 0", metavar="N", parse=count_from_zero
     )
     lr: float = setting(
-        0.1, "learning rate, / 10 at 1/2 and at 3/4", metavar="R", parse=positive, kept=True
+        0.1, "learning rate, / 10 at 1/2 and at 3/4", metavar="R", parse=not_negative, kept=True
     )
     momentum: float = setting(0.9, "momentum of SGD", metavar="M", parse=share, kept=True)
     weight_decay: float = setting(
@@ -42,7 +42,7 @@ class TrainSettings:
         "--weight-decay",
         "--wd",
         metavar="W",
-        parse=number(float, 0),
+        parse=not_negative,
         kept=True,
     )
     seed: int = setting(

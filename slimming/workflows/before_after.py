@@ -30,7 +30,8 @@ LOST = 0.005  # a drop in top-1 that fine-tuning should win back
 
 
 # In a folder, the first of them that is there.
-TO_PRUNE = ("model_best.pth.tar", "*_best.pth.tar", "pruned.pth.tar", "*_pruned.pth.tar")
+PRUNED = ("pruned.pth.tar", "*_pruned.pth.tar")
+TO_PRUNE = ("model_best.pth.tar", "*_best.pth.tar", *PRUNED)
 
 
 @dataclass

@@ -13,10 +13,10 @@ from slimming.pruning.importance import MEASURES
 from slimming.settings import (
     build,
     count,
-    count_or_none,
+    count_from_zero,
+    not_negative,
     number,
     part,
-    positive,
     seed,
     setting,
     share,
@@ -33,7 +33,7 @@ epochs_or_none = number(int, 0, 10**6)
 
 def _worker_count(text: str) -> int:
     """0, which means no workers elsewhere, is 1."""
-    return max(1, count_or_none(text))
+    return max(1, count_from_zero(text))
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class BaseTrainingSettings:
 
     title: ClassVar[str] = "base training"
     base_train_epochs: int = setting(100, "epochs", metavar="N", parse=count)
-    learning_rate: float = setting(0.05, "/ 10 at 1/2 and at 3/4", metavar="R", parse=positive)
+    learning_rate: float = setting(0.05, "/ 10 at 1/2 and at 3/4", metavar="R", parse=not_negative)
     batch_size: int = setting(128, "images a step", metavar="N", parse=count)
-    weight_decay: float = setting(5e-4, "weight decay", metavar="W", parse=positive)
+    weight_decay: float = setting(5e-4, "weight decay", metavar="W", parse=not_negative)
     patience: int = setting(
         0,
         "end a training whose top-1 has not risen for N epochs; 0: never",
@@ -85,7 +85,7 @@ class BaseTrainingSettings:
         "L1 penalty on the scaling factors, with --pruning-method slimming",
         *("--s", "--sparsity"),
         metavar="S",
-        parse=positive,
+        parse=not_negative,
     )
     seed: int = setting(1, "seed of everything", metavar="N", parse=seed)
 
@@ -153,7 +153,7 @@ class FineTuningSettings:
 
     title: ClassVar[str] = "fine-tuning"
     finetune_epochs: int = setting(20, "epochs; 0: none", metavar="N", parse=epochs_or_none)
-    finetune_lr: float = setting(0.01, "/ 10 at 1/2 and at 3/4", metavar="R", parse=positive)
+    finetune_lr: float = setting(0.01, "/ 10 at 1/2 and at 3/4", metavar="R", parse=not_negative)
 
 
 @dataclass(frozen=True)

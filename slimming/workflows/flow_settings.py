@@ -8,7 +8,7 @@ from slimming.data.datasets import ON_DISK
 from slimming.data.settings import DataSettings, dataset_field
 from slimming.errors import UserError
 from slimming.pruning.importance import TEMPERATURES
-from slimming.settings import build, count, flat, part, positive, seed, setting, share
+from slimming.settings import build, count, flat, not_negative, part, seed, setting, share
 from slimming.training.optimizer import learning_rate
 from slimming.training.run_folder import RunFolder
 from slimming.training.settings import TrainSettings
@@ -35,14 +35,14 @@ class FlowTrainSettings:
         160, "all epochs: 80 at 0.1, 40 at 0.01, 40 at 0.001", metavar="N", parse=count, kept=True
     )
     lr_prune: float = setting(
-        LR, "learning rate in the rounds", "--lr_prune", metavar="R", parse=positive, kept=True
+        LR, "learning rate in the rounds", "--lr_prune", metavar="R", parse=not_negative, kept=True
     )
     moment: float = setting(0.9, "momentum of SGD", metavar="M", parse=share, kept=True)
     preserve_moment: bool = switch(
         "momentum follows its channels through a round", "--preserve_moment"
     )
     batch_size: int = setting(128, "images a step", metavar="N", parse=count, kept=True)
-    weight_decay: float = setting(1e-4, "weight decay", metavar="W", parse=positive, kept=True)
+    weight_decay: float = setting(1e-4, "weight decay", metavar="W", parse=not_negative, kept=True)
     seed: int = setting(0, "seed of everything", metavar="N", parse=seed, kept=True)
     log_interval: int = setting(100, "batches between two printed lines", metavar="N", parse=count)
     amp: bool = setting(

@@ -33,8 +33,7 @@ from slimming.workflows import before_after
 from slimming.workflows.settings import TrainingRun
 
 # In a folder, the first of them that is there.
-PRUNED = ("pruned.pth.tar", "*_pruned.pth.tar")
-TO_REFINE = (*PRUNED, "*_rebuilt.pth", "*_pruned.pth")
+TO_REFINE = (*before_after.PRUNED, "*_rebuilt.pth", "*_pruned.pth")
 TO_RESUME = ("checkpoint.pth.tar",)
 DIFFERENT_EPOCHS = (
     "the processes do not start at the same epoch: --save and --resume must be in a folder that "
