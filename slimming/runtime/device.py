@@ -42,4 +42,6 @@ def compiled(model: nn.Module, device: torch.device) -> nn.Module:
             "--compile out"
         )
     mode = "reduce-overhead" if device.type == "cuda" else "default"
-    return torch.compile(model, mode=mode, dynamic=False)
+    fast = torch.compile(model, mode=mode, dynamic=False)
+    assert isinstance(fast, nn.Module)  # a module's compiled form is one too
+    return fast

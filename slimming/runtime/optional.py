@@ -62,7 +62,7 @@ class _Silent:
     def __enter__(self) -> "_Silent":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         pass
 
     def clear(self) -> None:
