@@ -14,7 +14,16 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
+
+
+class Dataclass(Protocol):
+    """What `dataclasses.fields` takes."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+Settings = TypeVar("Settings", bound=Dataclass)
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class Spec:
     field_of: Callable[[Any], str] | None = None  # which field a value is for, where not this one
 
 
-def part(kind: type) -> Any:
+def part(kind: type[Dataclass]) -> Any:
     """A field that holds settings of another kind, by default as they are."""
     return field(default_factory=kind)
 
@@ -84,36 +93,41 @@ def plain_name(text: str) -> str:
     return text
 
 
-def specs(settings: Any) -> Iterator[tuple[Field, Spec]]:
+def specs(settings: Dataclass | type[Dataclass]) -> Iterator[tuple[Field, Spec]]:
     """Every field of a settings class or instance, those of the settings inside it too."""
     for entry in fields(settings):
-        if is_dataclass(entry.type):
-            yield from specs(entry.type)
+        if inner := kind_inside(entry):
+            yield from specs(inner)
         elif "spec" in entry.metadata:
             yield entry, entry.metadata["spec"]
 
 
-def build(kind: type, values: Mapping[str, Any]) -> Any:
+def kind_inside(entry: Field) -> type[Dataclass] | None:
+    """The settings class that a field holds settings of; None where it holds a value."""
+    return entry.type if isinstance(entry.type, type) and is_dataclass(entry.type) else None
+
+
+def build(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
     """Settings of this ``kind`` with ``values`` by the names of fields, the rest by default."""
-    given = {}
+    given: dict[str, Any] = {}
     for entry in fields(kind):
-        if is_dataclass(entry.type):
-            given[entry.name] = build(entry.type, values)
+        if inner := kind_inside(entry):
+            given[entry.name] = build(inner, values)
         elif entry.name in values:
             given[entry.name] = values[entry.name]
     return kind(**given)
 
 
-def flat(settings: Any) -> dict[str, Any]:
+def flat(settings: Dataclass) -> dict[str, Any]:
     """All values by the names of their fields, those of the settings inside too."""
-    values = {}
+    values: dict[str, Any] = {}
     for entry in fields(settings):
         value = getattr(settings, entry.name)
-        values |= flat(value) if is_dataclass(value) else {entry.name: value}
+        values |= flat(value) if kind_inside(entry) else {entry.name: value}
     return values
 
 
-def kept(settings: Any) -> dict[str, Any]:
+def kept(settings: Dataclass) -> dict[str, Any]:
     """The values that a checkpoint keeps for ``--resume``, by name."""
     names = {entry.name for entry, spec in specs(settings) if spec.kept}
     return {name: value for name, value in flat(settings).items() if name in names}

@@ -2,15 +2,15 @@
 
 import argparse
 from collections.abc import Callable
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import Field, fields
 from typing import Any
 
 from slimming.cli.parser import Parser
 from slimming.runtime import threads
-from slimming.settings import Spec, flag_names, truth
+from slimming.settings import Dataclass, Spec, flag_names, kind_inside, truth
 
 
-def make_parser(description: str, kind: type, others: tuple[str, ...] = ()) -> Parser:
+def make_parser(description: str, kind: type[Dataclass], others: tuple[str, ...] = ()) -> Parser:
     """The parser of a script whose settings are a dataclass of this ``kind``. Settings inside it
     are a group of flags each, titled by their ``title``. ``others``: see `Parser`."""
     parser = Parser(description, others)
@@ -25,12 +25,11 @@ def parse(parser: Parser, words: list[str] | None = None) -> dict[str, Any]:
     return typed
 
 
-def _add_fields(parser: Parser, group: Any, kind: type) -> None:
+def _add_fields(parser: Parser, group: Any, kind: type[Dataclass]) -> None:
     for entry in fields(kind):
-        if is_dataclass(entry.type):
-            title = getattr(entry.type, "title", None)
-            inner = parser.add_argument_group(title) if title else parser
-            _add_fields(parser, inner, entry.type)
+        if inner := kind_inside(entry):
+            title = getattr(inner, "title", None)
+            _add_fields(parser, parser.add_argument_group(title) if title else parser, inner)
         elif "spec" in entry.metadata:
             _add_flag(group, entry, entry.metadata["spec"])
 
@@ -40,7 +39,7 @@ def _add_flag(group: Any, entry: Field, spec: Spec) -> None:
     default = entry.default
     if spec.kind in ("value", "positional") and default is not None and "(default" not in told:
         told += f" (default: {default})"
-    more = {"help": told, "default": argparse.SUPPRESS}
+    more: dict[str, Any] = {"help": told, "default": argparse.SUPPRESS}
     if spec.kind == "positional":
         group.add_argument(entry.name, nargs="?", metavar=spec.metavar, **more)
         return

@@ -21,7 +21,7 @@ from slimming.reports.board import TensorBoard
 from slimming.runtime import distributed, threads
 from slimming.runtime.device import choose_device
 from slimming.runtime.randomness import seed_everything
-from slimming.settings import Spec, flag_names, specs
+from slimming.settings import Dataclass, Spec, flag_names, specs
 from slimming.storage import architecture, checkpoint, files
 from slimming.storage.architecture import Architecture
 from slimming.training.callbacks import CheckpointWriter, EpochPrinter
@@ -83,7 +83,7 @@ def find_start(
     return Start.at(refine and files.find(Path(refine), *patterns), None)
 
 
-def recorded(kind: type, start: Start, typed: Mapping[str, Any]) -> dict[str, Any]:
+def recorded(kind: type[Dataclass], start: Start, typed: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of this ``kind`` that the checkpoint of a resumed run keeps; a note for each
     that was ``typed`` and is another now. UserError for one that may not be typed either."""
     stored = start.contents.get("settings") if start.resumes else None
