@@ -6,6 +6,7 @@ load it.
 
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -83,14 +84,14 @@ class Architecture:
             raise UserError(f"cannot build {self.name}: {error}") from error
 
 
-def describe(path: str | Path, contents: dict, given: dict) -> dict:
+def describe(path: str | Path, contents: dict, given: dict) -> dict[str, Any]:
     """What the checkpoint says of its network, completed by the flags in ``given``.
 
     Flags that are None were not given. A file of the original suite knows less than ours: there
     the flags count. Where neither says, ``--arch preact_res<depth>`` (``spelled``) is a network for
     CIFAR-10. UserError where a flag contradicts the file; it names both.
     """
-    known = {}
+    known: dict[str, Any] = {}
     for field in fields(Architecture):
         flag, stored = given.get(field.name), contents.get(field.name)
         if field.name == "options" and isinstance(stored, dict | None):
@@ -174,9 +175,8 @@ def rebuild(
     """The network that the ``contents`` of the file at ``path`` and the flags ``given`` describe,
     with its weights. UserError if they contradict each other."""
     known = describe(path, contents, given)
-    needed = ("arch", "depth", "dataset")
-    if known["arch"] and known["arch"] not in PAPER_DEPTH:
-        needed = ("arch", "dataset")
+    one_depth = known["arch"] and known["arch"] not in PAPER_DEPTH
+    needed = ("arch", "dataset") if one_depth else ("arch", "depth", "dataset")
     missing = [name for name in needed if known[name] is None]
     if missing:
         raise UserError(
@@ -219,8 +219,8 @@ def contents_of(
     epoch: int,
     best_prec1: float,
     optimizer: dict | None = None,
-    **more,
-) -> dict:
+    **more: Any,
+) -> dict[str, Any]:
     """The dict that is saved: the keys of every checkpoint, then ``more``.
 
     ``epoch`` counts the finished epochs, ``best_prec1`` is a fraction from 0 to 1.
