@@ -1,6 +1,6 @@
 """Batches on the training device: shuffle, crop, flip and normalise whole batches of uint8."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 
 import torch
@@ -97,7 +97,11 @@ class Moved:
 
     def __init__(self, loader: Iterable, device: torch.device):
         self.loader, self.device, self.epoch, self.num_images = loader, device, 0, 0
-        if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
+        if (
+            isinstance(loader, DataLoader)
+            and not isinstance(loader.dataset, IterableDataset)
+            and isinstance(loader.sampler, Sized)
+        ):
             whole = loader.batch_size if loader.drop_last else None
             self.num_images = len(loader) * whole if whole else len(loader.sampler)
             self.batch_size = loader.batch_size or -(-self.num_images // len(loader))

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 
@@ -32,9 +33,9 @@ def batches(
     ``seed``. UserError if the data is unavailable.
     """
     folder = settings.folder(name)
+    augment = part == "train"
     shape = {
         "batch_size": batch_size,
-        "augment": part == "train",
         "seed": seed,
         "rank": distributed.rank(),
         "ranks": distributed.world_size(),
@@ -43,11 +44,13 @@ def batches(
         if name != "folder":
             raise UserError(f"--image-size {image_size} is for --dataset folder: {name} is small")
         _, samples, classes = image_folder.scan_folder(folder, part)
-        return Stream(samples, classes, image_size, device, settings.workers, **shape)
+        return Stream(
+            samples, classes, image_size, device, settings.workers, augment=augment, **shape
+        )
     with distributed.first_goes_first():
         images, labels, classes = datasets.load(name, folder, part, settings.workers)
     on_device = Split(images.to(device), labels.to(device), classes)
-    return Batches(on_device, mirror=name in datasets.FLIPPED, **shape)
+    return Batches(on_device, augment=augment, mirror=name in datasets.FLIPPED, **shape)
 
 
 def on_device(loader: Iterable, device: torch.device) -> "Batches | Stream | Moved":
@@ -71,7 +74,7 @@ def samples(
     limit = max(1, count // len(loader.classes)) if balanced else count
     taken, chosen, missing = [0] * len(loader.classes), [], count
     for images, labels in view:
-        keep = []
+        keep: list[int] = []
         for i, label in enumerate(labels.tolist()):
             if len(keep) < missing and (not balanced or taken[label] < limit):
                 taken[label] += 1
@@ -85,7 +88,11 @@ def samples(
 
 
 def check_classes(
-    loader: Batches | Stream, outputs: int, contents: dict, path: str, asked: int | None = None
+    loader: Batches | Stream,
+    outputs: int,
+    contents: dict,
+    path: str | Path,
+    asked: int | None = None,
 ) -> None:
     """UserError if the network in ``path`` tells other classes apart than the data has: another
     number, or other names than the ``contents`` of the file record.
@@ -93,7 +100,7 @@ def check_classes(
     It may have more ``outputs`` than the data has classes if it was trained so, or if that is what
     --num_classes ``asked`` for.
     """
-    names, found = contents.get("classes"), len(loader.classes)
+    names, found = contents.get("classes", ()), len(loader.classes)
     recorded = isinstance(names, list) and len(names) == found
     if recorded:
         for ours, theirs in zip(names, loader.classes, strict=True):

@@ -34,7 +34,8 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
 
 @functools.cache  # a copy to a GPU in each batch would wait for it
 def _mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    return tuple(torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
+    return mean, std
 
 
 def to_32x32(images: torch.Tensor) -> torch.Tensor:
