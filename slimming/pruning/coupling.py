@@ -1,9 +1,38 @@
-"""What a group of coupled channels is, whoever finds it."""
+"""What a group of coupled channels is, whoever finds it, and what networks declare of theirs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 import torch
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+
+class Wire(Protocol):
+    """A layer, and the BNs that decide which of its channels stay: see `models.Wire`."""
+
+    @property
+    def layer(self) -> str: ...
+    @property
+    def reads(self) -> str | None: ...
+    @property
+    def writes(self) -> str | None: ...
+
+
+class Wired(Protocol):
+    """A network that declares which of its channels are coupled."""
+
+    cfg: list | dict
+
+    def wiring(self) -> Sequence[Wire]:
+        """Every layer that reads or writes a BN."""
+
+
+def is_wired(network: object) -> "TypeIs[Wired]":
+    """Whether a module, or its class, has a ``wiring()``."""
+    return hasattr(network, "wiring")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from torch import nn
 
 from slimming.errors import UserError
 from slimming.pruning import tracing
-from slimming.pruning.coupling import Group, Member, inside
+from slimming.pruning.coupling import Group, Member, inside, is_wired
 from slimming.pruning.scaling import present_channels, selections
 
 
@@ -22,13 +22,14 @@ def groups(model: nn.Module, images: torch.Tensor, ignore: Iterable[str] = ()) -
     if not isinstance(images, torch.Tensor):
         raise UserError("images must be one tensor (N, 3, H, W), all that the network reads")
     check_names(model, ignore)
-    if hasattr(model, "wiring"):
+    if is_wired(model):
         return declared(model, ignore)
     return tracing.traced(model, images, ignore)
 
 
 def declared(model: nn.Module, ignore: Iterable[str] = ()) -> list[Group]:
     """The groups of a network with ``wiring()``, one for each BN and under its name."""
+    assert is_wired(model), "the network has no wiring()"
     wires, whole = model.wiring(), selections(model)
     coupled = []
     for name, present in present_channels(model).items():

@@ -4,17 +4,20 @@
 of the loss; Σ and ‖·‖ run over the weights of the filter. Papers are given by their arXiv number.
 """
 
+import functools
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from slimming.errors import UserError
+from slimming.pruning.coupling import is_wired
 from slimming.pruning.proof import only_logits
 from slimming.pruning.scaling import batch_norms, selections
+from slimming.pruning.widths import BatchNorm
 from slimming.runtime.strides import unit_strides
 
 # Name of a layer -> (channels,) fp32 on the CPU, higher = keep; "name:in" -> the channels it reads
@@ -48,53 +51,54 @@ class Evidence:
         if self.use_init and any(known.get(n) != v.shape for n, v in self.values.items()):
             raise UserError("--use_init needs the initial value of every weight; leave it out")
 
-    @cached_property
-    def parameters(self) -> dict[str, nn.Parameter]:
+    @functools.cached_property
+    def parameters(self) -> Tensors:
         """Weights of every Conv2d and Linear, γ and β of every BN, by name."""
         judged = {f"{name}.weight": layer.weight for name, layer in layers(self.model).items()}
         for name, norm in _scaled(self.model, needed=False).items():
             judged |= {f"{name}.weight": norm.weight, f"{name}.bias": norm.bias}
         return judged
 
-    @cached_property
+    @functools.cached_property
     def values(self) -> Tensors:
         """θ: the parameters, detached."""
         return {name: parameter.detach() for name, parameter in self.parameters.items()}
 
-    @cached_property
+    @functools.cached_property
     def gradient(self) -> Tensors:
         """g: the mean gradient."""
         return self._mean(self._differentiate)
 
-    @cached_property
+    @functools.cached_property
     def saliency(self) -> Tensors:
         """|θ·g|, or the average of it that a `Tracker` kept."""
         return {name: (value * self.gradient[name]).abs() for name, value in self.values.items()}
 
-    @cached_property
+    @functools.cached_property
     def squared_gradient(self) -> Tensors:
         """E[g²]: the mean of the squared gradients of the minibatches."""
         return self._mean(lambda loss: [g.square() for g in self._differentiate(loss)])
 
-    @cached_property
+    @functools.cached_property
     def hessian_gradient(self) -> Tensors:
         """Hg: the gradient of Σ g(θ)·g over ``parameters``, in which the second g is constant."""
         mean = self.gradient.values()
 
         def product(loss: torch.Tensor) -> tuple[torch.Tensor, ...]:
             own = self._differentiate(loss, create_graph=True)
-            return self._differentiate(sum((a * b).sum() for a, b in zip(own, mean, strict=True)))
+            products = ((a * b).sum() for a, b in zip(own, mean, strict=True))
+            return self._differentiate(functools.reduce(operator.add, products))
 
         return self._mean(product)
 
-    def bias(self, name: str, l2: bool = False) -> torch.Tensor | float:
+    def bias(self, name: str, l2: bool = False) -> torch.Tensor:
         """The factor of a parameter's term, so that small ones go first: |θ − θ₀| with use_init,
         |θ| with use_l2 or, by the measure's own default, ``l2``; else 1.
         """
         theta = self.values[name]
-        if self.use_init:
+        if self.use_init and self.initial is not None:
             return (theta - self.initial[name].detach().to(theta)).abs()
-        return theta.abs() if self.use_l2 or l2 else 1.0
+        return theta.abs() if self.use_l2 or l2 else theta.new_ones(())
 
     def _differentiate(
         self, loss: torch.Tensor, create_graph: bool = False
@@ -134,7 +138,7 @@ def layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     return {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
 
 
-def _scaled(model: nn.Module, needed: bool = True) -> dict[str, nn.BatchNorm2d]:
+def _scaled(model: nn.Module, needed: bool = True) -> dict[str, BatchNorm]:
     """Every BN that has scaling factors; UserError if one is ``needed`` and there is none."""
     norms = {name: norm for name, norm in batch_norms(model).items() if norm.affine}
     if needed and not norms:
@@ -162,8 +166,10 @@ def _input_sums(e: Evidence, term: Callable[[str], torch.Tensor], names: Iterabl
 
 def _behind_selections(model: nn.Module) -> list[str]:
     """The layers that read through a channel selection."""
+    if not is_wired(model):
+        return []
     whole = selections(model)
-    return [wire.layer for wire in model.wiring() if wire.reads in whole] if whole else []
+    return [wire.layer for wire in model.wiring() if wire.reads in whole]
 
 
 def mag_based(e: Evidence) -> Scores:
@@ -227,7 +233,7 @@ def grad_preserve(e: Evidence) -> Scores:
 
 def random(e: Evidence) -> Scores:
     """Uniform in [0, 1), a function of the seed: what a measure must beat (no paper)."""
-    generator, shapes = torch.Generator().manual_seed(e.seed), _sums(e, e.values.get)
+    generator, shapes = torch.Generator().manual_seed(e.seed), _sums(e, e.values.__getitem__)
     return {name: torch.rand(len(s), generator=generator) for name, s in shapes.items()}
 
 
@@ -246,13 +252,15 @@ def taylor_group(e: Evidence) -> Scores:
     BN. Add them up over coupled layers (DepGraph, Fang et al. 2023, 2301.12900).
     """
     saliency = {n: e.bias(n) * value for n, value in e.saliency.items()}
-    scores = _sums(e, saliency.get) | _input_sums(e, saliency.get, layers(e.model))
+    term = saliency.__getitem__
+    scores = _sums(e, term) | _input_sums(e, term, layers(e.model))
     return scores | {n: saliency[f"{n}.weight"].float().cpu() for n in _scaled(e.model, False)}
 
 
-_ALL = (mag_based, l1, bn, loss_based, tfo, fisher, nvidia, biased_loss, biased_loss_tracked)
-_ALL += (grasp, grad_preserve, random, lamp, taylor_group)
-MEASURES: dict[str, Callable[[Evidence], Scores]] = {measure.__name__: measure for measure in _ALL}
+Measure = Callable[[Evidence], Scores]
+_ALL: tuple[Measure, ...] = (mag_based, l1, bn, loss_based, tfo, fisher, nvidia)
+_ALL += (biased_loss, biased_loss_tracked, grasp, grad_preserve, random, lamp, taylor_group)
+MEASURES: dict[str, Measure] = {measure.__name__: measure for measure in _ALL}
 TEMPERATURES = {"grasp": 200.0, "grad_preserve": 1.0}  # what their papers say; 1 or --T elsewhere
 GRADIENT_FREE = ("mag_based", "l1", "bn", "random", "lamp")  # they need no images
 SECOND_ORDER = ("grasp", "grad_preserve")

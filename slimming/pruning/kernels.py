@@ -13,7 +13,7 @@ from torch import nn
 from slimming.pruning.choice import Choice
 from slimming.pruning.coupling import Group
 from slimming.pruning.scaling import Masks
-from slimming.pruning.widths import is_depthwise
+from slimming.pruning.widths import is_depthwise, layer_of
 
 PATTERNS = 16  # different patterns a layer may use: a kernel of a fast program is one of a few
 SPARSE = 0.001  # share of zero weights that is no chance: a fresh VGG has 2 of 9 million
@@ -39,7 +39,7 @@ def kernel_masks(model: nn.Module, ratio: float, local: bool = True) -> Masks:
     masks = {}
     for name, keep in _largest(norms, ratio, local).items():
         best = norms[name].argmax(1, keepdim=True)
-        shape = model.get_submodule(name).weight.shape
+        shape = layer_of(model, name).weight.shape
         masks[name] = keep.scatter(1, best, True)[:, :, None, None].expand(shape).clone()
     return masks
 
@@ -86,16 +86,16 @@ def _above(values: torch.Tensor, ratio: float) -> torch.Tensor:
 def zero_weights(model: nn.Module, masks: Masks) -> None:
     """Set the weights that are not kept to zero, in place."""
     for name, keep in masks.items():
-        model.get_submodule(name).weight.mul_(keep)
+        layer_of(model, name).weight.mul_(keep)
 
 
-def zero_masks(model: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
+def zero_masks(model: nn.Module) -> dict[torch.Tensor, torch.Tensor]:
     """The weights of convolutions that are not zero: what `GradientMask` shall keep as it is."""
     weights = [layer.weight for layer in convolutions(model).values()]
     return {weight: (weight != 0).to(weight.dtype) for weight in weights if (weight == 0).any()}
 
 
-def held_zeros(model: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
+def held_zeros(model: nn.Module) -> dict[torch.Tensor, torch.Tensor]:
     """`zero_masks` of a network that was pruned inside its filters; nothing of any other one."""
     weights = [layer.weight for layer in convolutions(model).values()]
     zeros = sum(int((weight == 0).sum()) for weight in weights)
@@ -108,8 +108,8 @@ def unread_channels(model: nn.Module, coupled: list[Group]) -> Choice:
     for group in coupled:
         read = torch.zeros(group.size, dtype=torch.bool)
         for member in (member for member in group.members if member.side == "in"):
-            weight = model.get_submodule(member.layer).weight.detach().cpu()
-            groups = getattr(model.get_submodule(member.layer), "groups", 1)
+            layer = layer_of(model, member.layer)
+            weight, groups = layer.weight.detach().cpu(), getattr(layer, "groups", 1)
             used = (weight != 0).unflatten(0, (groups, -1)).transpose(1, 2).flatten(2).any(2)
             read[member.units[used.flatten()[member.channels]]] = True
         if not read.any():

@@ -33,8 +33,9 @@ def choose(
         raise UserError(
             f"the ratio must be from 0 to below 1, not {ratio}, and round_to at least 1"
         )
-    by_group = {group.name: _unit_scores(group, scores) for group in coupled}
-    scored = [group for group in coupled if by_group[group.name] is not None]
+    found = {group.name: _unit_scores(group, scores) for group in coupled}
+    by_group = {name: units for name, units in found.items() if units is not None}
+    scored = [group for group in coupled if group.name in by_group]
     if not scored:
         raise UserError(
             "no layer can be pruned: use another measure"

@@ -3,12 +3,13 @@
 import torch
 from torch import nn
 
-from slimming.pruning.widths import BATCH_NORMS
+from slimming.pruning.coupling import is_wired
+from slimming.pruning.widths import BATCH_NORMS, BatchNorm
 
 Masks = dict[str, torch.Tensor]  # by name of a layer or group, one bool for each channel
 
 
-def batch_norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
+def batch_norms(model: nn.Module) -> dict[str, BatchNorm]:
     """Every BatchNorm2d of the model by its name, in the order of the forward pass."""
     return {n: m for n, m in model.named_modules() if isinstance(m, BATCH_NORMS)}
 
@@ -19,7 +20,7 @@ def selections(model: nn.Module) -> dict[str, str]:
     The network declares with ``wiring()`` which layer reads and writes which BN; one that declares
     nothing has no selections.
     """
-    if not hasattr(model, "wiring"):
+    if not is_wired(model):
         return {}
     written = {wire.writes for wire in model.wiring()}
     return {
@@ -36,9 +37,9 @@ def present_channels(model: nn.Module) -> Masks:
         for name, bn in batch_norms(model).items()
     }
     for name, selection in selections(model).items():
-        select = model.get_submodule(selection)
-        if hasattr(select, "indexes"):  # the mask implementation has no selection
-            masks[name] = select.indexes.detach().cpu() != 0
+        indexes = getattr(model.get_submodule(selection), "indexes", None)
+        if isinstance(indexes, torch.Tensor):  # the mask implementation has no selection
+            masks[name] = indexes.detach().cpu() != 0
     return masks
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from slimming.errors import UserError
 from slimming.pruning import ranking
 from slimming.pruning.choice import Choice
-from slimming.pruning.coupling import Group
+from slimming.pruning.coupling import Group, is_wired
 from slimming.pruning.groups import declared, groups
 from slimming.pruning.importance import Scores
 from slimming.pruning.proof import first_difference, prove_equal
@@ -20,8 +20,10 @@ from slimming.pruning.scaling import Masks, alive_channels, present_channels, se
 from slimming.pruning.threshold import keep_one
 from slimming.pruning.widths import (
     BATCH_NORMS,
+    Layer,
     fit_to,
     is_depthwise,
+    layer_of,
     layer_widths,
     set_widths,
     width,
@@ -100,18 +102,18 @@ def kept_channels(model: nn.Module, coupled: list[Group], keep: Masks) -> Kept:
     layers and groups that are not named stay whole."""
     if unknown := keep.keys() - {group.name for group in coupled}:
         raise ValueError(f"{', '.join(sorted(unknown))}: no groups of this network")
-    kept = {}
+    kept: Kept = {}
     for group in coupled:
         if group.name not in keep or keep[group.name].all():
             continue
         for member in group.members:
-            layer = model.get_submodule(member.layer)
+            layer = layer_of(model, member.layer)
             sides = kept.setdefault(member.layer, {})
             whole = torch.ones(width(layer, member.side), dtype=torch.bool)
             mask = sides.setdefault(member.side, whole)
             mask[member.channels] &= keep[group.name][member.units]
     for name, sides in kept.items():
-        layer = model.get_submodule(name)
+        layer = layer_of(model, name)
         if isinstance(layer, nn.Conv2d) and not is_depthwise(layer):
             rows = [mask.view(layer.groups, -1) for mask in sides.values()]
             if any((row != row[0]).any() for row in rows):
@@ -130,7 +132,7 @@ def sliced(model: nn.Module, kept: Kept) -> nn.Module:
     try:
         for name, sides in kept.items():
             if sides.keys() != {"mask"}:
-                layer = small.get_submodule(name)
+                layer = layer_of(small, name)
                 set_widths(layer, _left_widths(layer, sides))
         small.load_state_dict(state)
     except (ValueError, RuntimeError) as error:
@@ -167,7 +169,7 @@ def masked(model: nn.Module, kept: Kept) -> nn.Module:
     the weights for them are zero in every layer that reads them."""
     copied = copy.deepcopy(model).cpu().eval()
     for name, sides in kept.items():
-        layer = copied.get_submodule(name)
+        layer = layer_of(copied, name)
         if "in" in sides:
             with torch.no_grad():
                 layer.weight[:, ~_of_one_group(layer, sides["in"])] = 0
@@ -202,7 +204,7 @@ def cfg_of(model: nn.Module, keep: Masks | None = None) -> dict | list:
     """What the dense constructor needs to build a network of these widths: the widths of each
     layer by its name; of one with ``wiring()`` the list that it takes, the channels of each BN that
     stay (those of ``keep``; by default those that go on to the next layer) with VGG's 'M'."""
-    if not hasattr(model, "wiring"):
+    if not is_wired(model):
         return widths(model)
     stay = present_channels(model) | (keep or {})
     counts = iter([int(mask.sum()) for mask in stay.values()])
@@ -221,7 +223,7 @@ def _to_slice(model: nn.Module) -> nn.Module:
     return form.eval()
 
 
-def _left_widths(layer: nn.Module, sides: Masks) -> list[int]:
+def _left_widths(layer: Layer, sides: Masks) -> list[int]:
     """The widths of a layer that keeps these channels."""
     shape = layer_widths(layer)
     if "in" in sides:
@@ -238,8 +240,9 @@ def _count_anew(small: nn.Module, kept: Kept) -> None:
     whose running average goes by that count (momentum None)."""
     for name, sides in kept.items():
         layer = small.get_submodule(name)
-        cut = "out" in sides and isinstance(layer, BATCH_NORMS)
-        if cut and layer.track_running_stats and layer.momentum is not None:
+        if not isinstance(layer, BATCH_NORMS) or layer.num_batches_tracked is None:
+            continue  # it keeps no running average
+        if "out" in sides and layer.track_running_stats and layer.momentum is not None:
             layer.num_batches_tracked.zero_()
 
 
@@ -250,6 +253,6 @@ def _of_one_group(layer: nn.Module, mask: torch.Tensor) -> torch.Tensor:
 
 def _with_cfg(small: nn.Module) -> nn.Module:
     """The network itself, whose ``cfg`` says how slim it is where its constructor takes a list."""
-    if hasattr(small, "wiring"):
+    if is_wired(small):
         small.cfg = cfg_of(small)
     return small

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from slimming.errors import UserError
-from slimming.pruning.coupling import Group, Member, inside
+from slimming.pruning.coupling import Group, Member, inside, is_wired
 from slimming.pruning.widths import LAYERS, is_depthwise, width
 from slimming.runtime import optional
 
@@ -30,7 +30,7 @@ MIXING = (nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.MultiheadAttentio
 def need_library(network: object) -> None:
     """UserError if Torch-Pruning is unavailable and ``network``, a module or its class, has no
     ``wiring()`` that makes do without it."""
-    if not hasattr(network, "wiring"):
+    if not is_wired(network):
         optional.need("torch_pruning", "torch-pruning", "finding the coupled channels of a network")
 
 
@@ -89,7 +89,8 @@ def _dependencies(model: nn.Module, images: torch.Tensor) -> "DependencyGraph":
 @torch.no_grad()
 def _only_in_training(model: nn.Module, images: torch.Tensor) -> list[str]:
     """The layers of a copy of ``model`` that run in training mode and not in eval mode."""
-    copied, ran = copy.deepcopy(model), {True: set(), False: set()}
+    copied = copy.deepcopy(model)
+    ran: dict[bool, set[str]] = {True: set(), False: set()}
     for name, layer in copied.named_modules():
         if isinstance(layer, LAYERS):
             layer.register_forward_hook(lambda *_, name=name: ran[copied.training].add(name))

@@ -6,6 +6,8 @@ from torch import nn
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)  # --sync-bn turns the one into the other
 LAYERS = (nn.Conv2d, nn.Linear, *BATCH_NORMS, nn.PReLU)  # what can be sliced
+BatchNorm = nn.BatchNorm2d | nn.SyncBatchNorm
+Layer = nn.Conv2d | nn.Linear | BatchNorm | nn.PReLU
 
 
 def widths(model: nn.Module) -> dict[str, list[int]]:
@@ -19,7 +21,14 @@ def widths(model: nn.Module) -> dict[str, list[int]]:
     return {name: layer_widths(layer) for name, layer in layers if isinstance(layer, LAYERS)}
 
 
-def layer_widths(layer: nn.Module) -> list[int]:
+def layer_of(model: nn.Module, name: str) -> Layer:
+    """The layer called ``name``, which is one of the LAYERS."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, LAYERS), f"{name} is a {type(layer).__name__}"
+    return layer
+
+
+def layer_widths(layer: Layer) -> list[int]:
     """[in, out] of a Conv2d or Linear, [channels] of the other LAYERS."""
     if isinstance(layer, nn.Conv2d):
         return [layer.in_channels, layer.out_channels]
@@ -28,7 +37,7 @@ def layer_widths(layer: nn.Module) -> list[int]:
     return [layer.num_features if isinstance(layer, BATCH_NORMS) else layer.num_parameters]
 
 
-def width(layer: nn.Module, side: str) -> int:
+def width(layer: Layer, side: str) -> int:
     """How many channels one of the LAYERS reads (side 'in') or writes (any other side)."""
     return layer_widths(layer)[0 if side == "in" else -1]
 
@@ -38,7 +47,7 @@ def is_depthwise(conv: nn.Conv2d) -> bool:
     return conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
 
 
-def set_widths(layer: nn.Module, shape: list[int]) -> None:
+def set_widths(layer: Layer, shape: list[int]) -> None:
     """Give one of the LAYERS the widths ``shape`` (see `layer_widths`), in place.
 
     Its tensors are uninitialized then, on their device and in their dtype. A depthwise convolution
@@ -74,7 +83,7 @@ def fit_to(model: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
     """
     shapes = {}
     for name, dense in widths(model).items():
-        layer, prefix = model.get_submodule(name), f"{name}." if name else ""
+        layer, prefix = layer_of(model, name), f"{name}." if name else ""
         tensor = state.get(f"{prefix}weight", state.get(f"{prefix}running_mean"))
         if tensor is None:
             continue
@@ -91,7 +100,7 @@ def fit_to(model: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
     return model
 
 
-def _groups(layer: nn.Module, shape: list[int]) -> int:
+def _groups(layer: Layer, shape: list[int]) -> int:
     """The groups of a layer of this shape. ValueError if it has no channels or they do not fit."""
     groups = getattr(layer, "groups", 1)
     if isinstance(layer, nn.Conv2d) and is_depthwise(layer):
