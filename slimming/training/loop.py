@@ -131,8 +131,9 @@ def _progress(
     total, start, shown = loader.num_images, time.perf_counter(), 0.0
     first = distributed.rank() == 0
     terminal = first and sys.stderr.isatty() and sys.stdout.isatty()
-    settings = {"total": total or None, "desc": f"epoch {epoch}", "unit": "img", "leave": False}
-    bar = optional.bar(**settings, disable=not terminal)
+    bar = optional.bar(
+        total=total or None, desc=f"epoch {epoch}", unit="img", leave=False, disable=not terminal
+    )
     terminal = not bar.disable
 
     def report(step: int, meter: _Meter) -> None:

@@ -23,6 +23,8 @@ def load_momentum(optimizer: torch.optim.Optimizer, saved: dict | None) -> bool:
 
     False, with nothing changed, if it does not fit the parameters.
     """
+    if saved is None:
+        return False
     parameters = optimizer.param_groups[0]["params"]
     try:
         # in order; that of the original suite has gaps, because it numbers masks as parameters

@@ -25,17 +25,16 @@ class L1Penalty:
     def __init__(self, model: nn.Module, s: float):
         self.s = s
         weights = [bn.weight for bn in batch_norms(model).values() if bn.affine]
-        self.gammas = [weight for weight in weights if weight.requires_grad]
+        self.gammas: list[torch.Tensor] = [weight for weight in weights if weight.requires_grad]
         if not self.gammas:
             raise UserError("the network has no BatchNorm, so no scaling factors for -sr to shrink")
 
     @torch.no_grad()
     def on_gradients(self, batch: Batch | None = None) -> None:
         gammas = [gamma for gamma in self.gammas if gamma.grad is not None]
-        if not gammas:
-            return
-        signs = torch._foreach_sign(gammas)
-        torch._foreach_add_([gamma.grad for gamma in gammas], signs, alpha=self.s)
+        grads = [gamma.grad for gamma in self.gammas if gamma.grad is not None]
+        if grads:
+            torch._foreach_add_(grads, torch._foreach_sign(gammas), alpha=self.s)
 
 
 class GradientMask:
@@ -51,23 +50,24 @@ class GradientMask:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None = None,
-        keep: dict[nn.Parameter, torch.Tensor] | None = None,
+        keep: dict[torch.Tensor, torch.Tensor] | None = None,
     ):
         keep = _live_channels(model) if keep is None else keep
         self.parameters, self.keep = list(keep), list(keep.values())
-        for parameter, keep in zip(self.parameters, self.keep, strict=True):
-            momentum = optimizer and optimizer.state[parameter].get("momentum_buffer")
-            if momentum is not None:
-                momentum.mul_(keep)
+        for parameter, mask in zip(self.parameters, self.keep, strict=True):
+            state = optimizer.state[parameter] if optimizer else {}
+            if (momentum := state.get("momentum_buffer")) is not None:
+                momentum.mul_(mask)
 
     @torch.no_grad()
     def on_gradients(self, batch: Batch | None = None) -> None:
         if self.keep:
-            torch._foreach_mul_([p.grad for p in self.parameters], self.keep)
+            grads = [p.grad for p in self.parameters if p.grad is not None]
+            torch._foreach_mul_(grads, self.keep)
 
 
-def _live_channels(model: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
-    keep = {}
+def _live_channels(model: nn.Module) -> dict[torch.Tensor, torch.Tensor]:
+    keep: dict[torch.Tensor, torch.Tensor] = {}
     for bn in batch_norms(model).values():
         keep[bn.weight] = keep[bn.bias] = ((bn.weight != 0) | (bn.bias != 0)).to(bn.weight.dtype)
     return keep

@@ -68,7 +68,7 @@ class Trainer:
         """Train ``model`` from now on, with a new optimizer and a new best accuracy."""
         settings = self.settings
         self.architecture, self.best_prec1, self.best_is_older = architecture, 0.0, True
-        self.model = model.to(self.device, memory_format=LAYOUT)
+        self.model = model.to(self.device).to(memory_format=LAYOUT)
         self.trained = distributed.wrap(self.model)
         if settings.compile:
             self.trained = compiled(self.trained, self.device)
