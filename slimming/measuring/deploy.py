@@ -1,6 +1,7 @@
 """The form of a network for inference only: BN folded away, no channel moved without need."""
 
 import copy
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,12 @@ from torch import nn
 from torch.fx.experimental import optimization
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from slimming.pruning.coupling import is_wired
+from slimming.pruning.importance import layers
 from slimming.pruning.scaling import batch_norms, present_channels, selections
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 GATHERING = 36  # multiplications that take as long as moving one value, on a CPU
 TINY = 1e-30  # a scale below it counts as 0: what divides by it is not finite
@@ -19,6 +25,8 @@ class _Selected(nn.Module):
 
     (N, C or more, H, W) -> (N, kept, H, W), channels last. ``kept``: indices, or None for all C.
     """
+
+    kept: torch.Tensor | None
 
     def __init__(self, keep: torch.Tensor) -> None:
         super().__init__()
@@ -35,6 +43,9 @@ class _Selected(nn.Module):
 
 class SelectedAffine(_Selected):
     """Gather channels, then scale and shift them: scale · x[:, kept] + shift, before a ReLU."""
+
+    scale: torch.Tensor
+    shift: torch.Tensor
 
     def __init__(self, scale: torch.Tensor, shift: torch.Tensor, keep: torch.Tensor) -> None:
         super().__init__(keep)
@@ -54,6 +65,9 @@ class SelectedClamp(_Selected):
     clamped x go into the reader: see `_fold`.
     """
 
+    low: torch.Tensor
+    high: torch.Tensor | None
+
     def __init__(self, scale: torch.Tensor, shift: torch.Tensor, keep: torch.Tensor) -> None:
         super().__init__(keep)
         bend = -shift / scale
@@ -67,6 +81,19 @@ class SelectedClamp(_Selected):
         return torch.clamp(rows, self.low, self.high, out=out).permute(0, 3, 1, 2)
 
 
+class _Growing(Protocol):
+    """A block of a dense stage, which can compute its own channels alone."""
+
+    conv1: nn.Conv2d
+
+    def grow(self, x: torch.Tensor) -> torch.Tensor:
+        """The new channels."""
+
+
+def _grows(block: object) -> "TypeIs[_Growing]":
+    return hasattr(block, "grow")
+
+
 class DenseStage(nn.Module):
     """The blocks of a dense stage, each writing its channels into one map: no concatenation."""
 
@@ -76,10 +103,11 @@ class DenseStage(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, c, h, w = x.shape
-        growth = self.blocks[0].conv1.out_channels
-        maps = x.new_empty(n, h, w, c + growth * len(self.blocks)).permute(0, 3, 1, 2)
+        blocks = [block for block in self.blocks if _grows(block)]
+        growth = blocks[0].conv1.out_channels
+        maps = x.new_empty(n, h, w, c + growth * len(blocks)).permute(0, 3, 1, 2)
         maps[:, :c] = x
-        for block in self.blocks:
+        for block in blocks:
             maps[:, c : c + growth] = block.grow(maps)  # which reads the first c channels alone
             c += growth
         return maps
@@ -96,24 +124,26 @@ def deploy(model: nn.Module) -> nn.Module:
     without ``wiring()`` each BN behind a convolution is folded, where PyTorch can trace it and no
     such layer runs twice.
     """
-    if not hasattr(model, "wiring"):
+    if not is_wired(model):
         return _fused(model).requires_grad_(False).to(memory_format=torch.channels_last)
     if not batch_norms(model):
         raise ValueError("the model has no BatchNorm: it is a deployment form already")
     present, whole = present_channels(model), selections(model)
     small = copy.deepcopy(model).eval()
-    for layer, _, writes in model.wiring():
-        if writes:
-            fused = fuse_conv_bn_eval(small.get_submodule(layer), small.get_submodule(writes))
-            small.set_submodule(layer, fused)
-            small.set_submodule(writes, nn.Identity())
+    norms = batch_norms(small)
+    for wire in model.wiring():
+        if wire.writes:
+            conv = small.get_submodule(wire.layer)
+            assert isinstance(conv, nn.Conv2d)  # what writes a BatchNorm2d
+            small.set_submodule(wire.layer, fuse_conv_bn_eval(conv, norms[wire.writes]))
+            small.set_submodule(wire.writes, nn.Identity())
     for name, selection in whole.items():
         keep = present[name].to(next(model.parameters()).device)
-        readers = [layer for layer, reads, _ in model.wiring() if reads == name]
+        readers = [wire.layer for wire in model.wiring() if wire.reads == name]
         _merge(small, name, selection, readers, keep)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Sequential) and hasattr(next(iter(module), None), "grow"):
-            small.set_submodule(name, DenseStage(small.get_submodule(name)))
+    for name, module in list(small.named_modules()):
+        if isinstance(module, nn.Sequential) and _grows(next(iter(module), None)):
+            small.set_submodule(name, DenseStage(module))
     return small.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
@@ -141,24 +171,26 @@ def _gathered(x: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
 
 
 def _merge(
-    small: nn.Module, name: str, selection: str, readers: list[str], keep: torch.Tensor
+    small: nn.Module, name: str, selection: str, reading: list[str], keep: torch.Tensor
 ) -> None:
     """Put one module in the place of the BN called ``name``, its selection, and its ReLU if the
-    ``readers`` can take part of the work."""
-    bn = small.get_submodule(name)
+    ``reading`` layers can take part of the work."""
+    bn = batch_norms(small)[name]
+    assert bn.running_var is not None and bn.running_mean is not None  # inference goes by them
     scale = bn.weight / (bn.running_var + bn.eps).sqrt()
     shift = bn.bias - bn.running_mean * scale
-    layers = [small.get_submodule(reader) for reader in readers]
-    work = sum(layer.weight[:, 0].numel() for layer in layers)  # multiplications for each channel
+    found = layers(small)
+    readers = [found[layer] for layer in reading]
+    work = sum(reader.weight[:, 0].numel() for reader in readers)  # multiplications a channel
     kept = int(keep.sum())
     if (len(keep) - kept) * work < GATHERING * kept:  # zeros are multiplied sooner
-        for layer in layers:
-            _read_all(layer, keep)
+        for reader in readers:
+            _read_all(reader, keep)
         keep = torch.ones_like(keep)
-    merged = SelectedAffine
-    if all(map(_linear_per_pixel, layers)):
-        for layer in layers:
-            _fold(layer, scale[keep], shift[keep])
+    merged: type[SelectedAffine | SelectedClamp] = SelectedAffine
+    if all(map(_linear_per_pixel, readers)):
+        for reader in readers:
+            _fold(reader, scale[keep], shift[keep])
         merged = SelectedClamp
         small.set_submodule(selection.replace("select", "relu"), nn.Identity())
     small.set_submodule(name, merged(scale, shift, keep))
@@ -172,7 +204,7 @@ def _linear_per_pixel(reader: nn.Module) -> bool:
     return isinstance(reader, nn.Linear)
 
 
-def _read_all(reader: nn.Module, keep: torch.Tensor) -> None:
+def _read_all(reader: nn.Conv2d | nn.Linear, keep: torch.Tensor) -> None:
     """Let ``reader`` read every channel, with weights 0 for those that ``keep`` leaves out."""
     weight = reader.weight
     wide = weight.new_zeros(weight.shape[0], len(keep), *weight.shape[2:])
@@ -184,7 +216,7 @@ def _read_all(reader: nn.Module, keep: torch.Tensor) -> None:
         reader.in_channels = len(keep)
 
 
-def _fold(reader: nn.Module, scale: torch.Tensor, shift: torch.Tensor) -> None:
+def _fold(reader: nn.Conv2d | nn.Linear, scale: torch.Tensor, shift: torch.Tensor) -> None:
     """Let ``reader`` read x where it read scale · x + shift; ReLU(shift) where the scale is 0."""
     live = scale.abs() > TINY
     constant = torch.where(live, shift, F.relu(shift))

@@ -63,7 +63,7 @@ def measure(
     models: Sequence[nn.Module],
     images: torch.Tensor,
     batches: Sequence[int] = (),
-    scores: Sequence[tuple[float, float]] = (),
+    scores: Sequence[tuple[float | None, float | None]] = (),
 ) -> list[Figures]:
     """The figures of each network.
 
@@ -100,7 +100,7 @@ def latency_by_batch(
     """
     if max(batches, default=0) > len(images):
         raise ValueError(f"a batch of {max(batches)} takes more than {len(images)} images")
-    latencies = [{} for _ in models]
+    latencies: list[dict[int, float]] = [{} for _ in models]
     for batch in batches:
         times = profiling.latencies(models, images[:batch])
         for latency, seconds in zip(latencies, times, strict=True):

@@ -3,6 +3,7 @@
 import copy
 import statistics
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from slimming.measuring.deploy import deploy
+from slimming.pruning.importance import layers
 from slimming.runtime.device import LAYOUT
 from slimming.storage import checkpoint
 
@@ -41,20 +43,16 @@ def count_flops(model: nn.Module, size: int = 32) -> int:
 
 def count_zeros(model: nn.Module) -> dict[str, int]:
     """How many weights of each convolution and linear layer are exactly zero."""
-    return {
-        name: int((layer.weight == 0).sum())
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Conv2d | nn.Linear)
-    }
+    return {name: int((layer.weight == 0).sum()) for name, layer in layers(model).items()}
 
 
-def count_all(model: nn.Module, shape: tuple[int, int, int] = (3, 32, 32)) -> Counts:
+def count_all(model: nn.Module, shape: tuple[int, ...] = (3, 32, 32)) -> Counts:
     """All counts, from one forward pass of an image of this ``shape`` (C, H, W)."""
     parameters, zeros = count_parameters(model), count_zeros(model)
     flops, of_layer = _count_flops(model, shape)
     saved = sum(
-        round(of_layer.get(name, 0) * count / model.get_submodule(name).weight.numel())
-        for name, count in zeros.items()
+        round(of_layer.get(name, 0) * zeros[name] / layer.weight.numel())
+        for name, layer in layers(model).items()
     )
     return Counts(parameters, parameters - sum(zeros.values()), flops, flops - saved)
 
@@ -65,7 +63,7 @@ def count_effective(model: nn.Module, size: int = 32) -> tuple[int, int]:
     return counts.effective_parameters, counts.effective_flops
 
 
-def _count_flops(model: nn.Module, shape: tuple[int, int, int]) -> tuple[int, dict[str, int]]:
+def _count_flops(model: nn.Module, shape: tuple[int, ...]) -> tuple[int, dict[str, int]]:
     """FLOPs of one image: of the whole network, and of each layer by name."""
     still = copy.deepcopy(model).cpu().float().eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -83,13 +81,15 @@ def count_bytes(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def latencies(models: list[nn.Module], images: torch.Tensor, seconds: float = 2.0) -> list[float]:
+def latencies(
+    models: Sequence[nn.Module], images: torch.Tensor, seconds: float = 2.0
+) -> list[float]:
     """Median seconds of a forward pass of each model's deployment form on ``images`` (N, 3, H, W).
 
     The models take turns, so that a busy machine slows all alike; after one warm-up round at
     least 5 rounds are timed, and more until ``seconds`` are over.
     """
-    times = [[] for _ in models]
+    times: list[list[float]] = [[] for _ in models]
     models = [deploy(model) for model in models]
     images = images.contiguous(memory_format=LAYOUT)
     start = time.perf_counter()
