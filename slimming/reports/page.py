@@ -1,6 +1,7 @@
 """The page an experiment leaves behind: one HTML file without scripts, links or other files."""
 
 import base64
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -120,7 +121,7 @@ def cell(stage: dict, row: Row) -> str:
 def change(stages: list[dict], row: Row) -> str:
     """From the first stage to the last: "3.20× fewer", a difference, or NONE where unknown."""
     old, new = stages[0].get(row.key), stages[-1].get(row.key)
-    if None in (old, new) or row == SECONDS or len(stages) == 1:
+    if old is None or new is None or row == SECONDS or len(stages) == 1:
         return NONE
     if row.key == "top-1":
         return row.difference(old, new)
@@ -171,7 +172,7 @@ def layers_table(counted: str, layers: list) -> str:
     return f"<h2>Layers: {text(counted)}</h2>\n{table(header, rows)}"
 
 
-def table(header: list[str], rows: list[list], kind: str = "") -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[object]], kind: str = "") -> str:
     """Rows of text; the first cell of each names it."""
     head = "".join(f'<th scope="col">{text(cell)}</th>' for cell in header)
     lines = [f"<thead><tr>{head}</tr></thead>\n" if header else "", "<tbody>"]

@@ -4,7 +4,7 @@ import functools
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from torch import nn
@@ -13,13 +13,15 @@ from slimming.pruning.choice import Choice
 from slimming.runtime import optional
 from slimming.storage import files
 
+Drawn = ParamSpec("Drawn")
 
-def picture(draw: Callable[..., bytes]) -> Callable[..., bytes | None]:
+
+def picture(draw: Callable[Drawn, bytes]) -> Callable[Drawn, bytes | None]:
     """``draw``, but None where there is no matplotlib to draw with."""
 
     @functools.wraps(draw)
-    def drawn(*args) -> bytes | None:
-        return draw(*args) if optional.load("matplotlib", "matplotlib.figure") else None
+    def drawn(*args: Drawn.args, **more: Drawn.kwargs) -> bytes | None:
+        return draw(*args, **more) if optional.load("matplotlib", "matplotlib.figure") else None
 
     return drawn
 

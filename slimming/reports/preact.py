@@ -2,33 +2,43 @@
 preact_res<depth>."""
 
 import os
-from typing import Any
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
 
+from slimming.pruning import slicing
 from slimming.pruning.choice import Choice
 
 MEBIBYTE = 2**20
 
 
-def text(dense: Any, slim: nn.Module, choice: Choice, before: dict, after: dict) -> str:
+class Dense(Protocol):
+    """The network before pruning, the file it is from and the one that the slim one went to."""
+
+    path: Path
+    target: Path
+    model: nn.Module
+
+
+def text(dense: Dense, slim: nn.Module, choice: Choice, before: dict, after: dict) -> str:
     """Its lines for what `before_after.save_pruned` returned. As there, parameters count the
     masks of channel selection too, and sizes are those of the two files."""
-    files = (dense.path, dense.target)
+    files, cfg = (dense.path, dense.target), slicing.cfg_of(slim)
     sizes = [path.stat().st_size / MEBIBYTE for path in files]
     counts = [sum(p.numel() for p in model.parameters()) for model in (dense.model, slim)]
     lines = [
         f"Loading checkpoint from {dense.path}",
         *(_layer(name, alive, choice.keep[name]) for name, alive in choice.alive.items()),
-        f"cfg {len(slim.cfg)}: {slim.cfg}",
+        f"cfg {len(cfg)}: {cfg}",
         f"Pruned model save to: {os.path.join('.', dense.target)}",
         f"Pruned rate: {choice.ratio:g}",
         f"Model {_score(before)}",
         f"Pruned model {_score(after)}",
-        _reduced("Time", before["seconds"], after["seconds"], "{:.2f}s -> {:.2f}s"),
-        _reduced("Model params", *counts, "{:.2f} -> {:.2f}"),
-        _reduced("Model size", *sizes, "{:.2f}mb->{:.2f}mb"),
+        _reduced("Time", "{:.2f}s -> {:.2f}s", before["seconds"], after["seconds"]),
+        _reduced("Model params", "{:.2f} -> {:.2f}", *counts),
+        _reduced("Model size", "{:.2f}mb->{:.2f}mb", *sizes),
     ]
     return "\n".join(lines)
 
@@ -43,5 +53,5 @@ def _score(found: dict) -> str:
     return f"acc:{100 * top1:.3f} loss: {loss:.3f} time: {seconds:.3f}s"
 
 
-def _reduced(name: str, before: float, after: float, form: str) -> str:
+def _reduced(name: str, form: str, before: float, after: float) -> str:
     return f"{name} reduce: {1 - after / before:.4%} ({form.format(before, after)})"
