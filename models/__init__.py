@@ -3,6 +3,8 @@
 import functools
 from collections.abc import Callable
 
+from torch import nn
+
 from . import zoo
 from .channel_selection import ChannelSelection, channel_selection
 from .cifar_resnet import cifar_resnet
@@ -13,7 +15,7 @@ from .resize import resize, widths
 from .vgg import vgg
 from .wiring import Wire
 
-NETWORKS = {
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "vgg": vgg,
     "resnet": resnet,
     "densenet": densenet,
@@ -42,7 +44,7 @@ __all__ = [
 ]
 
 
-def constructor(arch: str) -> Callable | None:
+def constructor(arch: str) -> Callable[..., nn.Module] | None:
     """What builds the network called ``arch``, one of NETWORKS or of torchvision's classification
     models (`zoo.classifier`); None if there is none.
 

@@ -1,6 +1,8 @@
 """The layer that lets a pruned network keep whole feature maps where a later sum or concatenation
 needs them, and still read only the channels that survived."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -32,7 +34,7 @@ class Mask(nn.Parameter):
     @data.setter
     def data(self, value: torch.Tensor) -> None:
         counts = not self.is_inference()
-        torch.Tensor.data.__set__(self, value)
+        torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]  # a descriptor there
         if counts:
             torch.autograd.graph.increment_version(self)
 
@@ -60,7 +62,9 @@ class channel_selection(nn.Module):
     [0.0, 2.0]
     """
 
-    _read = None  # of ``indexes``, when ``kept`` was made: the values, the tensor, its version
+    kept: torch.Tensor | None
+    # of ``indexes``, when ``kept`` was made: the values, the tensor, its version
+    _read: tuple[torch.Tensor, torch.Tensor, int | None] | None = None
 
     def __init__(self, num_channels: int):
         super().__init__()
@@ -99,7 +103,11 @@ class channel_selection(nn.Module):
         """Bring ``kept`` up to date, if ``indexes`` has been written."""
         # not self.indexes: torch.fx would trace it. A replica of DataParallel has no parameters
         indexes = self._parameters.get("indexes", vars(self).get("indexes"))
-        if indexes.is_meta or type(indexes) not in (Mask, nn.Parameter, torch.Tensor):
+        if (
+            indexes is None
+            or indexes.is_meta
+            or type(indexes) not in (Mask, nn.Parameter, torch.Tensor)
+        ):
             return  # it has no values
         if self._read and _is_unchanged(indexes, *self._read):
             return
@@ -118,7 +126,7 @@ class channel_selection(nn.Module):
         if not keep_vars:
             destination[f"{prefix}indexes"] = self.indexes.data  # a plain tensor
 
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._refresh()
 

@@ -73,6 +73,11 @@ class densenet(nn.Module):
     """
 
     BasicBlock, Transition = BasicBlock, Transition  # for a program that has the class alone
+    dense1: nn.Sequential
+    dense2: nn.Sequential
+    dense3: nn.Sequential
+    trans1: nn.Module
+    trans2: nn.Module
 
     def __init__(
         self,
@@ -122,7 +127,7 @@ class densenet(nn.Module):
         return {name: value for name, value in ours.items() if value != DEFAULTS[name]}
 
     def _make_denseblock(
-        self, block: type[BasicBlock], blocks: int, cfg: list[int]
+        self, block: Callable[..., nn.Module], blocks: int, cfg: list[int]
     ) -> nn.Sequential:
         """``blocks`` blocks; ``cfg`` has the width of each."""
         if len(cfg) != blocks:
@@ -134,7 +139,7 @@ class densenet(nn.Module):
             self.inplanes += self.growthRate
         return dense
 
-    def _make_transition(self, compressionRate: float, cfg: int) -> Transition:
+    def _make_transition(self, compressionRate: float, cfg: int) -> nn.Module:
         """From all channels so far to their number / ``compressionRate``."""
         inplanes, self.inplanes = self.inplanes, int(self.inplanes // compressionRate)
         return Transition(inplanes, self.inplanes, cfg, self.selection)

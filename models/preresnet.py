@@ -57,6 +57,9 @@ class Bottleneck(nn.Module):
         ]
 
 
+Block = Bottleneck  # its name where a class has an attribute of the other
+
+
 class resnet(nn.Module):
     """Pre-activation ResNet of depth 9n+2: (N, 3, 32, 32) images -> (N, num_classes) logits.
 
@@ -69,6 +72,9 @@ class resnet(nn.Module):
     """
 
     Bottleneck = Bottleneck  # for a program that has the class alone
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
 
     def __init__(
         self,
@@ -98,7 +104,7 @@ class resnet(nn.Module):
         initialize(self)
 
     def _make_layer(
-        self, block: type[Bottleneck], planes: int, blocks: int, cfg: list, stride: int = 1
+        self, block: type[Block], planes: int, blocks: int, cfg: list, stride: int = 1
     ) -> nn.Sequential:
         """``blocks`` blocks, the first with ``stride``; ``cfg`` has three widths for each."""
         layer = nn.Sequential()

@@ -5,6 +5,7 @@ from torch import nn
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 LAYERS = (nn.Conv2d, nn.Linear, *BATCH_NORMS, nn.PReLU)
+Layer = nn.Conv2d | nn.Linear | nn.BatchNorm2d | nn.SyncBatchNorm | nn.PReLU
 
 
 def widths(model: nn.Module) -> dict[str, list[int]]:
@@ -32,14 +33,13 @@ def resize(model: nn.Module, cfg: dict[str, list[int]]) -> nn.Module:
     if not isinstance(cfg, dict):
         raise ValueError(f"cfg is {cfg!r} where it should name each layer and its widths")
     layers = dict(model.named_modules())
-    for name, shape in cfg.items():
-        _check(name, layers.get(name), shape)
-    for name, shape in cfg.items():
-        _set_widths(layers[name], shape)
+    fits = [(_check(name, layers.get(name), shape), shape) for name, shape in cfg.items()]
+    for layer, shape in fits:
+        _set_widths(layer, shape)
     return model
 
 
-def _widths(layer: nn.Module) -> list[int]:
+def _widths(layer: Layer) -> list[int]:
     if isinstance(layer, nn.Conv2d):
         return [layer.in_channels, layer.out_channels]
     if isinstance(layer, nn.Linear):
@@ -47,7 +47,8 @@ def _widths(layer: nn.Module) -> list[int]:
     return [layer.num_features if isinstance(layer, BATCH_NORMS) else layer.num_parameters]
 
 
-def _check(name: str, layer: nn.Module | None, shape: list[int]) -> None:
+def _check(name: str, layer: nn.Module | None, shape: list[int]) -> Layer:
+    """The layer itself, if it can have these widths."""
     if not isinstance(layer, LAYERS):
         raise ValueError(f"cfg names {name!r}, which is no layer with channels of this network")
     dense = _widths(layer)
@@ -56,11 +57,12 @@ def _check(name: str, layer: nn.Module | None, shape: list[int]) -> None:
     if not all(type(w) is int and 0 < w <= whole for w, whole in zip(shape, dense, strict=True)):
         raise ValueError(f"cfg has {shape!r} for {name}: integers from 1 to {dense} can be had")
     if not isinstance(layer, nn.Conv2d):
-        return
+        return layer
     if is_depthwise(layer) and shape[0] != shape[1]:
         raise ValueError(f"cfg has {shape} for {name}, which is depthwise: in and out are the same")
     if any(width % _groups(layer, shape) for width in shape):
         raise ValueError(f"cfg has {shape} for {name}, whose {layer.groups} groups do not divide")
+    return layer
 
 
 def is_depthwise(conv: nn.Conv2d) -> bool:
@@ -72,15 +74,15 @@ def _groups(conv: nn.Conv2d, shape: list[int]) -> int:
     return shape[0] if is_depthwise(conv) else conv.groups
 
 
-def _set_widths(layer: nn.Module, shape: list[int]) -> None:
+def _set_widths(layer: Layer, shape: list[int]) -> None:
     sizes = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), shape[-1:])
     if isinstance(layer, nn.Conv2d):
         layer.groups = _groups(layer, shape)
         layer.in_channels, layer.out_channels = shape
-        sizes["weight"] = (shape[1], shape[0] // layer.groups, *layer.kernel_size)
+        sizes["weight"] = [shape[1], shape[0] // layer.groups, *layer.kernel_size]
     elif isinstance(layer, nn.Linear):
         layer.in_features, layer.out_features = shape
-        sizes["weight"] = (shape[1], shape[0])
+        sizes["weight"] = shape[::-1]
     elif isinstance(layer, BATCH_NORMS):
         layer.num_features = shape[0]
     else:
@@ -91,7 +93,7 @@ def _set_widths(layer: nn.Module, shape: list[int]) -> None:
     layer.reset_parameters()
 
 
-def _empty_like(old: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+def _empty_like(old: torch.Tensor, size: list[int]) -> torch.Tensor:
     """A parameter or buffer of another size, as ``old`` in all else."""
     new = old.new_empty(size)
     return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new

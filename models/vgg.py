@@ -48,7 +48,8 @@ class vgg(nn.Module):
 
     def make_layers(self, cfg: list, batch_norm: bool = False) -> nn.Sequential:
         """Convolution, BN and ReLU for each width of ``cfg``, max pooling for each 'M'."""
-        layers, channels = [], 3
+        layers: list[nn.Module] = []
+        channels = 3
         for width in cfg:
             if width == "M":
                 layers.append(nn.MaxPool2d(2))

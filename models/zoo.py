@@ -48,7 +48,7 @@ def classifier(
         _load_pretrained(model, name, weights)
     if cfg is not None:
         resize(model, cfg)
-    model.arch, model.num_classes = name, classes
+    vars(model).update(arch=name, num_classes=classes)
     return model
 
 
@@ -71,7 +71,7 @@ def _fit_small_images(model: nn.Module, num_classes: int) -> None:
         model.classifier = nn.Linear(512, num_classes)
     found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.MaxPool2d)]
     name, stem = found[0]
-    if stem.stride != (2, 2):
+    if not isinstance(stem, nn.Conv2d) or stem.stride != (2, 2):
         return
     if stem.kernel_size == (3, 3):
         stem.stride = (1, 1)
