@@ -84,7 +84,7 @@ class Architecture:
             raise UserError(f"cannot build {self.name}: {error}") from error
 
 
-def describe(path: str | Path, contents: dict, given: dict) -> dict[str, Any]:
+def describe(path: str | Path | None, contents: dict, given: dict) -> dict[str, Any]:
     """What the checkpoint says of its network, completed by the flags in ``given``.
 
     Flags that are None were not given. A file of the original suite knows less than ours: there
@@ -108,7 +108,7 @@ def describe(path: str | Path, contents: dict, given: dict) -> dict[str, Any]:
     return known
 
 
-def _options(path: str | Path, stored: dict | None, asked: dict | None) -> dict | None:
+def _options(path: str | Path | None, stored: dict | None, asked: dict | None) -> dict | None:
     """The options in a file, and of those ``asked`` for that it does not have; those that it has
     must be the same."""
     stored = stored or {}

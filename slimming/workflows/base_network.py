@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from models import NETWORKS, constructor
+from models import NETWORKS, constructor, zoo
 from slimming.data import loading
 from slimming.data.batches import Batches
 from slimming.data.stream import Stream
@@ -74,7 +74,8 @@ def _pretrained(settings: ExperimentSettings) -> Path:
     loader = _one_by_one(settings)
     network = settings.architecture(len(loader.classes))
     try:
-        pretrained = constructor(arch)(
+        pretrained = zoo.classifier(
+            arch,
             num_classes=network.num_classes,
             image_size=network.image_size,
             weights=settings.network.weights or "DEFAULT",
@@ -85,8 +86,8 @@ def _pretrained(settings: ExperimentSettings) -> Path:
             "without --skip-base-training, or name one with --model-path"
         ) from error
     path = settings.network.output_dir / f"{model}_pretrained.pth"
-    classes = {"classes": loader.classes}
-    checkpoint.write(path, architecture.contents_of(pretrained, network, 0, 0.0, **classes))
+    contents = architecture.contents_of(pretrained, network, 0, 0.0, classes=loader.classes)
+    checkpoint.write(path, contents)
     return path
 
 

@@ -12,11 +12,13 @@ from torch import nn
 from models import NETWORKS
 from slimming.data import loading
 from slimming.data.batches import Batches
+from slimming.data.stream import Stream
 from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.measuring.figures import measure
 from slimming.pruning import slicing
 from slimming.pruning.choice import Choice
+from slimming.pruning.coupling import is_wired
 from slimming.pruning.sparsity import alive_factors
 from slimming.reports import plots, tables
 from slimming.reports.figures import before_after_text
@@ -45,7 +47,7 @@ class Dense:
     model: nn.Module
     network: Architecture
     contents: dict
-    test_loader: Batches
+    test_loader: Batches | Stream
 
     @property
     def images(self) -> torch.Tensor:
@@ -122,7 +124,7 @@ def save_pruned(
     full = dense.contents.get("before_pruning") or scores[0]._asdict()  # of the first pass
     more = {"before_pruning": full, "classes": dense.test_loader.classes}
     more["cfg"] = network.cfg or kept  # beside the weights of a full network: what a mask keeps
-    contents = architecture.contents_of(masked or slim, network, 0, after.top1, **more)
+    contents = architecture.contents_of(masked or slim, network, 0, scores[1].prec1, **more)
     text = (
         f"Configuration:\n{kept}\nNumber of parameters:\n{after.parameters}\n"
         f"Test accuracy:\n{after.top1}\n"
@@ -137,16 +139,15 @@ def save_pruned(
     files.write_bytes(summary, text.encode())
     wrote = [target, summary, *plots.write_picture(picture, drawn)]
     print(f"\nwrote {', '.join(map(str, wrote))}")
-    print_next_step(
-        dense, before.top1, after.top1, "mask-impl/main_mask.py" if masked else "main.py"
-    )
+    script = "mask-impl/main_mask.py" if masked else "main.py"
+    print_next_step(dense, scores[0].prec1, scores[1].prec1, script)
     return (
         {**before.record(), "seconds": seconds[0]},
         {**after.record(), "seconds": seconds[1]},
     )
 
 
-def _timed_test(model: nn.Module, loader: Batches) -> tuple[loop.Score, float]:
+def _timed_test(model: nn.Module, loader: Batches | Stream) -> tuple[loop.Score, float]:
     started = time.perf_counter()
     return loop.test(model, loader), time.perf_counter() - started
 
@@ -175,14 +176,14 @@ def against_full(
     network: Architecture,
     score: loop.Score,
     before: loop.Score,
-    loader: Batches,
+    loader: Batches | Stream,
 ) -> str:
     """A fine-tuned slim network beside the full one, which scored ``before`` when it was pruned.
 
     A masked network is measured as the slim one that it stands for.
     """
     full = replace(network, cfg=None).build().to(loader.device)
-    if not network.cfg and hasattr(model, "wiring"):
+    if not network.cfg and is_wired(model):
         model = slicing.without_dead_channels(model).to(loader.device)
     images = loader.first(64)
     return before_after_text(*measure([full, model], images, (len(images),), [before, score]))

@@ -13,6 +13,7 @@ from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.measuring.figures import BATCHES, measure
 from slimming.pruning import kernels, slicing
+from slimming.pruning.coupling import is_wired
 from slimming.pruning.scaling import alive_channels, present_channels
 from slimming.runtime.device import choose_device
 from slimming.storage import architecture, checkpoint
@@ -62,7 +63,7 @@ def load(run: EvaluationRun) -> Subject:
 def without_masked_channels(model: nn.Module, network: Architecture) -> nn.Module:
     """The slim network that a masked one (of mask-impl) stands for; any other as it is."""
     alive = alive_channels(model)
-    if network.cfg or not hasattr(model, "wiring") or all(m.all() for m in alive.values()):
+    if network.cfg or not is_wired(model) or all(m.all() for m in alive.values()):
         return model
     return slicing.without_dead_channels(model)
 
@@ -139,8 +140,8 @@ def score(subject: Subject, part: str) -> dict[str, float]:
     loader.augment = False
     if isinstance(loader, Stream):  # which would still crop at random
         samples, classes = loader.pictures.samples, loader.classes
-        options = {"workers": settings.workers, "batch_size": batch, "augment": False}
-        loader = Stream(samples, classes, network.image_size, device, **options)
+        size, workers = network.image_size, settings.workers
+        loader = Stream(samples, classes, size, device, workers, batch, augment=False)
     asked = None if subject.contents.get("classes") else subject.run.subject.num_classes
     loading.check_classes(loader, network.num_classes, subject.contents, subject.path, asked)
     return loop.test(subject.model, loader)._asdict()

@@ -46,9 +46,10 @@ class SubjectSettings(NetworkSettings):
     @property
     def path(self) -> Path:
         """The checkpoint's file. UserError if there is none, or two were named."""
-        if bool(self.checkpoint) == bool(self.model_path):
+        named = [path for path in (self.checkpoint, self.model_path) if path]
+        if len(named) != 1:
             raise UserError("one checkpoint is needed: CHECKPOINT or --model_path FILE")
-        return files.find(Path(self.checkpoint or self.model_path), *IN_FOLDER)
+        return files.find(Path(named[0]), *IN_FOLDER)
 
 
 @dataclass(frozen=True)

@@ -85,8 +85,9 @@ class FlowDataSettings(DataSettings):
         dataset, data = split_data_path(path, self.dataset, self.data)
         if known:
             return replace(self, dataset=dataset, data=data)
-        found = replace(self, dataset=dataset or "folder", data=data)
-        folder = found.folder(found.dataset)
+        name = dataset or "folder"
+        found = replace(self, dataset=name, data=data)
+        folder = found.folder(name)
         if dataset and not self.download and not (folder / ON_DISK[dataset]).is_dir():
             raise UserError(
                 f"{path} is not in {folder}: add --download True, say where with --data, or try "

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def layer_by_layer(before: nn.Module, after: nn.Module, weights: bool) -> dict[s
     weights that are not zero; then filters only where some are removed. Of a channel selection the
     channels count that it passes on."""
     old, new = importance.layers(before), importance.layers(after)
-    counts = {"filters": len}
+    counts: dict[str, Callable[[torch.Tensor], int | torch.Tensor]] = {"filters": len}
     if weights:
         counts[WEIGHTS] = torch.count_nonzero
     rows = {

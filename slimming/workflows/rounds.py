@@ -191,7 +191,9 @@ def statistics(history: list[dict[str, Any]], rounds: range) -> dict[str, Any]:
     """Loss and top-1 in train and test, each by warm-up, pruning (the epochs in ``rounds``) and
     final training."""
     phases = {"warmup": range(rounds.start), "pruning": rounds}
-    stats = {part: {phase: [] for phase in (*phases, "final")} for part in ("train", "test")}
+    stats: dict[str, dict[str, list[dict[str, Any]]]] = {
+        part: {phase: [] for phase in (*phases, "final")} for part in ("train", "test")
+    }
     for record in history:
         epoch = record["epoch"]
         phase = next((phase for phase, epochs in phases.items() if epoch in epochs), "final")

@@ -46,5 +46,7 @@ def evaluate(settings: ExperimentSettings, path: Path) -> Evaluated:
 
 def print_figures(settings: ExperimentSettings) -> None:
     """Accuracy, size and work of the network in --model-path."""
-    model, network, score = evaluate(settings, settings.execution.model_path)
+    path = settings.execution.model_path
+    assert path, "--eval-only needs it"
+    model, network, score = evaluate(settings, path)
     print(stage_text(str(network), figures_of(model, network, score)))

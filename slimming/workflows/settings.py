@@ -64,11 +64,12 @@ class NetworkSettings:
     @property
     def spelled_preact(self) -> bool:
         """Whether ``--arch`` is preact_res<depth>, which also means CIFAR-10 by default."""
-        return bool(self.arch) and self.arch.startswith(PREACT)
+        return self._depth_of_name is not None
 
     @property
-    def _depth_of_name(self) -> int:
-        return int(self.arch.removeprefix(PREACT))
+    def _depth_of_name(self) -> int | None:
+        name = self.arch or ""
+        return int(name.removeprefix(PREACT)) if name.startswith(PREACT) else None
 
     @property
     def options(self) -> dict[str, Any] | None:
@@ -187,7 +188,8 @@ class TrainingRun:
 
     def folder(self, arch: str | None = None) -> RunFolder:
         """Where the run writes; ``arch`` names the network where no flag does."""
-        path, resumed = self.output.save, self.start.resume
+        resumed = self.start.resume
+        path: str | Path | None = self.output.save
         if not path and not resumed and (self.output.tag or self.network.spelled_preact):
             name = self.network.arch or arch or "vgg"
             parts = [name, "sr" if self.train.sr else None, self.output.tag]

@@ -43,6 +43,7 @@ def train_base(experiment: Experiment, given: Path | None) -> Path:
     if record.done("base"):
         return base
     if settings.execution.skip_base_training:
+        assert given, "what to start from in place of training"
         print(f"the base network is {given}")
         record.update(base_from=str(given))
         files.write_bytes(base, given.read_bytes())
@@ -88,8 +89,10 @@ def prune(experiment: Experiment, base: Path) -> Path:
     warnings = _warnings(settings, pruned, layers)
     for line in warnings:
         print(f"warning: {line}")
-    about = {"difference": pruned.difference, "layers": layers, "warnings": warnings}
-    record.add("pruned", target, score, began, **about)
+    difference = pruned.difference
+    record.add(
+        "pruned", target, score, began, difference=difference, layers=layers, warnings=warnings
+    )
     _print_pruned(pruned, layers)
     return target
 

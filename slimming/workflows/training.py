@@ -201,7 +201,7 @@ def begin(trainer: Trainer, start: Start, refines: bool = True) -> Trainer:
     if trainer.settings.compile:
         print("note: --compile: the first step of each batch size takes minutes", flush=True)
     trainer.full_score = _score_before_pruning(start)
-    if start.resumes:
+    if start.resumes and start.path:
         trainer.from_contents(start.path, start.contents)
     elif refines and start.path and not trainer.full_score and not start.contents.get("cfg"):
         print(f"note: {start.path} is not pruned: the full network is trained on")
