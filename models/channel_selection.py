@@ -42,6 +42,9 @@ class Mask(nn.Parameter):
         return torch.Tensor.detach(self).as_subclass(Mask)
 
 
+REAL = (Mask, nn.Parameter, torch.Tensor)  # not what stands for a tensor while a graph is traced
+
+
 class channel_selection(nn.Module):
     """Pass on the channels of a (N, C, H, W) batch whose ``indexes`` entry is not zero.
 
@@ -103,11 +106,7 @@ class channel_selection(nn.Module):
         """Bring ``kept`` up to date, if ``indexes`` has been written."""
         # not self.indexes: torch.fx would trace it. A replica of DataParallel has no parameters
         indexes = self._parameters.get("indexes", vars(self).get("indexes"))
-        if (
-            indexes is None
-            or indexes.is_meta
-            or type(indexes) not in (Mask, nn.Parameter, torch.Tensor)
-        ):
+        if indexes is None or indexes.is_meta or type(indexes) not in REAL:
             return  # it has no values
         if self._read and _is_unchanged(indexes, *self._read):
             return
