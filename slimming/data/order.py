@@ -1,10 +1,28 @@
 """Which images of an epoch a process takes, and what their mean weighs."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Protocol
 
 
-def shares(loader: Any) -> Iterator[slice]:
+class Loader(Protocol):
+    """What a loader of batches says of an epoch: the images, how many of them a step takes, and
+    which of the processes this one is."""
+
+    batch_size: int
+    rank: int
+    ranks: int
+
+    @property
+    def num_images(self) -> int: ...
+
+
+class Augmenting(Loader, Protocol):
+    """A loader that knows whether it is for training."""
+
+    augment: bool
+
+
+def shares(loader: Augmenting) -> Iterator[slice]:
     """Which places of the epoch's order this process takes, batch by batch.
 
     A training batch that is too small for every process to get an image is left out.
@@ -17,7 +35,7 @@ def shares(loader: Any) -> Iterator[slice]:
             yield slice(start + loader.rank, stop, loader.ranks)
 
 
-def weight(loader: Any, step: int, count: int) -> float:
+def weight(loader: Loader, step: int, count: int) -> float:
     """What the mean over ``count`` images of batch ``step`` (from 0) in this process weighs in the
     mean over all processes: 1 where all have as many."""
     if loader.ranks == 1:

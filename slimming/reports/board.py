@@ -1,10 +1,10 @@
 """TensorBoard."""
 
 from pathlib import Path
-from typing import Any
 
 from slimming.pruning.scaling import batch_norms
 from slimming.runtime import optional
+from slimming.training.trainer import Trainer
 
 
 class TensorBoard:
@@ -13,7 +13,7 @@ class TensorBoard:
     Epochs from the trainer's first on that an earlier, killed run wrote are hidden.
     """
 
-    def __init__(self, trainer: Any, folder: Path):
+    def __init__(self, trainer: Trainer, folder: Path):
         self.trainer = trainer
         library = optional.load("tensorboard", "torch.utils.tensorboard")
         start = trainer.epoch or None

@@ -6,6 +6,10 @@ from typing import Any, Protocol
 
 import torch
 
+from slimming.data.batches import Batches
+from slimming.data.stream import Stream
+from slimming.training.settings import TrainSettings
+
 Batch = tuple[torch.Tensor, torch.Tensor]  # images (N, 3, H, W), labels (N,)
 
 
@@ -44,6 +48,19 @@ class Callback(Protocol):
         """Go on from a `state_dict`."""
 
 
+class Run(Protocol):
+    """What callbacks use of a `slimming.training.trainer.Trainer`."""
+
+    settings: TrainSettings
+    test_loader: Batches | Stream
+    history: list[dict[str, Any]]
+    seconds: float
+    stopped: bool
+
+    def save(self, last: Path, best: Path) -> None:
+        """Write the checkpoints of an epoch."""
+
+
 def call(callbacks: Iterable[Any], method: str, *args: Any) -> None:
     """Call ``method`` of each of the ``callbacks`` that has it."""
     for callback in callbacks:
@@ -54,7 +71,7 @@ def call(callbacks: Iterable[Any], method: str, *args: Any) -> None:
 class EarlyStopping:
     """End a training whose top-1 has not risen for ``patience`` epochs; 0: never."""
 
-    def __init__(self, trainer: Any, patience: int):
+    def __init__(self, trainer: Run, patience: int):
         self.trainer, self.patience = trainer, patience
 
     def before_epoch(self, epoch: int) -> None:
@@ -70,7 +87,7 @@ class EarlyStopping:
 class CheckpointWriter:
     """Write the last and the best checkpoint after each epoch, in the first process."""
 
-    def __init__(self, trainer: Any, last: Path, best: Path):
+    def __init__(self, trainer: Run, last: Path, best: Path):
         self.trainer, self.last, self.best = trainer, last, best
 
     def after_epoch(self, epoch: int) -> None:
@@ -80,7 +97,7 @@ class CheckpointWriter:
 class EpochPrinter:
     """Print what an epoch brought, and how long the rest will take."""
 
-    def __init__(self, trainer: Any):
+    def __init__(self, trainer: Run):
         self.trainer = trainer
 
     def after_epoch(self, epoch: int) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from slimming.data import loading
 from slimming.data.batches import Batches
-from slimming.data.order import weight
+from slimming.data.order import Loader, weight
 from slimming.errors import Diverged
 from slimming.runtime import distributed, optional
 from slimming.runtime.device import LAYOUT
@@ -125,7 +125,7 @@ def check_finite(score: Score, epoch: int) -> Score:
 
 @contextlib.contextmanager
 def _progress(
-    loader: Any, epoch: int, log_interval: int
+    loader: Loader, epoch: int, log_interval: int
 ) -> Iterator[Callable[[int, "_Meter"], None]]:
     """A bar on a terminal, a line every ``log_interval`` batches elsewhere."""
     total, start, shown = loader.num_images, time.perf_counter(), 0.0
