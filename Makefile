@@ -1,6 +1,6 @@
 # make demo   the whole workflow on a data set that needs no download
 # make test   what the tests need, and the tests
-# make lint   formatter and linter
+# make lint   formatter, linter and type checker
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -22,6 +22,7 @@ test: $(VENV)/requirements-dev
 lint: $(VENV)/requirements-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
