@@ -1,0 +1,149 @@
+"""What the layers of a network read and put out, carried from layer to layer for many images."""
+
+import copy
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from slimming.errors import UserError
+from slimming.pruning.widths import BATCH_NORMS
+
+# What costs less to compute again than to keep for all images.
+CHEAP_MODULES = (*BATCH_NORMS, nn.Dropout, nn.Identity, nn.Flatten)
+CHEAP_FUNCTIONS = {F.relu, F.relu6, F.hardswish, F.silu, F.dropout, torch.relu, torch.flatten}
+CHEAP_FUNCTIONS |= {operator.getitem, getattr}
+CHEAP_METHODS = {"relu", "flatten", "view", "reshape", "size", "contiguous"}
+IN_PLACE = {operator.iadd: operator.add, operator.imul: operator.mul}
+
+
+class _Tracer(fx.Tracer):
+    """Channel selection is one operation, as PyTorch's own layers are."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return hasattr(module, "indexes") or super().is_leaf_module(module, name)
+
+
+class Activations:
+    """The activations of ``model`` (in eval mode, a copy with nothing in place) for ``batches`` of
+    images (N, 3, H, W), one operation at a time.
+
+    ``order`` are the operations of the forward pass, sorted so that of two branches that meet the
+    one with fewer layers comes first. `compute` runs one for all batches and forgets what nothing
+    reads any more: at no time more than the activations between two layers are kept. UserError if
+    torch.fx cannot trace the network.
+    """
+
+    def __init__(self, model: nn.Module, batches: list[torch.Tensor]):
+        self.model = _nothing_in_place(copy.deepcopy(model).eval())
+        self.batches = batches
+        try:
+            graph = _Tracer().trace(self.model)
+        except Exception as error:  # whatever the user's forward does with a proxy
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"torch.fx cannot trace the network ({reason})") from error
+        self.order = _sorted(graph)
+        self.nodes = {node.name: node for node in self.order}
+        self.kept: dict[fx.Node, list[torch.Tensor | None]] = {}
+        self.waiting = {node: self._readers(node) for node in self.order if not self.is_cheap(node)}
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """The layer that an operation calls, if it calls one."""
+        return self.model.get_submodule(node.target) if node.op == "call_module" else None
+
+    def value(self, node: fx.Node, batch: int) -> Any:
+        """What an operation puts out for the batch of this number."""
+        if node in self.kept:
+            return self.kept[node][batch]
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self.value(n, batch))
+        if node.op == "placeholder":
+            return self.batches[batch]
+        if node.op == "get_attr":
+            return operator.attrgetter(node.target)(self.model)
+        if node.op == "call_method":
+            return getattr(args[0], node.target)(*args[1:], **kwargs)
+        if node.op == "call_module":
+            return self.model.get_submodule(node.target)(*args, **kwargs)
+        if "inplace" in kwargs:
+            kwargs = {**kwargs, "inplace": False}
+        return IN_PLACE.get(node.target, node.target)(*args, **kwargs)
+
+    def compute(self, node: fx.Node) -> None:
+        """Run an operation for all batches and keep what it puts out, unless that is cheap."""
+        if node not in self.waiting:
+            return
+        sources = self._sources(node)
+        for source in sources:
+            self.waiting[source].discard(node)
+        outputs = []
+        for batch in range(len(self.batches)):
+            outputs.append(self.value(node, batch))
+            for source in sources:
+                if not self.waiting[source]:
+                    self.kept[source][batch] = None
+        self.kept[node] = outputs
+        for source in sources:
+            if not self.waiting[source]:
+                del self.kept[source]
+
+    def is_known(self, node: fx.Node) -> bool:
+        """Whether `value` has all that it needs for an operation."""
+        return node in self.kept or (self.is_cheap(node) and self._sources(node) <= set(self.kept))
+
+    def is_cheap(self, node: fx.Node) -> bool:
+        """Whether what an operation puts out is computed anew each time."""
+        if node.op == "call_module":
+            module = self.module(node)
+            activation = type(module).__module__ == "torch.nn.modules.activation"
+            return activation or hasattr(module, "indexes") or isinstance(module, CHEAP_MODULES)
+        targets = {"call_function": CHEAP_FUNCTIONS, "call_method": CHEAP_METHODS}
+        return node.op not in targets or node.target in targets[node.op]
+
+    def _sources(self, node: fx.Node) -> set[fx.Node]:
+        """The kept operations that one needs, straight or through cheap ones."""
+        return self._nearest(node, lambda n: n.all_input_nodes)
+
+    def _readers(self, node: fx.Node) -> set[fx.Node]:
+        """The kept operations that need this one."""
+        return self._nearest(node, lambda n: n.users)
+
+    def _nearest(self, node: fx.Node, beside: Callable) -> set[fx.Node]:
+        nearest, left = set(), list(beside(node))
+        while left:
+            other = left.pop()
+            if self.is_cheap(other):
+                left += beside(other)
+            else:
+                nearest.add(other)
+        return nearest
+
+
+def _nothing_in_place(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False
+    return model
+
+
+def _sorted(graph: fx.Graph) -> list[fx.Node]:
+    """The operations that the output depends on, each behind what it reads, shorter branches
+    first."""
+    depth: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        longest = max((depth[n] for n in node.all_input_nodes), default=0)
+        depth[node] = longest + (node.op == "call_module" and bool(node.all_input_nodes))
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    order: dict[fx.Node, None] = {}
+    left = list(output.all_input_nodes)
+    while left:
+        node = left[-1]
+        missing = [n for n in node.all_input_nodes if n not in order]
+        if missing:
+            left.append(min(missing, key=depth.__getitem__))
+        else:
+            left.pop()
+            order.setdefault(node)
+    return list(order)

@@ -1,0 +1,211 @@
+"""Repair of a slim network: what the removed channels contributed, from those that are left.
+
+No gradient and no label is needed. Layer by layer, in the order of the forward pass and on the same
+images, each layer gets the weights that best reproduce, from what it reads in the slim network,
+what it put out in the dense one (He et al., ICCV 2017, 1707.06168), and each BatchNorm statistics
+to match (Li et al., ECCV 2020, 2007.02491).
+"""
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from slimming.errors import UserError
+from slimming.pruning import patches
+from slimming.pruning.least_squares import Moments, best_ridge
+from slimming.pruning.proof import only_logits
+from slimming.pruning.scaling import Masks
+from slimming.pruning.side_by_side import SideBySide, rows
+from slimming.pruning.widths import BATCH_NORMS
+from slimming.runtime import optional
+
+LEAST = 32  # images
+BATCH = 128
+HELD_BACK = 8  # one image in so many, to judge the result; one batch, to choose the strength
+POSITIONS = 32_768  # of a layer's output that are fitted, over all images
+FEATURES = 6_144  # weights of an output, at most: the regression takes their square in memory
+STRENGTHS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)  # of the ridge, relative to the variance of the inputs
+CONSTANT = 1e-6  # spread of a channel, relative to its largest value, that counts as none
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """A slim network, repaired if that ``helped``: ``model``, in eval mode on the device of the
+    images. ``before`` and ``after``: the mean divergence (Kullback-Leibler, in nats) of its
+    predictions from the dense network's on images held back from the fit. ``notes`` name the layers
+    left as they were, and why."""
+
+    model: nn.Module
+    before: float
+    after: float
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def helped(self) -> bool:
+        return self.after < self.before
+
+
+@torch.no_grad()
+def repair(
+    slim: nn.Module, dense: nn.Module, kept: dict[str, Masks], images: torch.Tensor, seed: int = 0
+) -> Repaired:
+    """Repair ``slim``, the ``dense`` network without what is not in ``kept`` (layer -> side -> one
+    bool for each channel), on ``images`` (N, 3, H, W) of the training data, normalised.
+
+    Neither network is changed. The same arguments give the same result. UserError for fewer than 32
+    images, or a network that torch.fx cannot trace.
+    """
+    if len(images) < LEAST:
+        raise UserError(f"repair needs at least {LEAST} images, not {len(images)}")
+    images = images.to(memory_format=torch.channels_last)
+    slim, dense = (_ready(model, images.device) for model in (slim, dense))
+    judged, fitted = images.split([size := len(images) // HELD_BACK, len(images) - size])
+    batches = list(fitted.split(min(BATCH, -(-len(fitted) // HELD_BACK))))
+    pair = SideBySide(slim, dense, kept, batches)
+    notes = _Repair(pair, seed).run()
+    repaired = pair.slim.model
+    before, after = (divergence(model, dense, judged) for model in (slim, repaired))
+    return Repaired(repaired if after < before else slim, before, after, notes)
+
+
+def _ready(model: nn.Module, device: torch.device) -> nn.Module:
+    return copy.deepcopy(model).float().to(device, memory_format=torch.channels_last).eval()
+
+
+@torch.no_grad()
+def divergence(model: nn.Module, dense: nn.Module, images: torch.Tensor) -> float:
+    """Mean Kullback-Leibler divergence, in nats, of the predictions of ``model`` from those of
+    ``dense``."""
+    total = 0.0
+    for batch in images.split(BATCH):
+        ours, theirs = (only_logits(m(batch)).log_softmax(1) for m in (model, dense))
+        total += float(F.kl_div(ours, theirs, reduction="sum", log_target=True))
+    return total / len(images)
+
+
+class _Repair:
+    """One pass through both networks."""
+
+    def __init__(self, pair: SideBySide, seed: int):
+        self.pair, self.generator = pair, torch.Generator().manual_seed(seed)
+        self.shifted = False  # from here on the networks differ by constants,
+        self.differs = False  # and from here on by more
+        called = [node.target for node in pair.slim.order if node.op == "call_module"]
+        self.shared = {target for target in called if called.count(target) > 1}
+
+    def run(self) -> list[str]:
+        """Repair the slim network in place; the layers that are left as they were, and why."""
+        notes = []
+        with optional.bar(
+            total=len(self.pair.slim.order), desc="repair", leave=False, disable=None
+        ) as bar:
+            for node, layer in self.pair.steps():
+                if isinstance(layer, BATCH_NORMS):
+                    self._recalibrate(layer, node)
+                elif isinstance(layer, nn.Conv2d | nn.Linear):
+                    reason = self._reconstruct(layer, node)
+                    notes += [f"{node.target} is left as it was: {reason}"] if reason else []
+                bar.update()
+        return notes
+
+    def _reconstruct(self, layer: nn.Conv2d | nn.Linear, node: fx.Node) -> str | None:
+        """Fit a layer that lost inputs, or reads what differs; why not, if it cannot be."""
+        lost = self.pair.lost(node)
+        if lost is not None and not self.differs and self._are_constant(node, lost):
+            self.shifted = True
+            if layer.bias is not None:
+                layer.bias += self._shift(node)
+            return None
+        self.differs |= lost is not None
+        reason = self._obstacle(layer, node)
+        if not self.differs or reason:
+            return reason if self.differs else None
+        slope, intercept = best_ridge(*self._moments(layer, node), STRENGTHS)
+        layer.weight += slope.mT.reshape(layer.weight.shape)
+        if layer.bias is not None:
+            layer.bias += intercept.flatten()
+        return None
+
+    def _obstacle(self, layer: nn.Conv2d | nn.Linear, node: fx.Node) -> str | None:
+        if node.target in self.shared:
+            return "it runs more than once"
+        if isinstance(layer, nn.Conv2d) and (
+            layer.padding_mode != "zeros" or isinstance(layer.padding, str)
+        ):
+            return f"its padding is {layer.padding} {layer.padding_mode}"
+        if (features := layer.weight[0].numel()) > FEATURES:
+            return f"each of its outputs has {features} weights, more than {FEATURES}"
+        return None
+
+    def _are_constant(self, node: fx.Node, lost: torch.Tensor) -> bool:
+        """Whether all inputs that a layer lost are the same number in all places of all images, as
+        behind γ = 0."""
+        reads = [rows(self.pair.read_dense(node, b))[:, lost] for b in self.pair.batches]
+        low = torch.stack([values.amin(0) for values in reads]).amin(0)
+        high = torch.stack([values.amax(0) for values in reads]).amax(0)
+        return bool((high - low <= CONSTANT * torch.maximum(high.abs(), low.abs())).all())
+
+    def _shift(self, node: fx.Node, layer: str | None = None) -> torch.Tensor:
+        """By how much the dense network's value at ``node`` exceeds the slim one's, for each
+        channel, in the centre of the maps: zero padding takes from constants at the borders."""
+        shifts = []
+        for b in self.pair.batches:
+            shift = self.pair.wanted(node, b, layer) - self.pair.slim.value(node, b)
+            shifts.append(
+                shift[..., shift.shape[2] // 2, shift.shape[3] // 2] if shift.dim() == 4 else shift
+            )
+        return torch.cat(shifts).mean(0)
+
+    def _moments(self, layer: nn.Conv2d | nn.Linear, node: fx.Node) -> tuple[Moments, Moments]:
+        """Of what ``layer`` reads and what its outputs fall short by: the moments over most
+        batches, and over those held back."""
+        groups = getattr(layer, "groups", 1)
+        weight = layer.weight.flatten(1).unflatten(0, (groups, -1))
+        sizes = (groups, weight.shape[2], weight.shape[1], weight.device)
+        moments, batches = (Moments(*sizes), Moments(*sizes)), self.pair.batches
+        for b in batches:
+            x, wanted = self._samples(layer, self.pair.read(node, b), self.pair.target(node, b))
+            short = wanted if layer.bias is None else wanted - layer.bias
+            short = short.unflatten(1, (groups, -1)).transpose(0, 1) - x @ weight.mT
+            moments[b >= len(batches) - max(1, len(batches) // HELD_BACK)].add(x, short)
+        return moments
+
+    def _samples(
+        self, layer: nn.Conv2d | nn.Linear, read: torch.Tensor, wanted: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What some outputs are computed from (groups, n, F), and what they should be (n, O)."""
+        if isinstance(layer, nn.Linear):
+            return rows(read)[None], rows(wanted)
+        count = -(-POSITIONS // len(self.pair.batches))
+        places = patches.positions(wanted.shape, count, self.generator)
+        return patches.read_by(layer, read, places, wanted.shape[3]), patches.at(wanted, places)
+
+    def _recalibrate(self, norm: nn.Module, node: fx.Node) -> None:
+        """Move the running statistics of a BN as those of its input have moved."""
+        source = node.all_input_nodes[0]
+        if self.differs:
+            pair, name = self.pair, str(node.target)
+            mean, var = _statistics(pair.slim.value(source, b) for b in pair.batches)
+            target = (pair.target(source, b, name) for b in pair.batches)
+            mean_before, var_before = _statistics(target)
+            ratio = torch.where(var_before > 0, var / var_before, 1).clamp(1e-2, 1e2)
+            norm.running_mean += mean - mean_before
+            norm.running_var *= ratio
+        elif self.shifted:
+            norm.running_mean -= self._shift(source, str(node.target))
+
+
+def _statistics(values) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance (C,) of all rows of some (N, C, H, W), in fp64."""
+    counts, means, variances = [], [], []
+    for value in values:
+        var, mean = torch.var_mean(rows(value), 0, correction=0)
+        counts.append(value.numel() // value.shape[1])
+        means.append(mean.double())
+        variances.append(var.double())
+    share = torch.tensor(counts, dtype=torch.double, device=means[0].device)[:, None] / sum(counts)
+    mean = (share * torch.stack(means)).sum(0)
+    return mean, (share * (torch.stack(variances) + (torch.stack(means) - mean).square())).sum(0)
