@@ -5,24 +5,44 @@ from collections.abc import Sequence
 import torch
 
 
-class Moments:
-    """Sums over samples x (G, n, F) and r (G, n, O) of G independent regressions, in fp64."""
+class Gram:
+    """Sums over samples x (G, n, F) of G independent regressions, in fp64."""
 
-    def __init__(self, groups: int, features: int, outputs: int, device: torch.device) -> None:
-        double = {"dtype": torch.double, "device": device}
+    def __init__(self, groups: int, features: int, device: torch.device) -> None:
         self.count = 0
-        self.x = torch.zeros(groups, 1, features, **double)
-        self.r = torch.zeros(groups, 1, outputs, **double)
-        self.xx = torch.zeros(groups, features, features, **double)
-        self.xr = torch.zeros(groups, features, outputs, **double)
-        self.rr = torch.zeros((), **double)
+        self.x = torch.zeros(groups, 1, features, dtype=torch.double, device=device)
+        self.xx = torch.zeros(groups, features, features, dtype=torch.double, device=device)
 
-    def add(self, x: torch.Tensor, r: torch.Tensor) -> None:
+    def add_inputs(self, x: torch.Tensor) -> None:
         """Count n more samples."""
         self.count += x.shape[1]
         self.x += x.sum(1, keepdim=True, dtype=torch.double)
-        self.r += r.sum(1, keepdim=True, dtype=torch.double)
         self.xx += x.mT @ x
+
+    def covariance(self) -> torch.Tensor:
+        """Cov(x, x) (G, F, F)."""
+        mean = self.x / self.count
+        return self.xx / self.count - mean.mT @ mean
+
+    def penalty(self, strength: float) -> torch.Tensor:
+        """λ (G, 1): ``strength`` times the mean square of the features."""
+        squares = self.xx.diagonal(dim1=1, dim2=2) / self.count
+        return strength * squares.mean(1, keepdim=True)
+
+
+class Moments(Gram):
+    """Sums over samples x (G, n, F) and r (G, n, O), in fp64."""
+
+    def __init__(self, groups: int, features: int, outputs: int, device: torch.device) -> None:
+        super().__init__(groups, features, device)
+        self.r = torch.zeros(groups, 1, outputs, dtype=torch.double, device=device)
+        self.xr = torch.zeros(groups, features, outputs, dtype=torch.double, device=device)
+        self.rr = torch.zeros((), dtype=torch.double, device=device)
+
+    def add(self, x: torch.Tensor, r: torch.Tensor) -> None:
+        """Count n more samples."""
+        self.add_inputs(x)
+        self.r += r.sum(1, keepdim=True, dtype=torch.double)
         self.xr += x.mT @ r
         self.rr += r.square().sum(dtype=torch.double)
 
@@ -31,35 +51,33 @@ class Moments:
             setattr(self, name, getattr(self, name) + value)
         return self
 
-    def covariances(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cov(x, x) (G, F, F) and Cov(x, r) (G, F, O)."""
-        mean = self.x / self.count
-        xx = self.xx / self.count - mean.mT @ mean
-        return xx, self.xr / self.count - mean.mT @ (self.r / self.count)
-
-    def variance(self) -> float:
-        """Variance of r, summed over its entries."""
-        return float(self.rr / self.count - (self.r / self.count).square().sum())
+    def cross(self) -> torch.Tensor:
+        """Cov(x, r) (G, F, O)."""
+        return self.xr / self.count - (self.x / self.count).mT @ (self.r / self.count)
 
     def residual(self, slope: torch.Tensor) -> float:
         """Variance of r - x · ``slope`` (G, F, O), summed over its entries."""
-        xx, xr = self.covariances()
-        return self.variance() - float((slope * (2 * xr - xx @ slope)).sum())
+        variance = self.rr / self.count - (self.r / self.count).square().sum()
+        explained = (slope * (2 * self.cross() - self.covariance() @ slope)).sum()
+        return float(variance - explained)
 
     def intercept(self, slope: torch.Tensor) -> torch.Tensor:
         """Mean (G, 1, O) of r - x · ``slope``."""
         return (self.r - self.x @ slope) / self.count
 
 
+def solve(xx: torch.Tensor, penalty: torch.Tensor, xr: torch.Tensor) -> torch.Tensor:
+    """(xx + λ I)⁻¹ xr for covariances ``xx`` (G, F, F) and ``xr`` (G, F, O), with λ = ``penalty``
+    (G, 1); 0 where there is no unique solution."""
+    regular = xx + torch.diag_embed(penalty.expand(xx.shape[:2]))
+    factor, failed = torch.linalg.cholesky_ex(regular)
+    return torch.where(failed[:, None, None] == 0, torch.cholesky_solve(xr, factor), 0)
+
+
 def ridge(moments: Moments, strength: float) -> torch.Tensor:
     """The slope (G, F, O) that minimises |r - x · slope|² + λ |slope|² over centred samples, where
     λ is ``strength`` times the mean square of the features; 0 where there is no unique one."""
-    xx, xr = moments.covariances()
-    squares = moments.xx.diagonal(dim1=1, dim2=2) / moments.count
-    xx.diagonal(dim1=1, dim2=2).add_(strength * squares.mean(1, keepdim=True))
-    factor, failed = torch.linalg.cholesky_ex(xx)
-    solved = torch.cholesky_solve(xr, factor)
-    return torch.where(failed[:, None, None] == 0, solved, 0)
+    return solve(moments.covariance(), moments.penalty(strength), moments.cross())
 
 
 def best_ridge(

@@ -1,37 +1,72 @@
-"""What one output of a convolution or linear layer is computed from, as rows of a matrix."""
+"""What a convolution or linear layer computes, as rows of a matrix product."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-
-def positions(shape: torch.Size, count: int, generator: torch.Generator) -> torch.Tensor:
-    """(N, P) flat positions in maps of ``shape`` (N, C, H, W), drawn by ``generator``: about
-    ``count`` for all images together, or every position where there are no more."""
-    images, size = shape[0], shape[2:].numel()
-    each = -(-count // images)
-    if each >= size:
-        return torch.arange(size).expand(images, size)
-    return torch.randint(size, (images, each), generator=generator)
+FEATURES = 6_144  # weights of an output, at most: a regression takes their square in memory
 
 
-def at(maps: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+def obstacle(layer: nn.Conv2d | nn.Linear) -> str | None:
+    """Why `sample` does not take this layer, if it does not."""
+    if isinstance(layer, nn.Conv2d):
+        if layer.padding_mode != "zeros":
+            return f"its padding is {layer.padding_mode}, not zeros"
+        if isinstance(layer.padding, str):
+            return f"its padding is {layer.padding!r}, not a number"
+    features = layer.weight[0].numel()
+    if features > FEATURES:
+        return f"each of its outputs has {features} weights, more than {FEATURES}"
+    return None
+
+
+def sample(
+    layer: nn.Conv2d | nn.Linear,
+    read: torch.Tensor,
+    output: torch.Tensor,
+    count: int,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Some outputs (n, O) and what they are computed from (groups, n, F), with F in the order of
+    the layer's ``weight``.
+
+    ``read`` (N, C, H, W) and ``output`` (N, O, H', W') of a Conv2d are sampled at about ``count``
+    positions that ``generator`` draws, or at all of them where there are no more; of a Linear every
+    row is taken.
+    """
+    if isinstance(layer, nn.Linear):
+        return rows(read)[None], rows(output)
+    images, width = len(output), output.shape[3]
+    size = output.shape[2] * width
+    places = torch.arange(size).expand(images, size)
+    if count < images * size:
+        places = torch.randint(size, (images, -(-count // images)), generator=generator)
+    return _patches(layer, read, places // width, places % width), _pixels(output, places)
+
+
+def rows(value: torch.Tensor) -> torch.Tensor:
+    """Maps (N, C, H, W) or features (N, ..., C) as rows (n, C)."""
+    return (value.movedim(1, -1) if value.dim() == 4 else value).flatten(0, -2)
+
+
+def _pixels(maps: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """The pixels (N · P, C) of ``maps`` (N, C, H, W) at the flat positions ``places`` (N, P)."""
     images, _, height, width = maps.shape
     first = torch.arange(images)[:, None] * (height * width)
-    rows = (first + places).flatten().to(maps.device)
-    return maps.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, rows)
+    return rows(maps).index_select(0, (first + places).flatten().to(maps.device))
 
 
-def read_by(conv: nn.Conv2d, maps: torch.Tensor, places: torch.Tensor, width: int) -> torch.Tensor:
-    """The patches (groups, N · P, F) of ``maps`` (N, C, H, W) that ``conv``, padded with zeros,
-    reads for the outputs at ``places`` (N, P) in maps of this ``width``; F in the order of its
-    ``weight``."""
-    (top, left), (rows, columns) = conv.padding, conv.stride
+def _patches(
+    conv: nn.Conv2d, maps: torch.Tensor, y: torch.Tensor, x: torch.Tensor
+) -> torch.Tensor:
+    """What ``conv`` reads of ``maps`` for its outputs at row ``y`` and column ``x``, both (N, P)."""
+    (top, left), (down, right) = conv.padding, conv.stride
     padded = F.pad(maps, (left, left, top, top))
-    y, x = places // width * rows, places % width * columns
     taps = [
-        at(padded, (y + i * conv.dilation[0]) * padded.shape[3] + x + j * conv.dilation[1])
+        _pixels(
+            padded,
+            (y * down + i * conv.dilation[0]) * padded.shape[3] + x * right + j * conv.dilation[1],
+        )
         for i in range(conv.kernel_size[0])
         for j in range(conv.kernel_size[1])
     ]

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from slimming.errors import UserError
-from slimming.pruning import patches
 from slimming.pruning.least_squares import Moments, best_ridge
+from slimming.pruning.patches import obstacle, rows, sample
 from slimming.pruning.proof import only_logits
 from slimming.pruning.scaling import Masks
-from slimming.pruning.side_by_side import SideBySide, rows
+from slimming.pruning.side_by_side import SideBySide
 from slimming.pruning.widths import BATCH_NORMS
 from slimming.runtime import optional
 
@@ -26,7 +26,6 @@ LEAST = 32  # images
 BATCH = 128
 HELD_BACK = 8  # one image in so many, to judge the result; one batch, to choose the strength
 POSITIONS = 32_768  # of a layer's output that are fitted, over all images
-FEATURES = 6_144  # weights of an output, at most: the regression takes their square in memory
 STRENGTHS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)  # of the ridge, relative to the variance of the inputs
 CONSTANT = 1e-6  # spread of a channel, relative to its largest value, that counts as none
 
@@ -120,24 +119,13 @@ class _Repair:
                 layer.bias += self._shift(node)
             return None
         self.differs |= lost is not None
-        reason = self._obstacle(layer, node)
+        reason = "it runs more than once" if node.target in self.shared else obstacle(layer)
         if not self.differs or reason:
             return reason if self.differs else None
         slope, intercept = best_ridge(*self._moments(layer, node), STRENGTHS)
         layer.weight += slope.mT.reshape(layer.weight.shape)
         if layer.bias is not None:
             layer.bias += intercept.flatten()
-        return None
-
-    def _obstacle(self, layer: nn.Conv2d | nn.Linear, node: fx.Node) -> str | None:
-        if node.target in self.shared:
-            return "it runs more than once"
-        if isinstance(layer, nn.Conv2d) and (
-            layer.padding_mode != "zeros" or isinstance(layer.padding, str)
-        ):
-            return f"its padding is {layer.padding} {layer.padding_mode}"
-        if (features := layer.weight[0].numel()) > FEATURES:
-            return f"each of its outputs has {features} weights, more than {FEATURES}"
         return None
 
     def _are_constant(self, node: fx.Node, lost: torch.Tensor) -> bool:
@@ -166,22 +154,14 @@ class _Repair:
         weight = layer.weight.flatten(1).unflatten(0, (groups, -1))
         sizes = (groups, weight.shape[2], weight.shape[1], weight.device)
         moments, batches = (Moments(*sizes), Moments(*sizes)), self.pair.batches
+        count = POSITIONS // len(batches)
         for b in batches:
-            x, wanted = self._samples(layer, self.pair.read(node, b), self.pair.target(node, b))
+            read, target = self.pair.read(node, b), self.pair.target(node, b)
+            x, wanted = sample(layer, read, target, count, self.generator)
             short = wanted if layer.bias is None else wanted - layer.bias
             short = short.unflatten(1, (groups, -1)).transpose(0, 1) - x @ weight.mT
             moments[b >= len(batches) - max(1, len(batches) // HELD_BACK)].add(x, short)
         return moments
-
-    def _samples(
-        self, layer: nn.Conv2d | nn.Linear, read: torch.Tensor, wanted: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What some outputs are computed from (groups, n, F), and what they should be (n, O)."""
-        if isinstance(layer, nn.Linear):
-            return rows(read)[None], rows(wanted)
-        count = -(-POSITIONS // len(self.pair.batches))
-        places = patches.positions(wanted.shape, count, self.generator)
-        return patches.read_by(layer, read, places, wanted.shape[3]), patches.at(wanted, places)
 
     def _recalibrate(self, norm: nn.Module, node: fx.Node) -> None:
         """Move the running statistics of a BN as those of its input have moved."""

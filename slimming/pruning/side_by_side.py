@@ -14,11 +14,6 @@ from slimming.pruning.widths import BATCH_NORMS
 SUMS = (operator.add, operator.iadd, torch.add)
 
 
-def rows(value: torch.Tensor) -> torch.Tensor:
-    """Maps (N, C, H, W) or features (N, ..., C) as rows (n, C)."""
-    return (value.movedim(1, -1) if value.dim() == 4 else value).flatten(0, -2)
-
-
 class SideBySide:
     """Both networks' activations for ``batches`` of images (N, 3, H, W), one operation at a time.
 
