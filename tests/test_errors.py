@@ -68,8 +68,8 @@ def fails(tmp_path, script, *args, status=2, says=(), **kwargs):
     "broken, says",
     [
         ("missing", "No such file"),
-        ("empty", "empty, cut short"),
-        ("cut", "cut short"),
+        ("empty", "empty, truncated"),
+        ("cut", "truncated"),
         ("random", "not a readable checkpoint"),
         ("evil", "run code"),
         ("images", "images"),
@@ -98,7 +98,7 @@ def test_a_percent_that_is_none(tmp_path, files, script, arch, percent):
     [("vggprune.py", "resnet"), ("resprune.py", "densenet"), ("denseprune.py", "vgg")],
 )
 def test_a_checkpoint_of_another_network(tmp_path, files, script, other):
-    fails(tmp_path, script, "--model", files / other, says=[f"holds arch '{other}'", "was asked"])
+    fails(tmp_path, script, "--model", files / other, says=[f"has arch '{other}'", "was requested"])
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_weights_of_another_network(tmp_path, files):
         "digits",
         "--depth",
         "29",
-        says="does not hold a resnet-29",
+        says="does not contain a resnet-29",
     )
     fails(
         tmp_path,
@@ -158,9 +158,9 @@ def test_weights_of_another_network(tmp_path, files):
         "digits",
         "--depth",
         "11",
-        says="does not hold a vgg-11",
+        says="does not contain a vgg-11",
     )
-    fails(tmp_path, "resprune.py", "--model", old, says="give --depth --dataset")
+    fails(tmp_path, "resprune.py", "--model", old, says="add --depth --dataset")
 
 
 def test_bare_weights(tmp_path, files):
@@ -169,7 +169,7 @@ def test_bare_weights(tmp_path, files):
     torch.save(torch.load(files / "resnet", weights_only=True)["state_dict"], bare)
     fails(tmp_path, "resprune.py", "--model", bare, says="would be lost")
     words = ["--save", tmp_path / "other", "--depth", "11"]
-    fails(tmp_path, "resprune.py", "--model", bare, *words, says="give --dataset")
+    fails(tmp_path, "resprune.py", "--model", bare, *words, says="add --dataset")
     words = ["--arch", "resnet", "--depth", "11", "--dataset", "digits"]
     fails(tmp_path, "main.py", "--resume", bare, *words, says="--refine trains them")
     fails(tmp_path, "resprune.py", "--model", files / "resnet", "--save", tmp_path,

@@ -176,7 +176,7 @@ def test_a_pretrained_network_says_its_depth(built, images, capsys, tmp_path):
     assert trainer.architecture.name == "vgg-11"
     assert same(trainer.model.state_dict(), checkpoint.read(start)["state_dict"])
     assert "is not pruned" not in capsys.readouterr().out
-    with pytest.raises(UserError, match="holds depth 11, but 13 was asked for"):
+    with pytest.raises(UserError, match="has depth 11, but 13 was requested"):
         built(*words, "--depth", 13)
 
 
@@ -228,7 +228,7 @@ def test_spare_outputs_are_no_licence_for_other_data(images, tmp_path, tmp_path_
     folder, classes = tmp_path_factory.mktemp("images"), ["blue", "red"]
     net = save_network(tmp_path / "net", "resnet", 11, "folder", 5, classes=classes)
     words = ["eval.py", net, "--test_acc", "--data_path"]
-    said = "holds num classes 5, but 4 was asked for"
+    said = "has num classes 5, but 4 was requested"
     fails(tmp_path, *words, images, "--num_classes", 4, says=said)
     others = make_images(folder / "others", classes=("blue", "green"), train=1, test=1)
     fails(tmp_path, *words, others, says=["'red'", "'green'"])
@@ -318,7 +318,7 @@ def test_a_killed_process_goes_on(images, tmp_path):
     tuned = checkpoint.read(tmp_path / "tuned" / "checkpoint.pth.tar")
     assert tuned["cfg"] == checkpoint.read(last)["cfg"]
     fails(tmp_path, "flowprune.py", "--resume", last, "--data_path", "CIFAR10",
-          says=["holds dataset 'folder'", "'cifar10' was asked"])  # fmt: skip
+          says=["has dataset 'folder'", "'cifar10' was requested"])  # fmt: skip
     fails(tmp_path, "flowprune.py", "--resume", tmp_path / "tuned" / "checkpoint.pth.tar",
           "--data_path", images, says="holds no record of rounds")  # fmt: skip
 

@@ -231,7 +231,7 @@ def test_a_network_of_another_depth_is_another_network(photos, tmp_path):
     assert f"the base network is {folder / 'resnet_base.pth'}" in printed
     fails(tmp_path, "run.py", *again, 20, says="resnet is not torchvision's")
     path = ["--eval-only", "--model-path", folder / "resnet_base.pth"]
-    says = "holds depth 11, but 20"
+    says = "has depth 11, but 20"
     fails(
         tmp_path, "run.py", *flags(photos, "out", *path, "--depth", 20, model="resnet"), says=says
     )
@@ -260,7 +260,7 @@ def test_patience_ends_a_training_that_gets_no_better(photos, tmp_path):
         (["--pruning-method", "intra-kernel", "--ignore", "nothing"], "no layer called nothing"),
         (["--pruning-method", "kernel", "--round-to", "8"], "--round-to"),
         (["--importance", "biased_loss_tracked"], "invalid choice"),
-        (["--depth", "20"], "mobilenet has one depth alone"),
+        (["--depth", "20"], "mobilenet has only one depth"),
         (["--model", "preact_res20", "--depth", "20"], "leave --depth out"),
     ],
 )

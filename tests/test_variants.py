@@ -95,7 +95,7 @@ def test_best_acc_is_found_whether_or_not_such_a_folder_was_made(tmp_path):
     theirs.touch()
     assert files.find(best, ours.name) == theirs
     (best / "ckpt_25000_acc91.000_loss0.2801.pth.pth.tar").touch()
-    with pytest.raises(UserError, match="name the file"):
+    with pytest.raises(UserError, match="give the path of"):
         files.find(best, ours.name)
     (best / ours.name).touch()
     assert files.find(best, ours.name) == best / ours.name

@@ -11,15 +11,15 @@ from slimming.settings import Spec, flag_names, truth
 
 
 def make_parser(description: str, kind: type, others: tuple[str, ...] = ()) -> Parser:
-    """The parser of a script whose settings are a dataclass of this ``kind``. Settings inside it
-    are a group of flags each, titled by their ``title``. ``others``: see `Parser`."""
+    """The parser of a script whose settings are a dataclass of this ``kind``. Nested settings
+    become groups of flags, named by their ``title``. ``others``: see `Parser`."""
     parser = Parser(description, others)
     _add_fields(parser, parser, kind)
     return parser
 
 
 def parse(parser: Parser, words: list[str] | None = None) -> dict[str, Any]:
-    """What was typed, by the names of fields; what was not typed is not there."""
+    """The values on the command line by field name; fields that were not given are missing."""
     typed = vars(parser.parse_args(words))
     threads.use(typed.get("threads"))
     return typed
@@ -59,7 +59,7 @@ def _add_flag(group: Any, entry: Field, spec: Spec) -> None:
 
 
 class _ByValue(argparse.Action):
-    """Store a value under the name of the field that it is for."""
+    """Store a value under the name of the field that ``field_of`` selects."""
 
     def __init__(self, *args: Any, field_of: Callable[[Any], str], **more: Any):
         super().__init__(*args, **more)
@@ -72,7 +72,7 @@ class _ByValue(argparse.Action):
 
 
 def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """``parse`` for argparse, which shows the words of its own error alone."""
+    """``parse`` for argparse, which shows the message of an ArgumentTypeError only."""
 
     def read(text: str) -> Any:
         try:
