@@ -234,14 +234,14 @@ def test_spare_outputs_are_no_licence_for_other_data(images, tmp_path, tmp_path_
     fails(tmp_path, *words, others, says=["'red'", "'green'"])
     fewer = make_images(folder / "fewer", classes=("blue",), train=1, test=1)
     for more in ([], ["--num_classes", 5]):
-        fails(tmp_path, *words, fewer, *more, says="tells 5 classes apart, but the data has 1")
+        fails(tmp_path, *words, fewer, *more, says="has 5 classes, but the data has 1")
 
 
 def test_a_file_that_records_no_classes_needs_num_classes(images, tmp_path):
     """As the original writes it, whose default is 100 for any data."""
     save_network(tmp_path / "net", "resnet", 11, "folder", 100)
     words = ["eval.py", tmp_path / "net", "--data_path", images, "--test_acc"]
-    fails(tmp_path, *words, says="tells 100 classes apart, but the data has 2")
+    fails(tmp_path, *words, says="has 100 classes, but the data has 2")
     succeed(*words, "--num_classes", 100)
 
 

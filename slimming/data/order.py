@@ -1,13 +1,13 @@
-"""Which images of an epoch a process takes, and what their mean weighs."""
+"""Split the batches of an epoch between processes."""
 
 from collections.abc import Iterator
 from typing import Any
 
 
 def shares(loader: Any) -> Iterator[slice]:
-    """Which places of the epoch's order this process takes, batch by batch.
+    """For each batch, the slice of the epoch's order that this process gets.
 
-    A training batch that is too small for every process to get an image is left out.
+    A training batch with fewer images than processes is dropped.
     """
     for start in range(0, loader.num_images, loader.batch_size):
         stop = min(start + loader.batch_size, loader.num_images)
@@ -18,8 +18,8 @@ def shares(loader: Any) -> Iterator[slice]:
 
 
 def weight(loader: Any, step: int, count: int) -> float:
-    """What the mean over ``count`` images of batch ``step`` (from 0) in this process weighs in the
-    mean over all processes: 1 where all have as many."""
+    """The weight of this process's loss, the mean over ``count`` images of batch ``step`` (from 0),
+    in the mean over all processes: 1 if all have equally many images."""
     if loader.ranks == 1:
         return 1
     whole = min(loader.batch_size, loader.num_images - step * loader.batch_size)

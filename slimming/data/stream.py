@@ -15,8 +15,8 @@ from slimming.runtime.randomness import epoch_generator
 class Stream:
     """The batches of an image folder at ``size`` x ``size`` pixels, like `Batches`.
 
-    For training, random resized crops and mirror images; order and augmentation are functions of
-    ``seed`` and ``epoch``, whatever the number of ``workers``. For the test, the centre.
+    With ``augment``, random resized crops and horizontal flips; order and augmentation depend on
+    ``seed`` and ``epoch``, not on the number of ``workers``. Without it, center crops.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Stream:
             for images, labels in self.loader:
                 images = images.to(self.device, non_blocking=True)
                 yield normalize(images), labels.to(self.device, non_blocking=True)
-        except UserError as error:  # a worker wraps the line into a traceback
+        except UserError as error:  # a worker wraps the message in a traceback
             raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
 
     def first(self, count: int) -> torch.Tensor:
@@ -62,7 +62,7 @@ class Stream:
 
 
 class _Order:
-    """Lists of (epoch, index): the batches of this process in the current epoch."""
+    """A batch sampler: lists of (epoch, index), the batches of this process in this epoch."""
 
     def __init__(self, stream: Stream):
         self.stream = stream
