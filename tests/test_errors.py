@@ -171,7 +171,7 @@ def test_bare_weights(tmp_path, files):
     words = ["--save", tmp_path / "other", "--depth", "11"]
     fails(tmp_path, "resprune.py", "--model", bare, *words, says="add --dataset")
     words = ["--arch", "resnet", "--depth", "11", "--dataset", "digits"]
-    fails(tmp_path, "main.py", "--resume", bare, *words, says="--refine trains them")
+    fails(tmp_path, "main.py", "--resume", bare, *words, says="train them with --refine")
     fails(tmp_path, "resprune.py", "--model", files / "resnet", "--save", tmp_path,
           says="would be lost")  # fmt: skip
 

@@ -214,4 +214,4 @@ def test_momentum_of_the_original_suite_is_no_obstacle(images, tmp_path):
     old = {k: contents[k] for k in ("epoch", "state_dict", "best_prec1", "optimizer")}
     checkpoint.write(last, old)
     done = run("main.py", *flags, "--resume", last, "--epochs", "2")
-    assert done.returncode == 0 and "goes on without" in done.stdout, done.stderr
+    assert done.returncode == 0 and "continues without" in done.stdout, done.stderr

@@ -242,7 +242,7 @@ def test_patience_ends_a_training_that_gets_no_better(photos, tmp_path):
     printed = succeed("run.py", *flags(photos, tmp_path, *words))
     _, metrics = experiment(tmp_path)
     scores = [record["test_prec1"] for record in metrics["stages"][0]["history"]]
-    assert f"no better top-1 for 1 epochs: training ends after {len(scores)}\n" in printed
+    assert f"top-1 has not improved for 1 epochs: training stops after {len(scores)}\n" in printed
     assert len(scores) < 30 and scores[-1] <= max(scores[:-1])
 
 

@@ -1,5 +1,4 @@
-"""What pruning costs and brings, in the lines of the suite that spells its networks
-preact_res<depth>."""
+"""The summary of pruning in the format of the suite that calls its networks preact_res<depth>."""
 
 import os
 from typing import Any
@@ -13,8 +12,8 @@ MEBIBYTE = 2**20
 
 
 def text(dense: Any, slim: nn.Module, choice: Choice, before: dict, after: dict) -> str:
-    """Its lines for what `before_after.save_pruned` returned. As there, parameters count the
-    masks of channel selection too, and sizes are those of the two files."""
+    """The summary of the records that `before_after.save_pruned` returned. As in that suite,
+    parameters include the masks of channel selection, and sizes are those of the two files."""
     files = (dense.path, dense.target)
     sizes = [path.stat().st_size / MEBIBYTE for path in files]
     counts = [sum(p.numel() for p in model.parameters()) for model in (dense.model, slim)]

@@ -40,13 +40,13 @@ def train(
     temperature: float = 1.0,
 ) -> Score:
     """Train one epoch on the (images, labels) of ``loader``: `Batches`, a DataLoader of torch, or
-    any other iterable. ``callbacks`` that have ``on_gradients(batch)`` edit the gradients between
+    any other iterable. ``callbacks`` with ``on_gradients(batch)`` edit the gradients between
     backward and step (`slimming.training.callbacks`).
 
-    They find gradients that are whole: unscaled under mixed precision, and averaged over the
-    processes if ``model`` is what `distributed.wrap` made. Diverged if the loss is not finite,
-    found when a line is printed and at the end of the epoch. What is minimised is the cross entropy
-    of logits / ``temperature``; what is returned is that of the logits.
+    They get final gradients: unscaled under mixed precision, and averaged over the processes if
+    ``model`` comes from `distributed.wrap`. Raises Diverged if the loss is not finite, which is
+    checked whenever a line is printed and at the end of the epoch. Minimises the cross entropy of
+    logits / ``temperature``, and returns that of the logits.
     """
     device = next(model.parameters()).device
     precision = precision or Precision(device)
@@ -90,7 +90,7 @@ def test(model: nn.Module, loader: Batches | Iterable, precision: Precision | No
 
 
 class _Meter:
-    """Sums of loss and hits that stay on the device until somebody asks."""
+    """Sums of loss and correct predictions, which stay on the device until they are read."""
 
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(2, device=device)
@@ -103,11 +103,11 @@ class _Meter:
         self.count += len(labels)
 
     def score(self) -> Score:
-        """Of this process so far."""
+        """The score of this process so far."""
         return Score(*(total / self.count for total in self.sums.tolist()))
 
     def score_of_all(self) -> Score:
-        """Of all processes together."""
+        """The score of all processes together."""
         counted = torch.tensor([float(self.count)], device=self.sums.device)
         loss, hits, count = distributed.total(torch.cat((self.sums, counted))).tolist()
         return Score(loss / count, hits / count)
@@ -118,7 +118,7 @@ def check_finite(score: Score, epoch: int) -> Score:
     if not math.isfinite(score.loss):
         raise Diverged(
             f"the loss is {score.loss} in epoch {epoch}: the run diverged. Lower --lr "
-            "(or --s), and continue from the last checkpoint or start again"
+            "(or --s), and resume from the last checkpoint or start again"
         )
     return score
 
@@ -127,7 +127,7 @@ def check_finite(score: Score, epoch: int) -> Score:
 def _progress(
     loader: Any, epoch: int, log_interval: int
 ) -> Iterator[Callable[[int, "_Meter"], None]]:
-    """A bar on a terminal, a line every ``log_interval`` batches elsewhere."""
+    """Show a progress bar on a terminal; elsewhere print a line every ``log_interval`` batches."""
     total, start, shown = loader.num_images, time.perf_counter(), 0.0
     first = distributed.rank() == 0
     terminal = first and sys.stderr.isatty() and sys.stdout.isatty()
@@ -143,7 +143,7 @@ def _progress(
         if not first or (not due and done != total):
             return
         shown = elapsed
-        score = check_finite(meter.score(), epoch)  # waits for the device: once a second, or a line
+        score = check_finite(meter.score(), epoch)  # synchronises: once per second or line
         if terminal:
             bar.set_postfix_str(f"loss {score.loss:.4f}, top-1 {score.prec1:.2%}", refresh=False)
             bar.update(done - bar.n)
