@@ -140,10 +140,10 @@ def test_what_cannot_be_shared_is_one_line(tmp_path):
     images = make_images(tmp_path / "images")
     words = torchrun("--data", images, "--batch-size", "1", "--save", tmp_path / "out")
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert "--batch-size 1 leaves nothing for some of 2 processes" in done.stderr
+    assert "--batch-size 1 is too small for 2 processes" in done.stderr
     assert "Traceback" not in done.stderr.partition("torch/distributed")[0]
     done = run("resprune.py", "--model", tmp_path / "none", env={"WORLD_SIZE": "2"})
-    assert done.returncode == 2 and "one process" in done.stderr
+    assert done.returncode == 2 and "single process" in done.stderr
 
 
 SMALL = "--dataset digits --arch resnet --depth 11 --batch-size 500 --no-cuda".split()

@@ -214,7 +214,7 @@ WRONG = [
     ("good --model preact_res20", "11 20"),
     ("good --model_path good", "one checkpoint"),
     ("", "one checkpoint"),
-    ("good --pruned True", "holds a dense network, --pruned True"),
+    ("good --pruned True", "contains a dense network, --pruned True"),
     ("good --num_classes 7", "10, 7"),
     ("good --data_path CIFAR100", "'digits', 'cifar100'"),
     ("good --data_path CIFAR10 --dataset digits", "digits cifar10"),

@@ -320,7 +320,7 @@ def test_a_killed_process_goes_on(images, tmp_path):
     fails(tmp_path, "flowprune.py", "--resume", last, "--data_path", "CIFAR10",
           says=["has dataset 'folder'", "'cifar10' was requested"])  # fmt: skip
     fails(tmp_path, "flowprune.py", "--resume", tmp_path / "tuned" / "checkpoint.pth.tar",
-          "--data_path", images, says="holds no record of rounds")  # fmt: skip
+          "--data_path", images, says="has no state of pruning rounds")  # fmt: skip
 
 
 def test_resume_reads_the_checkpoint_before_it_judges_the_flags(flow, tmp_path, capsys):
@@ -338,7 +338,7 @@ def test_resume_reads_the_checkpoint_before_it_judges_the_flags(flow, tmp_path, 
         flow("--resume", last)
     del contents["flow"]
     checkpoint.write(last, contents)
-    with pytest.raises(UserError, match="holds no record of rounds"):
+    with pytest.raises(UserError, match="has no state of pruning rounds"):
         flow("--resume", last, "--epochs", 3, folder="elsewhere")
     assert not (tmp_path / "elsewhere").exists()
 
@@ -382,10 +382,10 @@ def test_two_processes_end_with_one_network(images, tmp_path):
 @pytest.mark.parametrize(
     "words, says",
     [
-        ("--prune_percent 96", "past 95"),
+        ("--prune_percent 96", "--prune_percent must be at most 95"),
         ("--warmup_epochs 80", "--warmup_epochs"),
-        ("--thresholds [50,10]", "rising percentages"),
-        ("--thresholds []", "rising percentages"),
+        ("--thresholds [50,10]", "increasing percentages"),
+        ("--thresholds []", "increasing percentages"),
         ("--use_l2 --use_init", "contradict"),
         ("--use_l2 maybe", "True or False"),
         ("--track_batches maybe", "--track_batches: must be an integer of at least 1"),
@@ -397,7 +397,7 @@ def test_two_processes_end_with_one_network(images, tmp_path):
         ("--data_path CIFAR100 --dataset folder", "--dataset folder and --data_path cifar100"),
         ("--data_path here --data there", "--data there and --data_path here contradict"),
         ("--pretrained_path none.pth.tar", "none.pth.tar"),
-        ("--num_classes 1", "--num_classes 1 is too few: the data has 2 classes"),
+        ("--num_classes 1", "--num_classes must be at least 2, the classes of the data"),
     ],
 )
 def test_what_cannot_be_is_one_line(images, tmp_path, words, says):

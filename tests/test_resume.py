@@ -109,7 +109,7 @@ def test_resume_needs_no_other_flag_and_says_what_changed(images, tmp_path):
 def test_refine_beside_a_named_resume_is_an_error(tmp_path, script):
     """Whether there are such files or not."""
     words = ["--refine", "pruned.pth.tar", "--resume=checkpoint.pth.tar"]
-    says = ["--refine and --resume contradict", "leave --refine out", "--resume auto"]
+    says = ["--refine and --resume contradict", "omit --refine", "--resume auto"]
     fails(tmp_path, script, *words, says=says)
 
 

@@ -249,7 +249,7 @@ def test_patience_ends_a_training_that_gets_no_better(photos, tmp_path):
 @pytest.mark.parametrize(
     "words, says",
     [
-        (["--model", "nonsense"], "no network is called"),
+        (["--model", "nonsense"], "unknown network"),
         (["--eval-only"], "--model-path"),
         (["--model-path", "x.pth"], "--skip-base-training"),
         (["--model", "vgg16", "--pruning-method", "slimming"], "BatchNorm"),
@@ -261,7 +261,7 @@ def test_patience_ends_a_training_that_gets_no_better(photos, tmp_path):
         (["--pruning-method", "kernel", "--round-to", "8"], "--round-to"),
         (["--importance", "biased_loss_tracked"], "invalid choice"),
         (["--depth", "20"], "mobilenet has only one depth"),
-        (["--model", "preact_res20", "--depth", "20"], "leave --depth out"),
+        (["--model", "preact_res20", "--depth", "20"], "omit --depth"),
     ],
 )
 def test_what_cannot_work_is_said_at_once(photos, tmp_path, words, says):
