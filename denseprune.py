@@ -1,7 +1,7 @@
-"""Slim a DenseNet: prune the channels with the smallest scaling factors of the whole network.
+"""Prune the channels of a DenseNet with the smallest scaling factors over the whole network.
 
-Every block appends its channels to those before it, so feature maps stay whole; channel selection
-after each BN passes on only the channels that the next convolution still reads.
+Every block appends its channels to those before it, so feature maps keep their width; channel
+selection after each BN keeps only the channels that the next convolution still reads.
 
     python denseprune.py --dataset cifar10 --depth 40 --percent 0.4 --model logs/model_best.pth.tar
 """

@@ -1,7 +1,7 @@
-"""Slim a VGG: prune the channels with the smallest scaling factors of the whole network.
+"""Prune the channels of a VGG with the smallest scaling factors over the whole network.
 
-A pruned channel takes its filter in the convolution before the BN, and its slice of every filter
-in the convolution after it.
+With a channel go its filter in the convolution before the BN, and its slice of every filter in
+the convolution after it.
 
     python vggprune.py --dataset cifar10 --depth 19 --percent 0.7 --model logs/model_best.pth.tar
 """
