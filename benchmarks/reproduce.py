@@ -1,7 +1,7 @@
-"""The paper's workflow, network by network: baseline, sparsity, pruning, fine-tuning.
+"""Run the paper's workflow for each network: baseline, sparsity, pruning, fine-tuning.
 
-Each stage is a command of this suite. One that was stopped goes on where it was, one whose result
-is there is not run again. The table has the published figures beside ours.
+Each stage is a command of this suite. An interrupted stage is resumed, a finished one is not
+repeated. The table compares the results to the published figures.
 
     python benchmarks/reproduce.py --arch vgg --dataset cifar10 --epochs 160
 """
@@ -47,10 +47,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data-name",
         type=plain_name,
-        help="what the table calls the data (default: --dataset)",
+        help="name of the data in the table (default: --dataset)",
     )
-    parser.add_argument("--epochs", type=int, default=160, help="of each training stage")
-    parser.add_argument("--work", type=Path, default=Path("reproduce"), help="where runs live")
+    parser.add_argument("--epochs", type=int, default=160, help="epochs of each training stage")
+    parser.add_argument("--work", type=Path, default=Path("reproduce"), help="folder of the runs")
     parser.add_argument("--amp", action="store_true")
     parser.add_argument("--device")
     return parser
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def reproduce(arch: str, args: argparse.Namespace) -> list[dict]:
-    """Run what is missing of one network; its rows of the table."""
+    """Run the unfinished stages of one network, and return its rows of the table."""
     script, depth, s, percents = CASES[arch]
     name = args.data_name or args.dataset
     work = args.work / f"{name}-{args.epochs}{'-amp' if args.amp else ''}"
@@ -101,7 +101,7 @@ def reproduce(arch: str, args: argparse.Namespace) -> list[dict]:
 
 
 def train(folder: Path, words: list, data: list, args: argparse.Namespace) -> Path:
-    """The best checkpoint of a finished run of main.py in ``folder``; runs what is left of it."""
+    """Finish a run of main.py in ``folder`` if necessary, and return its best checkpoint."""
     last = folder / "checkpoint.pth.tar"
     if not last.exists() or checkpoint.read(last)["epoch"] < args.epochs:
         more = ["--resume", "auto", "--epochs", args.epochs, "--save", folder]
@@ -114,7 +114,7 @@ def run(script: str, *words) -> None:
     print(f"$ python {shlex.join([script, *command[2:]])}", flush=True)
     done = subprocess.run(command, check=False)
     if done.returncode:
-        sys.exit(done.returncode)  # the script said why; the next start goes on from here
+        sys.exit(done.returncode)  # the script has printed why; the next start resumes
 
 
 if __name__ == "__main__":
