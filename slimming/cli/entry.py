@@ -23,8 +23,9 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(1)  # the reader of the output has exited: print nothing
     except (Exception, KeyboardInterrupt) as error:
         status, message = _explain(error)
-        if status != Interrupted.status or distributed.speaks():  # every process gets Ctrl-C
-            distributed.let_others_speak(explained=message is not None)
+        # every process gets Ctrl-C: only the first one prints it
+        if status != Interrupted.status or distributed.is_first_process():
+            distributed.wait_for_other_errors(explained=message is not None)
             if message is None:
                 raise
             line = f"{os.path.basename(sys.argv[0])}: {' '.join(message.split())}\n"

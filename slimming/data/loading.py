@@ -47,7 +47,7 @@ def batches(
             )
         _, samples, classes = image_folder.scan_folder(folder, part)
         return Stream(samples, classes, image_size, device, settings.workers, **shape)
-    with distributed.first_goes_first():
+    with distributed.first_process_first():
         images, labels, classes = datasets.load(name, folder, part, settings.workers)
     on_device = Split(images.to(device), labels.to(device), classes)
     return Batches(on_device, mirror=name in datasets.FLIPPED, **shape)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from slimming.data.datasets import NAMES
-from slimming.runtime.threads import MOST
+from slimming.runtime.threads import MAX_THREADS
 from slimming.settings import count, number, setting
 
 
@@ -47,7 +47,7 @@ class DataSettings:
         None,
         "number of CPU threads for computation (default: PyTorch's default)",
         metavar="N",
-        parse=number(int, 1, MOST),
+        parse=number(int, 1, MAX_THREADS),
     )
     device: str | None = setting(
         None, "cpu, cuda, cuda:1, ... (default: cuda if available)", metavar="NAME"

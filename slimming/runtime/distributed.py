@@ -23,19 +23,19 @@ def launched() -> bool:
     return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def speaks() -> bool:
+def is_first_process() -> bool:
     """Whether this is the first process, the one that prints; works before `start` too."""
     return not launched() or os.environ.get("RANK", "0") == "0"
 
 
-def let_others_speak(explained: bool) -> None:
+def wait_for_other_errors(explained: bool) -> None:
     """Delay an error so that another process can print its own: torchrun then ends this one.
 
     The first process prints an ``explained`` error immediately. Another process waits until the
     first one has had time to raise the same error. An unexplained error is usually a lost
     connection to a process that failed, so it waits too.
     """
-    turns = (not explained) + (not speaks())
+    turns = (not explained) + (not is_first_process())
     if launched() and turns:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while it waits prints no traceback
         time.sleep(turns * PATIENCE)
@@ -111,7 +111,7 @@ def stop() -> None:
 
 
 @contextlib.contextmanager
-def first_goes_first() -> Iterator[None]:
+def first_process_first() -> Iterator[None]:
     """The first process runs the block before the others: it downloads, they read."""
     if world_size() > 1 and rank():
         dist.barrier()
@@ -120,14 +120,14 @@ def first_goes_first() -> Iterator[None]:
         dist.barrier()
 
 
-def total(tensor: torch.Tensor) -> torch.Tensor:
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Sum ``tensor`` over all processes, in place."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
-def of_the_first(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def broadcast_from_first(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The ``tensor`` of the first process, in every process, sent over ``device``."""
     if world_size() == 1:
         return tensor
@@ -145,7 +145,7 @@ def check_same(number: int, device: torch.device, message: str) -> None:
             raise UserError(message)
 
 
-def share_buffers(model: nn.Module) -> None:
+def broadcast_buffers(model: nn.Module) -> None:
     """Copy the running statistics of the first process to all others."""
     if world_size() > 1:
         for buffer in model.buffers():

@@ -26,8 +26,8 @@ def load(library: str, module: str | None = None) -> ModuleType | None:
         return importlib.import_module(module or library)
     except ImportError as error:
         reason = " ".join(str(error).split())[:200]
-        told = f"{LEFT_OUT[library]} (pip install {library})"
-        print(f"note: {library} is unavailable ({reason}): {told}", flush=True)
+        consequence = f"{LEFT_OUT[library]} (pip install {library})"
+        print(f"note: {library} is unavailable ({reason}): {consequence}", flush=True)
         return None
 
 

@@ -4,7 +4,7 @@ import os
 
 import torch
 
-MOST = 1024  # OpenMP aborts the process if the system cannot create a thread
+MAX_THREADS = 1024  # OpenMP aborts the process if the system cannot create a thread
 
 
 def use(count: int | None) -> None:
@@ -14,7 +14,7 @@ def use(count: int | None) -> None:
         torch.set_num_threads(count)
 
 
-def tell_load(device: torch.device) -> None:
+def print_load_note(device: torch.device) -> None:
     """On the CPU, print a note if the load of the machine exceeds its number of cores: on two
     cores, two runs with two threads process 195 images/s each, with one thread 480."""
     try:
@@ -22,5 +22,5 @@ def tell_load(device: torch.device) -> None:
     except (AttributeError, OSError):  # unavailable on Windows
         return
     if device.type == "cpu" and load > cores and torch.get_num_threads() > 1:
-        told = f"note: the load of this machine is {load:.1f} (cores: {cores})"
-        print(f"{told}: concurrent runs are faster with --threads 1", flush=True)
+        note = f"note: the load of this machine is {load:.1f} (cores: {cores})"
+        print(f"{note}: concurrent runs are faster with --threads 1", flush=True)

@@ -109,7 +109,7 @@ class _Meter:
     def score_of_all(self) -> Score:
         """The score of all processes together."""
         counted = torch.tensor([float(self.count)], device=self.sums.device)
-        loss, hits, count = distributed.total(torch.cat((self.sums, counted))).tolist()
+        loss, hits, count = distributed.all_reduce_sum(torch.cat((self.sums, counted))).tolist()
         return Score(loss / count, hits / count)
 
 

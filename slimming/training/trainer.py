@@ -115,7 +115,7 @@ class Trainer:
             self.settings.log_interval,
             self.temperature,
         )
-        distributed.share_buffers(self.model)
+        distributed.broadcast_buffers(self.model)
         score = loop.test(self.model, self.test_loader, self.precision)
         return learned, loop.check_finite(score, epoch)
 

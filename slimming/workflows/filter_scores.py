@@ -33,7 +33,7 @@ class FilterScores:
         """The importance of each filter at the start of an epoch, the same in every process."""
         scores = self.tracker.scores() if self.tracker else self._measure(epoch)
         device = self.trainer.device
-        return {name: distributed.of_the_first(score, device) for name, score in scores.items()}
+        return {n: distributed.broadcast_from_first(score, device) for n, score in scores.items()}
 
     def track(self, epoch: int) -> None:
         """Average importance over this epoch if the next one starts with a round that needs it."""

@@ -235,7 +235,7 @@ def fit(
         folder.prepare()
     print(summary(trainer, folder), flush=True)
     if trainer.epoch < trainer.settings.epochs and not data.threads:
-        threads.tell_load(trainer.device)
+        threads.print_load_note(trainer.device)
     trainer.add(CheckpointWriter(trainer, folder.last, folder.best))
     if first and tensorboard:
         trainer.add(TensorBoard(trainer, folder.events))
