@@ -14,7 +14,7 @@ from conftest import make_images, succeed
 from warm import ROOT, run
 
 from slimming.data.batches import Batches
-from slimming.data.order import weight
+from slimming.data.order import loss_weight
 from slimming.data.pixels import Split
 from slimming.runtime import distributed
 from slimming.storage import checkpoint
@@ -61,7 +61,7 @@ def test_the_shares_of_all_processes_are_the_batches_of_one():
     # the last batch, of 2 images, is too small for 3 processes to train on
     for batch, *pieces in zip(whole[:-1], *parts, strict=True):
         assert torch.equal(torch.cat(pieces).sort().values, batch.sort().values)
-    weights = [weight(share(0, 3), 0, len(part[0])) for part in parts]
+    weights = [loss_weight(share(0, 3), 0, len(part[0])) for part in parts]
     assert [len(part[0]) for part in parts] == [6, 5, 5] and sum(weights) == pytest.approx(3)
 
 

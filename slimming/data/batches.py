@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
-from slimming.data.order import shares
+from slimming.data.order import rank_slices
 from slimming.data.pixels import Split, normalize
 from slimming.runtime.randomness import epoch_generator
 
@@ -70,7 +70,7 @@ class Batches:
         images, labels, _ = self.split
         if self.augment:
             order, shift, mirrored = (draw.to(images.device) for draw in self._draws())
-        for own in shares(self):
+        for own in rank_slices(self):
             if self.augment:
                 batch = flip(crop(images[order[own]], shift[own]), mirrored[own])
                 yield normalize(batch), labels[order[own]]
@@ -87,7 +87,7 @@ class Batches:
         return order, shift, mirrored & self.mirror
 
 
-class Moved:
+class DeviceLoader:
     """The batches of any iterable of (images, labels), such as torch's DataLoader, on ``device``.
 
     ``num_images`` is 0 if the size of an epoch is unknown.

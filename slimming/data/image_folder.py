@@ -75,7 +75,7 @@ def _scan(root: Path) -> tuple[list, list[str]]:
 
     endings = {end for end, kind in Image.registered_extensions().items() if kind in _formats()}
     try:
-        found = ImageFolder(
+        dataset = ImageFolder(
             str(root),
             allow_empty=True,
             is_valid_file=lambda path: Path(path).suffix.lower() in endings,
@@ -86,14 +86,14 @@ def _scan(root: Path) -> tuple[list, list[str]]:
             f"{root} has no class folders with images ({reason}): store images as "
             f"{root}/<class>/<image>; {OFFLINE}"
         ) from error
-    filled = {label for _, label in found.samples}
-    empty = [name for name, label in found.class_to_idx.items() if label not in filled]
+    filled = {label for _, label in dataset.samples}
+    empty = [name for name, label in dataset.class_to_idx.items() if label not in filled]
     if empty:
         raise UserError(
             f"{root} has no images of class {', '.join(empty)}: every class folder "
             f"needs images that Pillow can read; {OFFLINE}"
         )
-    return found.samples, found.classes
+    return dataset.samples, dataset.classes
 
 
 @functools.cache

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 
 from slimming.data import datasets, image_folder
-from slimming.data.batches import Batches, Moved
+from slimming.data.batches import Batches, DeviceLoader
 from slimming.data.pixels import SIZE, Split
 from slimming.data.settings import DataSettings
 from slimming.data.stream import Stream
@@ -53,10 +53,10 @@ def batches(
     return Batches(on_device, mirror=name in datasets.FLIPPED, **shape)
 
 
-def on_device(loader: Iterable, device: torch.device) -> "Batches | Stream | Moved":
+def on_device(loader: Iterable, device: torch.device) -> "Batches | Stream | DeviceLoader":
     """``loader`` itself if it is one of this suite, whose batches are on the device already; any
-    other as `Moved`."""
-    return loader if isinstance(loader, Batches | Stream) else Moved(loader, device)
+    other as `DeviceLoader`."""
+    return loader if isinstance(loader, Batches | Stream) else DeviceLoader(loader, device)
 
 
 def samples(
@@ -96,8 +96,8 @@ def check_classes(
     It may have more ``outputs`` than the data has classes if it was trained that way, or if
     --num_classes ``asked`` for it.
     """
-    names, found = contents.get("classes"), len(loader.classes)
-    recorded = isinstance(names, list) and len(names) == found
+    names, num_classes = contents.get("classes"), len(loader.classes)
+    recorded = isinstance(names, list) and len(names) == num_classes
     if recorded:
         for ours, theirs in zip(names, loader.classes, strict=True):
             if ours != theirs:
@@ -105,8 +105,8 @@ def check_classes(
                     f"{path} was trained with class {ours!r} where the data has {theirs!r}: use "
                     "the --dataset and --data that it was trained on"
                 )
-    if outputs < found or (outputs > found and not recorded and not asked):
+    if outputs < num_classes or (outputs > num_classes and not recorded and not asked):
         raise UserError(
-            f"{path} has {outputs} classes, but the data has {found}: use the --dataset and --data "
-            "that it was trained on"
+            f"{path} has {outputs} classes, but the data has {num_classes}: use the --dataset and "
+            "--data that it was trained on"
         )

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 
-def shares(loader: Any) -> Iterator[slice]:
+def rank_slices(loader: Any) -> Iterator[slice]:
     """For each batch, the slice of the epoch's order that this process gets.
 
     A training batch with fewer images than processes is dropped.
@@ -17,7 +17,7 @@ def shares(loader: Any) -> Iterator[slice]:
             yield slice(start + loader.rank, stop, loader.ranks)
 
 
-def weight(loader: Any, step: int, count: int) -> float:
+def loss_weight(loader: Any, step: int, count: int) -> float:
     """The weight of this process's loss, the mean over ``count`` images of batch ``step`` (from 0),
     in the mean over all processes: 1 if all have equally many images."""
     if loader.ranks == 1:

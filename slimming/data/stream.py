@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from slimming.data import image_folder
-from slimming.data.order import shares
+from slimming.data.order import rank_slices
 from slimming.data.pixels import normalize
 from slimming.errors import UserError
 from slimming.runtime.randomness import epoch_generator
@@ -35,10 +35,10 @@ class Stream:
         self.classes, self.device, self.batch_size = classes, device, batch_size
         self.num_images, self.augment, self.seed = len(samples), augment, seed
         self.epoch, self.rank, self.ranks = 0, rank, ranks
-        self.pictures = _Pictures(samples, size, augment, seed)
+        self.dataset = _ImageDataset(samples, size, augment, seed)
         self.loader = DataLoader(
-            self.pictures,
-            batch_sampler=_Order(self),
+            self.dataset,
+            batch_sampler=_BatchSampler(self),
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
@@ -57,11 +57,11 @@ class Stream:
 
     def first(self, count: int) -> torch.Tensor:
         """The first images, normalised."""
-        chosen = [self.pictures[0, i][0] for i in range(min(count, self.num_images))]
+        chosen = [self.dataset[0, i][0] for i in range(min(count, self.num_images))]
         return normalize(torch.stack(chosen).to(self.device))
 
 
-class _Order:
+class _BatchSampler:
     """A batch sampler: lists of (epoch, index), the batches of this process in this epoch."""
 
     def __init__(self, stream: Stream):
@@ -76,11 +76,11 @@ class _Order:
         if stream.augment:
             generator = epoch_generator(stream.seed, stream.epoch)
             order = torch.randperm(stream.num_images, generator=generator)
-        for own in shares(stream):
+        for own in rank_slices(stream):
             yield [(stream.epoch, i) for i in order[own].tolist()]
 
 
-class _Pictures(Dataset):
+class _ImageDataset(Dataset):
     """(epoch, index) -> an image (3, size, size) uint8 and its label."""
 
     def __init__(self, samples: list, size: int, augment: bool, seed: int):

@@ -13,7 +13,7 @@ from torch import nn
 
 from slimming.data import loading
 from slimming.data.batches import Batches
-from slimming.data.order import weight
+from slimming.data.order import loss_weight
 from slimming.errors import Diverged
 from slimming.runtime import distributed, optional
 from slimming.runtime.device import LAYOUT
@@ -62,7 +62,7 @@ def train(
                 logits = model(images)
                 softened = logits if temperature == 1 else logits / temperature
                 loss = F.cross_entropy(softened, labels)
-            share = weight(loader, step - 1, len(labels))
+            share = loss_weight(loader, step - 1, len(labels))
             precision.scaler.scale(loss if share == 1 else loss * share).backward()
             precision.scaler.unscale_(optimizer)
             call(callbacks, "on_gradients", (images, labels))

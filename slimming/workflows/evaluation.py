@@ -137,7 +137,7 @@ def score(subject: Subject, part: str) -> dict[str, float]:
     loader = loading.batches(network.dataset, part, batch, device, network.image_size, settings)
     loader.augment = False
     if isinstance(loader, Stream):  # it would still use random crops
-        samples, classes = loader.pictures.samples, loader.classes
+        samples, classes = loader.dataset.samples, loader.classes
         options = {"workers": settings.workers, "batch_size": batch, "augment": False}
         loader = Stream(samples, classes, network.image_size, device, **options)
     asked = None if subject.contents.get("classes") else subject.run.subject.num_classes
