@@ -54,7 +54,7 @@ def train(
     loader.epoch = epoch
     model.train()
     meter = _Meter(device)
-    with unit_strides(model), _progress(loader, epoch, log_interval) as report:
+    with unit_strides(model), _progress(loader, epoch, log_interval) as show_progress:
         for step, (images, labels) in enumerate(loader, start=1):
             images = images.to(memory_format=LAYOUT)
             optimizer.zero_grad()
@@ -62,16 +62,16 @@ def train(
                 logits = model(images)
                 softened = logits if temperature == 1 else logits / temperature
                 loss = F.cross_entropy(softened, labels)
-            share = loss_weight(loader, step - 1, len(labels))
-            precision.scaler.scale(loss if share == 1 else loss * share).backward()
+            weight = loss_weight(loader, step - 1, len(labels))
+            precision.scaler.scale(loss if weight == 1 else loss * weight).backward()
             precision.scaler.unscale_(optimizer)
             call(callbacks, "on_gradients", (images, labels))
             precision.scaler.step(optimizer)
             precision.scaler.update()
             plain = loss if temperature == 1 else F.cross_entropy(logits.detach(), labels)
             meter.add(plain, logits, labels)
-            report(step, meter)
-    return check_finite(meter.score_of_all(), epoch)
+            show_progress(step, meter)
+    return check_finite(meter.global_score(), epoch)
 
 
 @torch.no_grad()
@@ -86,7 +86,7 @@ def test(model: nn.Module, loader: Batches | Iterable, precision: Precision | No
             logits = model(images.to(memory_format=LAYOUT))
             loss = F.cross_entropy(logits, labels)
         meter.add(loss, logits, labels)
-    return meter.score_of_all()
+    return meter.global_score()
 
 
 class _Meter:
@@ -104,9 +104,9 @@ class _Meter:
 
     def score(self) -> Score:
         """The score of this process so far."""
-        return Score(*(total / self.count for total in self.sums.tolist()))
+        return Score(*(value / self.count for value in self.sums.tolist()))
 
-    def score_of_all(self) -> Score:
+    def global_score(self) -> Score:
         """The score of all processes together."""
         counted = torch.tensor([float(self.count)], device=self.sums.device)
         loss, hits, count = distributed.all_reduce_sum(torch.cat((self.sums, counted))).tolist()
@@ -128,29 +128,34 @@ def _progress(
     loader: Any, epoch: int, log_interval: int
 ) -> Iterator[Callable[[int, "_Meter"], None]]:
     """Show a progress bar on a terminal; elsewhere print a line every ``log_interval`` batches."""
-    total, start, shown = loader.num_images, time.perf_counter(), 0.0
+    num_images, start, shown = loader.num_images, time.perf_counter(), 0.0
     first = distributed.rank() == 0
     terminal = first and sys.stderr.isatty() and sys.stdout.isatty()
-    settings = {"total": total or None, "desc": f"epoch {epoch}", "unit": "img", "leave": False}
+    settings = {
+        "total": num_images or None,
+        "desc": f"epoch {epoch}",
+        "unit": "img",
+        "leave": False,
+    }
     bar = optional.bar(**settings, disable=not terminal)
     terminal = not bar.disable
 
-    def report(step: int, meter: _Meter) -> None:
+    def show_progress(step: int, meter: _Meter) -> None:
         nonlocal shown
-        done = min(step * loader.batch_size, total) if total else meter.count
+        done = min(step * loader.batch_size, num_images) if num_images else meter.count
         elapsed = time.perf_counter() - start
         due = elapsed - shown > 1 if terminal else step % log_interval == 0
-        if not first or (not due and done != total):
+        if not first or (not due and done != num_images):
             return
         shown = elapsed
         score = check_finite(meter.score(), epoch)  # synchronises: once per second or line
         if terminal:
             bar.set_postfix_str(f"loss {score.loss:.4f}, top-1 {score.prec1:.2%}", refresh=False)
             bar.update(done - bar.n)
-        if terminal and done != total:
+        if terminal and done != num_images:
             return
         bar.clear()
-        part = f"{done}/{total} ({done / total:.0%})" if total else f"{done} images"
+        part = f"{done}/{num_images} ({done / num_images:.0%})" if num_images else f"{done} images"
         print(
             f"Train Epoch: {epoch} [{part}]\t"
             f"Loss: {score.loss:.6f}\tTop-1: {score.prec1:.2%}\t"
@@ -159,4 +164,4 @@ def _progress(
         )
 
     with bar:
-        yield report
+        yield show_progress

@@ -8,11 +8,11 @@ def make_optimizer(
     model: nn.Module, lr: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """SGD over all parameters that need a gradient, scaling factors included, as in the paper."""
-    learned = [p for p in model.parameters() if p.requires_grad]
-    fused = learned[0].device.type in ("cpu", "cuda")
-    optimizer = torch.optim.SGD(learned, lr, momentum, weight_decay=weight_decay, fused=fused)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    fused = trainable[0].device.type in ("cpu", "cuda")
+    optimizer = torch.optim.SGD(trainable, lr, momentum, weight_decay=weight_decay, fused=fused)
     if momentum:  # zeros, because the fused kernel does not define a first step that overflows
-        for parameter in learned:
+        for parameter in trainable:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 

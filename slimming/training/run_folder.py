@@ -8,7 +8,7 @@ from pathlib import Path
 from slimming.errors import UserError
 from slimming.runtime import distributed
 
-OF_THE_START = ("--refine", "--resume", "--start-epoch")  # dropped when a run continues
+START_FLAGS = ("--refine", "--resume", "--start-epoch")  # dropped when a run continues
 
 
 class RunFolder:
@@ -71,9 +71,9 @@ class RunFolder:
             how = f"--nproc-per-node={here}" if here == everywhere else "(same flags as before)"
             words = [f"torchrun {how} --"]
         for word in sys.argv:
-            if not skip and not word.startswith(tuple(f"{flag}=" for flag in OF_THE_START)):
+            if not skip and not word.startswith(tuple(f"{flag}=" for flag in START_FLAGS)):
                 words.append(word)
-            skip = word in OF_THE_START
+            skip = word in START_FLAGS
             if skip:
                 words.pop()
         command = f"{words[0]} {shlex.join([*words[1:], '--resume', str(self.last)])}"

@@ -92,8 +92,8 @@ class Trainer:
                 call(self.callbacks, "before_epoch", epoch)
                 if self.stopped:
                     break
-                learned, score = self.one_epoch(epoch)
-                self._note(epoch, learned, score)
+                train_score, score = self.one_epoch(epoch)
+                self._add_record(epoch, train_score, score)
                 self.seconds = time.perf_counter() - started
                 call(self.callbacks, "after_epoch", epoch)
         finally:
@@ -105,7 +105,7 @@ class Trainer:
         torch.manual_seed(seed)  # dropout depends on the epoch, so that a resumed run repeats it
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(epoch)
-        learned = loop.train(
+        train_score = loop.train(
             self.trained,
             self.train_loader,
             self.optimizer,
@@ -117,11 +117,11 @@ class Trainer:
         )
         distributed.broadcast_buffers(self.model)
         score = loop.test(self.model, self.test_loader, self.precision)
-        return learned, loop.check_finite(score, epoch)
+        return train_score, loop.check_finite(score, epoch)
 
-    def _note(self, epoch: int, learned: Score, score: Score) -> None:
+    def _add_record(self, epoch: int, train_score: Score, score: Score) -> None:
         lr = self.optimizer.param_groups[0]["lr"]
-        values = (epoch, lr, *learned, *score, near_zero(self.model))
+        values = (epoch, lr, *train_score, *score, near_zero(self.model))
         self.history.append(dict(zip(RECORD, values, strict=True)))
 
     def save(self, last: Path, best: Path) -> None:
