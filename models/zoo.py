@@ -69,8 +69,8 @@ def _fit_small_images(model: nn.Module, num_classes: int) -> None:
     if isinstance(model, VGG):
         model.avgpool = nn.AdaptiveAvgPool2d(1)
         model.classifier = nn.Linear(512, num_classes)
-    found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.MaxPool2d)]
-    name, stem = found[0]
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.MaxPool2d)]
+    name, stem = layers[0]
     if stem.stride != (2, 2):
         return
     if stem.kernel_size == (3, 3):
@@ -80,7 +80,7 @@ def _fit_small_images(model: nn.Module, num_classes: int) -> None:
     smaller = nn.Conv2d(stem.in_channels, stem.out_channels, 3, padding=1, bias=bias)
     nn.init.kaiming_normal_(smaller.weight, mode="fan_out", nonlinearity="relu")
     model.set_submodule(name, smaller)
-    behind, layer = found[1]
+    behind, layer = layers[1]
     if isinstance(layer, nn.MaxPool2d):
         model.set_submodule(behind, nn.Identity())
 

@@ -155,9 +155,9 @@ def _sums(e: Evidence, term: Callable[[str], torch.Tensor]) -> Scores:
 
 def _input_sums(e: Evidence, term: Callable[[str], torch.Tensor], names: Iterable[str]) -> Scores:
     """Σ ``term(name of the weight)`` of each channel that these layers read, as "layer:in"."""
-    sums, found = {}, layers(e.model)
+    sums, modules = {}, layers(e.model)
     for name in names:
-        terms, groups = term(f"{name}.weight"), getattr(found[name], "groups", 1)
+        terms, groups = term(f"{name}.weight"), getattr(modules[name], "groups", 1)
         terms = terms.view(groups, -1, *terms.shape[1:]).transpose(1, 2).flatten(2)
         sums[f"{name}:in"] = terms.sum(2).flatten().float().cpu()
     return sums

@@ -56,11 +56,11 @@ def pattern_masks(model: nn.Module, ratio: float, local: bool = True) -> Masks:
     """
     layers = {n: m for n, m in convolutions(model).items() if math.prod(m.kernel_size) > 1}
     sizes = {n: layer.weight.detach().abs() for n, layer in layers.items()}
-    shares = _largest(sizes, ratio, local)
+    largest = _largest(sizes, ratio, local)
     masks = {}
     for name, size in sizes.items():
         kernels = size.flatten(2).flatten(0, 1)  # (out · in, k²)
-        count = max(1, round(float(shares[name].float().mean()) * kernels.shape[1]))
+        count = max(1, round(float(largest[name].float().mean()) * kernels.shape[1]))
         own = torch.zeros_like(kernels).scatter(1, kernels.topk(count).indices, 1)
         patterns, uses = own.unique(dim=0, return_counts=True)
         patterns = patterns[uses.argsort(descending=True, stable=True)[:PATTERNS]]

@@ -46,15 +46,15 @@ def choose(
             "some importance scores are not finite: check whether the training diverged"
         )
     alive = {group.name: group.alive for group in scored}
-    may_go = {g.name: g.alive & ~_best(g, by_group[g.name], least or {}) for g in scored}
+    prunable = {g.name: g.alive & ~_best(g, by_group[g.name], least or {}) for g in scored}
     if local:
-        cuts, threshold = _lowest_of_each(scored, by_group, may_go, ratio), math.nan
+        cuts, threshold = _lowest_of_each(scored, by_group, prunable, ratio), math.nan
     else:
-        cuts, threshold = _lowest_of_all(scored, by_group, may_go, ratio)
+        cuts, threshold = _lowest_of_all(scored, by_group, prunable, ratio)
     keep, rescued, spared = {}, [], 0
     for group in scored:
         units, name = by_group[group.name], group.name
-        if cuts[name].any() and torch.equal(cuts[name], may_go[name]):
+        if cuts[name].any() and torch.equal(cuts[name], prunable[name]):
             rescued.append(group.members[0].layer)
         shifted = units - units.min()  # `round_up` needs scores of at least 0
         keep[name] = round_up(alive[name] & ~cuts[name], shifted, alive[name], round_to)
@@ -92,19 +92,19 @@ def _best(group: Group, units: torch.Tensor, least: Mapping[str, int]) -> torch.
     return best
 
 
-def _lowest_of_each(scored: list[Group], by_group: Scores, may_go: Masks, ratio: float) -> Masks:
+def _lowest_of_each(scored: list[Group], by_group: Scores, prunable: Masks, ratio: float) -> Masks:
     """Masks of the fraction ``ratio`` with the lowest scores in each group."""
     cuts = {}
     for group in scored:
         order = by_group[group.name].argsort(stable=True)
-        share = int(int(group.alive.sum()) * ratio + 1e-9)
-        gone = order[may_go[group.name][order]][:share]
-        cuts[group.name] = torch.zeros(group.size, dtype=torch.bool).index_fill_(0, gone, True)
+        count = int(int(group.alive.sum()) * ratio + 1e-9)
+        removed = order[prunable[group.name][order]][:count]
+        cuts[group.name] = torch.zeros(group.size, dtype=torch.bool).index_fill_(0, removed, True)
     return cuts
 
 
 def _lowest_of_all(
-    scored: list[Group], by_group: Scores, may_go: Masks, ratio: float
+    scored: list[Group], by_group: Scores, prunable: Masks, ratio: float
 ) -> tuple[Masks, float]:
     """Masks of the lowest scores over all groups that make up the fraction ``ratio`` of the
     filters, and the highest of these scores."""
@@ -113,11 +113,11 @@ def _lowest_of_all(
     filters = torch.cat([group.filters for group in scored])
     order = place.argsort(stable=True)  # break ties by the rank within the group
     order = order[ranking[order].argsort(stable=True)]
-    order = order[torch.cat([may_go[group.name] for group in scored])[order]]
-    gone = order[filters[order].cumsum(0) <= ratio * int(filters.sum()) + 1e-9]
-    cut = torch.zeros(len(ranking), dtype=torch.bool).index_fill_(0, gone, True)
+    order = order[torch.cat([prunable[group.name] for group in scored])[order]]
+    removed = order[filters[order].cumsum(0) <= ratio * int(filters.sum()) + 1e-9]
+    cut = torch.zeros(len(ranking), dtype=torch.bool).index_fill_(0, removed, True)
     parts = cut.split([group.size for group in scored])
-    threshold = float(ranking[gone].max()) if len(gone) else -math.inf
+    threshold = float(ranking[removed].max()) if len(removed) else -math.inf
     return {group.name: part for group, part in zip(scored, parts, strict=True)}, threshold
 
 

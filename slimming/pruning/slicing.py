@@ -79,7 +79,7 @@ def apply(model: nn.Module, coupled: list[Group], choice: Choice, images: torch.
     (N, 3, H, W). UserError if the slim network computes something else."""
     kept = kept_channels(model, coupled, choice.keep)
     slim, reference = sliced(model, kept), masked(model, kept)
-    _count_anew(slim, kept)
+    _reset_batch_counts(slim, kept)
     try:
         difference, failure = prove_equal(slim, reference, images), None
     except Exception as error:  # the user's forward may raise anything at unexpected widths
@@ -234,7 +234,7 @@ def _left_widths(layer: nn.Module, sides: Masks) -> list[int]:
     return shape
 
 
-def _count_anew(small: nn.Module, kept: Kept) -> None:
+def _reset_batch_counts(small: nn.Module, kept: Kept) -> None:
     """Reset the batch count of each sliced BN, as every version has done, except if its running
     average depends on that count (momentum None)."""
     for name, sides in kept.items():

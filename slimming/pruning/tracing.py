@@ -58,7 +58,7 @@ def traced(model: nn.Module, images: torch.Tensor, ignore: Iterable[str] = ()) -
             f"{', '.join(unseen)} run only in training mode, so they cannot be traced: disable "
             "them (for example with aux_logits=False), or remove them before pruning"
         )
-    raw = [group for group in graph.get_all_groups() if _may_go(graph, group, names, ignore)]
+    raw = [group for group in graph.get_all_groups() if _is_prunable(graph, group, names, ignore)]
     order = {name: place for place, name in enumerate(names.values())}
     coupled = [_group(graph, group, names) for group in raw]
     return sorted(coupled, key=lambda group: min(order[member.layer] for member in group.members))
@@ -99,7 +99,7 @@ def _only_in_training(model: nn.Module, images: torch.Tensor) -> list[str]:
     return sorted(ran[True] - ran[False])
 
 
-def _may_go(
+def _is_prunable(
     graph: "DependencyGraph", raw: "RawGroup", names: dict[nn.Module, str], ignore: Iterable[str]
 ) -> bool:
     """Whether a group of the library can be pruned: it does not contain the logits, and no layer in

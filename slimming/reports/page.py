@@ -161,10 +161,10 @@ def stages_table(stages: list[dict]) -> str:
 
 def layers_table(counted: str, layers: list) -> str:
     """The number of filters (or of what is ``counted``) before and after, per layer and total."""
-    total = ["all", *(sum(layer[i] for layer in layers) for i in (1, 2))]
+    sums = ["all", *(sum(layer[i] for layer in layers) for i in (1, 2))]
     rows = [
         [name, f"{before:,}", f"{after:,}", f"{1 - after / before:.1%}" if before else NONE]
-        for name, before, after in [*layers, total]
+        for name, before, after in [*layers, sums]
     ]
     header = ["layer", "before", "after", "removed"]
     return f"<h2>Layers: {text(counted)}</h2>\n{table(header, rows)}"

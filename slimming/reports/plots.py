@@ -113,10 +113,12 @@ def draw_weights(before: nn.Module, after: nn.Module) -> bytes:
     for (weights, name), color in zip(both, ("#a9b8c8", "#1f5a96"), strict=True):
         rest = weights[weights != 0]
         zeros = len(weights) - len(rest)
-        share = f"{zeros:,} of {len(weights):,} are zero ({zeros / max(1, len(weights)):.1%})"
+        zeros_text = f"{zeros:,} of {len(weights):,} are zero ({zeros / max(1, len(weights)):.1%})"
         counts, edges = torch.histogram(rest, 121, range=(-widest, widest))
         tallest = max(tallest, float(counts.max()))
-        axes.stairs(counts, edges, color=color, fill=name == "before", label=f"{name}: {share}")
+        axes.stairs(
+            counts, edges, color=color, fill=name == "before", label=f"{name}: {zeros_text}"
+        )
     axes.set(xlabel="weight of a convolution, without zeros", ylabel="weights")
     axes.set_ylim(0.8, 2 * tallest)
     axes.legend()

@@ -37,8 +37,8 @@ def _layer(name: str, alive: torch.Tensor, keep: torch.Tensor) -> str:
     return f"BN layer name: {name}\tpruned {gone / max(1, before):.2%}({gone}/{before})"
 
 
-def _score(found: dict) -> str:
-    top1, loss, seconds = found["top-1"], found["loss"], found["seconds"]
+def _score(record: dict) -> str:
+    top1, loss, seconds = record["top-1"], record["loss"], record["seconds"]
     return f"acc:{100 * top1:.3f} loss: {loss:.3f} time: {seconds:.3f}s"
 
 

@@ -48,11 +48,11 @@ def find(path: Path, *patterns: str) -> Path:
     if not path.is_dir():
         return path
     for pattern in patterns:
-        found = sorted(path.glob(pattern))
-        if len(found) == 1:
-            return found[0]
-        if found:
-            names = ", ".join(file.name for file in found)
+        matches = sorted(path.glob(pattern))
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            names = ", ".join(file.name for file in matches)
             raise UserError(f"{path} contains several files ({names}): give the path of one")
     raise UserError(f"{path} is a folder without {' or '.join(patterns)}: give the path of a file")
 
