@@ -21,7 +21,7 @@ def main() -> None:
     trainer = rounds.prepare(run, start)
     pruning = rounds.Rounds(run, trainer)
     training.fit(trainer, [pruning], run.folder, run.data, not run.output.no_tensorboard)
-    pruning.report()
+    pruning.write_results()
 
 
 if __name__ == "__main__":

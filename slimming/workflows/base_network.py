@@ -24,7 +24,7 @@ def check(settings: ExperimentSettings) -> None:
     slices = not settings.execution.skip_pruning and pruning.pruning_method != "intra-kernel"
     if slices:
         need_library(constructor(settings.architecture(1).arch))
-    loader = _one_by_one(settings)
+    loader = _test_images(settings)
     network = settings.architecture(len(loader.classes))
     model = network.build().eval()
     check_names(model, pruning.ignore)
@@ -48,10 +48,10 @@ def given(settings: ExperimentSettings) -> Path | None:
         return _pretrained(settings)
     if not settings.execution.skip_base_training:
         return None
-    return _newest(settings) or _pretrained(settings)
+    return _latest(settings) or _pretrained(settings)
 
 
-def _newest(settings: ExperimentSettings) -> Path | None:
+def _latest(settings: ExperimentSettings) -> Path | None:
     """The base network that the latest experiment with this network and data saved, if any."""
     model, data = settings.network.model, settings.data.name
     pattern, depth = f"{model}_*_{data}_*/{model}_base.pth", settings.architecture(1).depth
@@ -71,7 +71,7 @@ def _pretrained(settings: ExperimentSettings) -> Path:
             f"pretrained weights of {arch} are unavailable, because it is not from torchvision: "
             "omit --weights and --skip-base-training, or give a network with --model-path"
         )
-    loader = _one_by_one(settings)
+    loader = _test_images(settings)
     network = settings.architecture(len(loader.classes))
     try:
         pretrained = constructor(arch)(
@@ -90,7 +90,7 @@ def _pretrained(settings: ExperimentSettings) -> Path:
     return path
 
 
-def _one_by_one(settings: ExperimentSettings) -> Batches | Stream:
+def _test_images(settings: ExperimentSettings) -> Batches | Stream:
     """The test images on the CPU, one per batch, for the classes of the data."""
     network = settings.architecture(num_classes=1)
     size, data = network.image_size, settings.data.source

@@ -26,7 +26,7 @@ from slimming.storage.architecture import Architecture
 from slimming.training import loop
 from slimming.workflows.settings import PruningRun
 
-LOST = 0.005  # a larger drop in top-1 calls for fine-tuning
+NOTABLE_DROP = 0.005  # a larger drop in top-1 calls for fine-tuning
 
 
 # In a folder, the first pattern that matches a file.
@@ -190,7 +190,7 @@ def against_full(
 
 def print_next_step(dense: Dense, before: float, after: float, script: str) -> None:
     """If accuracy dropped, print the command for fine-tuning."""
-    if after > before - LOST:
+    if after > before - NOTABLE_DROP:
         return
     data, filename = dense.run.data, dense.run.output.filename
     words = ["python", script, "--refine", dense.target, "--epochs", 160]

@@ -14,8 +14,8 @@ from slimming.training.run_folder import RunFolder
 from slimming.training.settings import TrainSettings
 from slimming.workflows.rounds_settings import (
     DEPTHS,
-    FULL_RATE,
-    MOST,
+    FULL_RATE_EPOCHS,
+    MAX_PERCENT,
     ImportanceSettings,
     RoundsSettings,
     switch,
@@ -98,14 +98,14 @@ class FlowDataSettings(DataSettings):
         dataset, data = split_data_path(path, self.dataset, self.data)
         if known:
             return replace(self, dataset=dataset, data=data)
-        found = replace(self, dataset=dataset or "folder", data=data)
-        folder = found.folder(found.dataset)
+        resolved = replace(self, dataset=dataset or "folder", data=data)
+        folder = resolved.folder(resolved.dataset)
         if dataset and not self.download and not (folder / ON_DISK[dataset]).is_dir():
             raise UserError(
                 f"{path} is not in {folder}: add --download True, set --data to its folder, or try "
                 "--dataset digits"
             )
-        return found
+        return resolved
 
 
 @dataclass(frozen=True)
@@ -137,16 +137,16 @@ class FlowRun:
 
     def __post_init__(self) -> None:
         rounds, epochs = self.rounds, self.train.epochs
-        limit = epochs if rounds.bypass else max(1, FULL_RATE * epochs // 160)
+        limit = epochs if rounds.bypass else max(1, FULL_RATE_EPOCHS * epochs // 160)
         if rounds.epochs.stop > limit:
             raise UserError(
                 f"--warmup_epochs and --n_rounds take {rounds.epochs.stop} epochs, but --epochs "
                 f"{epochs} has only {limit} with the full learning rate: use fewer, or --bypass"
             )
-        if rounds.prune_percent > MOST and not rounds.bypass:
+        if rounds.prune_percent > MAX_PERCENT and not rounds.bypass:
             percent = f"{rounds.prune_percent:g}"
             raise UserError(
-                f"--prune_percent must be at most {MOST} without --bypass, not {percent}"
+                f"--prune_percent must be at most {MAX_PERCENT} without --bypass, not {percent}"
             )
 
     @property

@@ -25,7 +25,7 @@ from slimming.training.optimizer import load_momentum
 from slimming.training.trainer import Trainer
 from slimming.workflows.filter_scores import FilterScores
 from slimming.workflows.flow_settings import FlowOutputSettings, FlowRun
-from slimming.workflows.rounds_settings import MOST, RoundsSettings
+from slimming.workflows.rounds_settings import MAX_PERCENT, RoundsSettings
 from slimming.workflows.training import Start, begin, find_start, open_network, recorded
 
 PRETRAINED = ("model_best.pth.tar",)  # in a folder
@@ -94,12 +94,12 @@ class Rounds:
         """With --track_stats, write stats.json with the epochs so far."""
         if self.run.output.track_stats and self.writes:
             rounds = {"rounds": self.done, "dense": self.dense}
-            told = statistics(self.trainer.history, self.run.rounds.epochs) | rounds
-            files.write_bytes(self.folder / "stats.json", json.dumps(told, indent=1).encode())
+            stats = statistics(self.trainer.history, self.run.rounds.epochs) | rounds
+            files.write_bytes(self.folder / "stats.json", json.dumps(stats, indent=1).encode())
 
     def state_dict(self) -> dict[str, Any]:
-        told = {"rounds": self.done, "dense": self.dense, "least": self.least}
-        return told | self.scores.state_dict()
+        own = {"rounds": self.done, "dense": self.dense, "least": self.least}
+        return own | self.scores.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         try:
@@ -113,7 +113,7 @@ class Rounds:
                 "--pretrained_path"
             ) from error
 
-    def report(self) -> None:
+    def write_results(self) -> None:
         """Write a picture of the rounds and, with --track_stats, stats.json."""
         history, rounds = self.trainer.history, self.run.rounds
         if not self.writes or not history:
@@ -138,11 +138,11 @@ class Rounds:
             self.dense = size_of(trainer, left)
             if not rounds.bypass:
                 full = widths(model).items()
-                self.least = {n: int(width[-1] * (1 - MOST / 100)) + 1 for n, width in full}
+                self.least = {n: int(width[-1] * (1 - MAX_PERCENT / 100)) + 1 for n, width in full}
             trainer.full_score = loop.test(model, trainer.test_loader, trainer.precision)
         stay = self.dense["filters"] * (1 - rounds.removed(rounds.epochs.index(epoch) + 1))
-        share = max(0.0, 1 - stay / left)
-        choice = ranking.choose(coupled, self.scores.of_filters(epoch), share, least=self.least)
+        ratio = max(0.0, 1 - stay / left)
+        choice = ranking.choose(coupled, self.scores.of_filters(epoch), ratio, least=self.least)
         slimmed = slicing.apply(model, coupled, choice, images)
         self._replace(slimmed)
         gone = sum(
@@ -150,7 +150,7 @@ class Rounds:
         )
         size = size_of(trainer, left - gone)
         self.done.append({"epoch": epoch, **size, "difference": slimmed.difference})
-        self._tell(left, slimmed)
+        self._print_round(left, slimmed)
 
     def _replace(self, slimmed: Slimmed) -> None:
         """Continue with the slim network, and with its initial values and momentum."""
@@ -169,7 +169,7 @@ class Rounds:
             saved = {"state": {i: {"momentum_buffer": sliced[n]} for i, n in enumerate(names)}}
             load_momentum(trainer.optimizer, saved)
 
-    def _tell(self, before: int, slimmed: Slimmed) -> None:
+    def _print_round(self, before: int, slimmed: Slimmed) -> None:
         size, full = self.done[-1], self.dense["filters"]
         left = size["filters"]
         print(

@@ -11,8 +11,8 @@ from slimming.settings import count, number, setting, share, truth
 
 MODELS = ("vgg", "mobilenet", "resnet-56", "resnet-34", "resnet-18", "resnet", "densenet")
 DEPTHS = {**PAPER_DEPTH, "vgg": 13}  # the depth in Lubana and Dick
-FULL_RATE = 80  # of 160 epochs: warm-up and rounds must end while the learning rate is full
-MOST = 95  # percent of all filters, and of the channels of any layer; more with --bypass
+FULL_RATE_EPOCHS = 80  # of 160: warm-up and rounds must end while the learning rate is full
+MAX_PERCENT = 95  # percent of all filters, and of the channels of any layer; more with --bypass
 _DEPTHS = ", ".join(f"{model} {depth}" for model, depth in DEPTHS.items())
 
 
@@ -73,7 +73,7 @@ class RoundsSettings:
     )
     prune_percent: float = setting(
         75.0,
-        f"percentage of the filters to prune, 0 to {MOST}",
+        f"percentage of the filters to prune, 0 to {MAX_PERCENT}",
         "--prune_percent",
         metavar="P",
         parse=number(float, 0, 100, below=True),
@@ -104,8 +104,8 @@ class RoundsSettings:
         kept=True,
     )
     bypass: bool = switch(
-        f"lift the limits: {MOST} % of all filters and of any layer, {FULL_RATE} epochs with the "
-        "full learning rate, T = 1 for grad_preserve"
+        f"lift the limits: {MAX_PERCENT} % of all filters and of any layer, {FULL_RATE_EPOCHS} "
+        "epochs with the full learning rate, T = 1 for grad_preserve"
     )
 
     def __post_init__(self) -> None:

@@ -149,12 +149,12 @@ def split_data_path(
     """``--data_path`` as (``--dataset``, ``--data``): it is CIFAR10 or CIFAR100
     (case-insensitive), or a folder. UserError if it contradicts these flags."""
     name, known = (data_path or "").lower(), {"dataset": dataset, "data": data}
-    flag, told = ("dataset", name) if name in ON_DISK else ("data", data_path)
-    if told and known[flag] not in (None, told):
+    flag, value = ("dataset", name) if name in ON_DISK else ("data", data_path)
+    if value and known[flag] not in (None, value):
         raise UserError(
-            f"--{flag} {known[flag]} and --data_path {told} contradict each other: use one of them"
+            f"--{flag} {known[flag]} and --data_path {value} contradict each other: use one of them"
         )
-    known[flag] = told or known[flag]
+    known[flag] = value or known[flag]
     return known["dataset"], known["data"]
 
 

@@ -243,7 +243,7 @@ def fit(
     try:
         trainer.fit()
         if first:
-            report(trainer, folder)
+            print_results(trainer, folder)
     except KeyboardInterrupt:
         raise Interrupted(folder.how_to_continue()) from None
     distributed.stop()
@@ -264,7 +264,7 @@ def summary(trainer: Trainer, folder: RunFolder) -> str:
     )
 
 
-def report(trainer: Trainer, folder: RunFolder) -> None:
+def print_results(trainer: Trainer, folder: RunFolder) -> None:
     """Plot the curves, print the sparsity of γ, and compare a slim network with the full one."""
     wrote, history = [p for p in (folder.last, folder.best) if p.exists()], trainer.history
     if history:
