@@ -55,10 +55,10 @@ def main() -> None:
         model, network, _ = architecture.load(files.find(path, "model_best.pth.tar"))
         networks.append((network.arch, "trained", model))
     for (arch, factors, dense), multiple in itertools.product(networks, (1, 16)):
-        percent = CASES[arch][1]
-        keep = choose_channels(dense, percent, round_to=multiple).keep
+        ratio = CASES[arch][1]
+        keep = choose_channels(dense, ratio, round_to=multiple).keep
         slim = slicing.sliced(dense, slicing.kept_channels(dense, declared(dense), keep))
-        title = {"network": f"{arch}-{dense.depth} at {percent:.0%}", "γ": factors}
+        title = {"network": f"{arch}-{dense.depth} at {ratio:.0%}", "γ": factors}
         title["--round-to"] = multiple
         for batch in (64, 1):
             rounds = (3 if args.quick else 15) * (1 if batch > 1 else 4)

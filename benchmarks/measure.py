@@ -58,9 +58,9 @@ def machine(device: torch.device) -> dict[str, str]:
 def merged(name: str, rows: list[dict], key: list[str]) -> list[dict]:
     """``rows``, after the rows of the table ``name`` with other values in the ``key`` columns."""
     path = RESULTS / f"{name}.json"
-    told = json.loads(path.read_text())["rows"] if path.exists() else []
+    recorded = json.loads(path.read_text())["rows"] if path.exists() else []
     new = [[row[column] for column in key] for row in rows]
-    return [row for row in told if [row.get(column) for column in key] not in new] + rows
+    return [row for row in recorded if [row.get(column) for column in key] not in new] + rows
 
 
 def write(name: str, about: dict, header: list[str], rows: list[dict], notes: str = "") -> None:
@@ -68,9 +68,9 @@ def write(name: str, about: dict, header: list[str], rows: list[dict], notes: st
     cells = [[str(row[column]) for column in header] for row in rows]
     print(tables.table(header, cells))
     lines = ["| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *cells]]
-    told = "\n".join(f"- {key}: {value}" for key, value in about.items())
+    facts = "\n".join(f"- {key}: {value}" for key, value in about.items())
     RESULTS.mkdir(exist_ok=True)
-    text = "\n".join([f"# {name}", "", told, "", *lines, "", notes]).rstrip() + "\n"
+    text = "\n".join([f"# {name}", "", facts, "", *lines, "", notes]).rstrip() + "\n"
     (RESULTS / f"{name}.md").write_text(text)
     (RESULTS / f"{name}.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1))
     print(f"wrote {RESULTS / name}.md and .json")

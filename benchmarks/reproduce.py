@@ -67,7 +67,7 @@ def main() -> None:
 
 def reproduce(arch: str, args: argparse.Namespace) -> list[dict]:
     """Run the unfinished stages of one network, and return its rows of the table."""
-    script, depth, s, percents = CASES[arch]
+    script, depth, s, ratios = CASES[arch]
     name = args.data_name or args.dataset
     work = args.work / f"{name}-{args.epochs}{'-amp' if args.amp else ''}"
     data = ["--dataset", args.dataset, *(["--data", args.data] if args.data else [])]
@@ -76,11 +76,11 @@ def reproduce(arch: str, args: argparse.Namespace) -> list[dict]:
     baseline = train(work / f"{arch}-baseline", network, data, args)
     sparse = train(work / f"{arch}-sparse", ["-sr", "--s", s, *network], data, args)
     rows = []
-    for percent in percents:
-        folder = work / f"{arch}-{percent:.0%}".replace("%", "")
+    for ratio in ratios:
+        folder = work / f"{arch}-{ratio:.0%}".replace("%", "")
         pruned = folder / "pruned.pth.tar"
         if not pruned.exists():
-            chosen = ["--percent", percent, "--model", sparse, "--save", folder]
+            chosen = ["--percent", ratio, "--model", sparse, "--save", folder]
             run(script, *data, "--depth", depth, *chosen)
         tuned = train(folder / "tuned", ["--refine", pruned], data, args)
         stages = [checkpoint.read(path) for path in (baseline, sparse, pruned, tuned)]
@@ -89,12 +89,12 @@ def reproduce(arch: str, args: argparse.Namespace) -> list[dict]:
         sizes = [profiling.count_parameters(architecture.load(p)[0]) for p in (sparse, tuned)]
         rows.append(
             {
-                "network": f"{arch}-{depth} at {percent:.0%}",
+                "network": f"{arch}-{depth} at {ratio:.0%}",
                 "data": name,
                 "epochs": f"{args.epochs}{' amp' if args.amp else ''}",
                 **scores,
                 "parameters": f"{sizes[0]:,} -> {sizes[1]:,}",
-                HEADER[-1]: PUBLISHED.get((arch, percent), "-"),
+                HEADER[-1]: PUBLISHED.get((arch, ratio), "-"),
             }
         )
     return rows

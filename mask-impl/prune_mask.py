@@ -34,8 +34,8 @@ def make_parser() -> Parser:
 def main() -> None:
     run = build(PruningRun, flags.parse(make_parser()))
     dense = before_after.load(run, arch=None, networks=NETWORKS)
-    percent, round_to = run.prune.percent, run.prune.round_to
-    choice = choose_channels(dense.model, percent, at_least_one=False, round_to=round_to)
+    ratio, round_to = run.prune.ratio, run.prune.round_to
+    choice = choose_channels(dense.model, ratio, at_least_one=False, round_to=round_to)
     masked = zero_channels(copy.deepcopy(dense.model), choice.keep)
     slim = without_dead_channels(masked)
     proof = prove_equal(slim, masked, dense.images)

@@ -22,7 +22,7 @@ class Spec:
     """Metadata of a field besides its name, type and default.
 
     ``kind`` is how it is given on the command line: "value"; "switch", which is off unless given;
-    "on/off", a switch that ``--no-...`` turns off again; "truth", a switch that also takes True or
+    "on/off", a switch that ``--no-...`` turns off again; "bool", a switch that also takes True or
     False; "list", which can be repeated; "positional". ``parse`` raises ValueError for an invalid
     value.
     """
@@ -67,11 +67,11 @@ def number(kind: type, low: float, high: float = math.inf, below: bool = False) 
 count = number(int, 1, 2**31 - 1)
 count_from_zero = number(int, 0, 2**31 - 1)
 seed = number(int, 0, 2**32, below=True)
-share = number(float, 0, 1, below=True)
+fraction = number(float, 0, 1, below=True)
 not_negative = number(float, 0)
 
 
-def truth(text: str) -> bool:
+def boolean(text: str) -> bool:
     """True or False, case-insensitive."""
     if text.lower() not in ("true", "false"):
         raise ValueError(f"must be True or False, not {text!r}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from slimming.cli.parser import Parser
 from slimming.runtime import threads
-from slimming.settings import Spec, flag_names, truth
+from slimming.settings import Spec, boolean, flag_names
 
 
 def make_parser(description: str, kind: type, others: tuple[str, ...] = ()) -> Parser:
@@ -36,11 +36,11 @@ def _add_fields(parser: Parser, group: Any, kind: type) -> None:
 
 
 def _add_flag(group: Any, entry: Field, spec: Spec) -> None:
-    told = spec.help.replace("%", "%%")
+    text = spec.help.replace("%", "%%")
     default = entry.default
-    if spec.kind in ("value", "positional") and default is not None and "(default" not in told:
-        told += f" (default: {default})"
-    more = {"help": told, "default": argparse.SUPPRESS}
+    if spec.kind in ("value", "positional") and default is not None and "(default" not in text:
+        text += f" (default: {default})"
+    more = {"help": text, "default": argparse.SUPPRESS}
     if spec.kind == "positional":
         group.add_argument(entry.name, nargs="?", metavar=spec.metavar, **more)
         return
@@ -51,8 +51,8 @@ def _add_flag(group: Any, entry: Field, spec: Spec) -> None:
         more["action"] = "store_true"
     elif spec.kind == "on/off":
         more["action"] = argparse.BooleanOptionalAction
-    elif spec.kind == "truth":
-        more |= {"type": _checked(truth), "nargs": "?", "const": True, "metavar": "True/False"}
+    elif spec.kind == "bool":
+        more |= {"type": _checked(boolean), "nargs": "?", "const": True, "metavar": "True/False"}
     elif spec.kind == "list":
         more |= {"action": "append", "metavar": spec.metavar, "type": _checked(spec.parse)}
     group.add_argument(*flag_names(entry, spec), dest=entry.name, **more)

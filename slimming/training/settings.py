@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from slimming.settings import count, count_from_zero, not_negative, seed, setting, share
+from slimming.settings import count, count_from_zero, fraction, not_negative, seed, setting
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class TrainSettings:
         parse=not_negative,
         kept=True,
     )
-    momentum: float = setting(0.9, "momentum of SGD", metavar="M", parse=share, kept=True)
+    momentum: float = setting(0.9, "momentum of SGD", metavar="M", parse=fraction, kept=True)
     weight_decay: float = setting(
         1e-4,
         "weight decay",

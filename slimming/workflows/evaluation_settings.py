@@ -15,8 +15,8 @@ IN_FOLDER = (*TO_PRUNE, "*_rebuilt.pth", "*_pruned.pth", "*_base.pth")  # the fi
 SWITCHES = ("--train_acc", "--test_acc", "--flops", "--compression", "--pruned", "--download")
 
 
-def _truth(text: str, flag: str, default: bool | None = False) -> Any:
-    return setting(default, text, flag, kind="truth")
+def _switch(text: str, flag: str, default: bool | None = False) -> Any:
+    return setting(default, text, flag, kind="bool")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class SubjectSettings(NetworkSettings):
         metavar="N",
         parse=count,
     )
-    pruned: bool | None = _truth(
+    pruned: bool | None = _switch(
         "whether the network is pruned, checked if given", "--pruned", None
     )
 
@@ -62,10 +62,10 @@ class AnswerSettings:
     """The figures to print. Without any of these: everything except the training accuracy."""
 
     title: ClassVar[str] = "what to print (default: all except --train_acc)"
-    train_acc: bool = _truth("top-1 and loss on the training images", "--train_acc")
-    test_acc: bool = _truth("top-1 and loss on the test images", "--test_acc")
-    flops: bool = _truth("FLOPs (2 x multiply-accumulates) per image; needs no data", "--flops")
-    compression: bool = _truth(
+    train_acc: bool = _switch("top-1 and loss on the training images", "--train_acc")
+    test_acc: bool = _switch("top-1 and loss on the test images", "--test_acc")
+    flops: bool = _switch("FLOPs (2 x multiply-accumulates) per image; needs no data", "--flops")
+    compression: bool = _switch(
         "ratio of the dense network's size to this one's; needs no data", "--compression"
     )
     json: bool = setting(False, "print one JSON object", kind="switch")
@@ -82,7 +82,7 @@ class EvaluationDataSettings(DataSettings):
     data_path: str | None = setting(
         None, "CIFAR10, CIFAR100, or the folder of the dataset", "--data_path", metavar="DIR"
     )
-    download: bool = _truth("download CIFAR if it is missing", "--download")
+    download: bool = _switch("download CIFAR if it is missing", "--download")
 
     def resolved(self, recorded: str | None) -> "EvaluationDataSettings":
         """The same with ``data_path`` resolved to ``dataset`` and ``data``; ``recorded``: the

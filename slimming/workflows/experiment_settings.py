@@ -14,12 +14,12 @@ from slimming.settings import (
     build,
     count,
     count_from_zero,
+    fraction,
     not_negative,
     number,
     part,
     seed,
     setting,
-    share,
 )
 from slimming.storage import files
 from slimming.storage.architecture import Architecture
@@ -106,7 +106,9 @@ class PruningSettings:
         "inside kernels, in patterns; slimming: remove channels by scaling factor",
         choices=tuple(METHODS),
     )
-    pruning_ratio: float = setting(0.5, "fraction to prune, 0 <= P < 1", metavar="P", parse=share)
+    pruning_ratio: float = setting(
+        0.5, "fraction to prune, 0 <= P < 1", metavar="P", parse=fraction
+    )
     global_pruning: bool = setting(
         False,
         "rank over the whole network; by default each layer loses the same fraction",

@@ -8,7 +8,7 @@ from slimming.data.datasets import ON_DISK
 from slimming.data.settings import DataSettings, dataset_field
 from slimming.errors import UserError
 from slimming.pruning.importance import TEMPERATURES
-from slimming.settings import build, count, flat, not_negative, part, seed, setting, share
+from slimming.settings import build, count, flat, fraction, not_negative, part, seed, setting
 from slimming.training.optimizer import learning_rate
 from slimming.training.run_folder import RunFolder
 from slimming.training.settings import TrainSettings
@@ -47,7 +47,7 @@ class FlowTrainSettings:
         parse=not_negative,
         kept=True,
     )
-    moment: float = setting(0.9, "momentum of SGD", metavar="M", parse=share, kept=True)
+    moment: float = setting(0.9, "momentum of SGD", metavar="M", parse=fraction, kept=True)
     preserve_moment: bool = switch(
         "keep the momentum of the remaining channels after a round", "--preserve_moment"
     )

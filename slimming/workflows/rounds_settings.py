@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from models import PAPER_DEPTH
 from slimming.errors import UserError
 from slimming.pruning.importance import MEASURES
-from slimming.settings import count, number, setting, share, truth
+from slimming.settings import boolean, count, fraction, number, setting
 
 MODELS = ("vgg", "mobilenet", "resnet-56", "resnet-34", "resnet-18", "resnet", "densenet")
 DEPTHS = {**PAPER_DEPTH, "vgg": 13}  # the depth in Lubana and Dick
@@ -18,7 +18,7 @@ _DEPTHS = ", ".join(f"{model} {depth}" for model, depth in DEPTHS.items())
 
 def switch(text: str, *flags: str, kept: bool = True) -> Any:
     """The field of a switch that also takes True or False, as in the original."""
-    return setting(False, text, *flags, kind="truth", kept=kept)
+    return setting(False, text, *flags, kind="bool", kept=kept)
 
 
 def thresholds(text: str) -> str:
@@ -35,7 +35,7 @@ def thresholds(text: str) -> str:
 
 
 def _switch_or_count(text: str) -> bool | int:
-    return truth(text) if text.lower() in ("true", "false") else count(text)
+    return boolean(text) if text.lower() in ("true", "false") else count(text)
 
 
 def _switch_or_count_field(value: bool | int) -> str:
@@ -172,7 +172,9 @@ class ImportanceSettings:
         field_of=_switch_or_count_field,
         kept=True,
     )
-    alpha: float = setting(0.8, "decay of the moving average", metavar="A", parse=share, kept=True)
+    alpha: float = setting(
+        0.8, "decay of the moving average", metavar="A", parse=fraction, kept=True
+    )
     use_l2: bool = switch("bias importance towards pruning small weights", "--use_l2")
     use_init: bool = switch(
         "bias importance towards pruning weights near their initial value", "--use_init"

@@ -10,7 +10,7 @@ from models import NETWORKS, PAPER_DEPTH, constructor
 from slimming.data.datasets import ON_DISK
 from slimming.data.settings import DataSettings, dataset_field
 from slimming.errors import UserError
-from slimming.settings import count, number, part, plain_name, setting, share
+from slimming.settings import count, fraction, number, part, plain_name, setting
 from slimming.training.run_folder import RunFolder
 from slimming.training.settings import TrainSettings
 
@@ -96,7 +96,7 @@ class NewNetworkSettings(NetworkSettings):
         "growthRate", "number of channels that each densenet block adds", "N", count
     )
     drop_rate: float | None = _rate(
-        "dropRate", "dropout probability in densenet blocks", "P", share
+        "dropRate", "dropout probability in densenet blocks", "P", fraction
     )
     compression_rate: float | None = _rate(
         "compressionRate",
@@ -213,8 +213,12 @@ class PruneSettings:
     model: str | None = setting(
         None, "checkpoint to prune, or a folder with the best model", metavar="FILE"
     )
-    percent: float = setting(
-        0.5, "fraction of the channels to prune, 0 <= P < 1", metavar="P", parse=share
+    ratio: float = setting(
+        0.5,
+        "fraction of the channels to prune, 0 <= P < 1",
+        "--percent",
+        metavar="P",
+        parse=fraction,
     )
     round_to: int = setting(
         1,
