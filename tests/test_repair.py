@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from models import NETWORKS
 from torch import nn
 
+from models import NETWORKS
 from slimming.errors import UserError
 from slimming.pruning import importance, slicing
 from slimming.pruning.activations import Activations
@@ -117,7 +117,7 @@ def test_the_networks_of_the_paper_are_repaired_the_same_way_twice(arch, depth):
 
 
 class Mixed(nn.Module):
-    """A residual sum, a depthwise and a grouped convolution, squeeze and excite, a concatenation."""
+    """A residual sum, depthwise and grouped convolutions, squeeze and excite, a concatenation."""
 
     def __init__(self):
         super().__init__()

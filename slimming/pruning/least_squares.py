@@ -1,6 +1,7 @@
 """Ridge regression from sums over samples: no sample is stored."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -9,13 +10,13 @@ class Moments:
     """Sums over samples x (G, n, F) and r (G, n, O) of G independent regressions, in fp64."""
 
     def __init__(self, groups: int, features: int, outputs: int, device: torch.device) -> None:
-        double = {"dtype": torch.double, "device": device}
+        zeros = partial(torch.zeros, dtype=torch.double, device=device)
         self.count = 0
-        self.x = torch.zeros(groups, 1, features, **double)
-        self.r = torch.zeros(groups, 1, outputs, **double)
-        self.xx = torch.zeros(groups, features, features, **double)
-        self.xr = torch.zeros(groups, features, outputs, **double)
-        self.rr = torch.zeros((), **double)
+        self.x = zeros(groups, 1, features)
+        self.r = zeros(groups, 1, outputs)
+        self.xx = zeros(groups, features, features)
+        self.xr = zeros(groups, features, outputs)
+        self.rr = zeros(())
 
     def add(self, x: torch.Tensor, r: torch.Tensor) -> None:
         """Count n more samples."""

@@ -27,6 +27,7 @@ def read_by(conv: nn.Conv2d, maps: torch.Tensor, places: torch.Tensor, width: in
     """The patches (groups, N · P, F) of ``maps`` (N, C, H, W) that ``conv``, padded with zeros,
     reads for the outputs at ``places`` (N, P) in maps of this ``width``; F in the order of its
     ``weight``."""
+    assert not isinstance(conv.padding, str)  # repair leaves such layers as they are
     (top, left), (rows, columns) = conv.padding, conv.stride
     padded = F.pad(maps, (left, left, top, top))
     y, x = places // width * rows, places % width * columns
