@@ -1,6 +1,6 @@
-# make demo   the whole workflow on a data set that needs no download
-# make test   what the tests need, and the tests
-# make lint   formatter, linter and type checker
+# make demo   run the whole workflow on a dataset that needs no download
+# make test   install the requirements of the tests, and run the tests
+# make lint   check formatting, lint and types
 
 PYTHON ?= python3
 VENV   ?= .venv

@@ -1,7 +1,7 @@
-"""Slim a DenseNet: prune the channels with the smallest scaling factors of the whole network.
+"""Prune the channels of a DenseNet with the smallest scaling factors over the whole network.
 
-Every block appends its channels to those before it, so feature maps stay whole; channel selection
-after each BN passes on only the channels that the next convolution still reads.
+Every block appends its channels to those before it, so feature maps keep their width; channel
+selection after each BN keeps only the channels that the next convolution still reads.
 
     python denseprune.py --dataset cifar10 --depth 40 --percent 0.4 --model logs/model_best.pth.tar
 """
@@ -24,7 +24,7 @@ def make_parser() -> Parser:
 def main() -> None:
     run = build(PruningRun, flags.parse(make_parser()))
     dense = before_after.load(run, arch="densenet")
-    choice = choose_channels(dense.model, run.prune.percent, round_to=run.prune.round_to)
+    choice = choose_channels(dense.model, run.prune.ratio, round_to=run.prune.round_to)
     kept = slicing.kept_channels(dense.model, declared(dense.model), choice.keep)
     slim = slicing.sliced(dense.model, kept)
     proof = prove_equal(slim, slicing.masked(dense.model, kept), dense.images)

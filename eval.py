@@ -1,4 +1,4 @@
-"""What a checkpoint holds: network, widths, accuracy, size and speed, beside the dense network.
+"""Evaluate a checkpoint: network, widths, accuracy, size and speed, compared to the dense network.
 
 python eval.py logs/vgg-pruned
 python eval.py --model vgg --pruned True --model_path logs/pruned.pth.tar --test_acc True
@@ -20,7 +20,7 @@ def make_parser() -> Parser:
 
 
 def words() -> list[str]:
-    """The command line; ``--flops FILE`` is ``--flops True FILE``."""
+    """The command line, with ``--flops FILE`` replaced by ``--flops=True FILE``."""
     typed = sys.argv[1:]
     valued = [after.lower() in ("true", "false") for after in [*typed[1:], ""]]
     pairs = zip(typed, valued, strict=False)
@@ -29,7 +29,7 @@ def words() -> list[str]:
 
 def main() -> None:
     run = build(EvaluationRun, flags.parse(make_parser(), words()))
-    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the answer alone
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is only for the answer
         answer = evaluate(load(run))
     print(as_json(answer) if run.answers.json else as_text(answer))
 

@@ -1,7 +1,7 @@
 """Prune and train in rounds, by any measure of importance (Lubana and Dick, ICLR 2021).
 
-After --warmup_epochs of training, each of --n_rounds epochs begins by removing equally many
-filters, the least important first; the rest of the --epochs trains what is left.
+After --warmup_epochs of training, each of --n_rounds epochs starts by removing the same number of
+filters, the least important first; the remaining --epochs train the slim network.
 
     python flowprune.py --model=resnet-56 --pruning_type=mag_based --prune_percent=75 --n_rounds=25
 """
@@ -21,7 +21,7 @@ def main() -> None:
     trainer = rounds.prepare(run, start)
     pruning = rounds.Rounds(run, trainer)
     training.fit(trainer, [pruning], run.folder, run.data, not run.output.no_tensorboard)
-    pruning.report()
+    pruning.write_results()
 
 
 if __name__ == "__main__":

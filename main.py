@@ -1,5 +1,5 @@
-"""Train a network: baseline, with sparsity (-sr), fine-tune a pruned one (--refine), or continue
-(--resume).
+"""Train a network from scratch, optionally with sparsity (-sr), fine-tune a pruned one (--refine),
+or resume a run (--resume).
 
     python main.py -sr --s 0.0001 --dataset cifar10 --arch vgg --depth 19
 """
@@ -24,7 +24,7 @@ def main() -> None:
     run, start = training.main_run(flags.parse(make_parser()))
     trainer = training.prepare(run, start)
     penalty = [L1Penalty(trainer.model, run.train.s)] if run.train.sr else []
-    zeros = kernels.held_zeros(trainer.model)  # of run.py --pruning-method kernel
+    zeros = kernels.held_zeros(trainer.model)  # from run.py --pruning-method kernel
     held = GradientMask(trainer.model, trainer.optimizer, zeros)
     folder = run.folder(trainer.architecture.arch)
     training.fit(trainer, [*penalty, held], folder, run.data, not run.output.no_tensorboard)

@@ -1,7 +1,7 @@
-"""Slim a pre-activation ResNet: prune the channels with the smallest scaling factors.
+"""Prune the channels of a pre-activation ResNet with the smallest scaling factors.
 
-The sum over the blocks keeps its channels; channel selection after a block's first BN passes on
-only those that the block still reads. Inside a block, filters go as in a VGG.
+The residual sum keeps its channels; channel selection after the first BN of a block keeps only
+those that the block still reads. Inside a block, filters are removed as in a VGG.
 
     python resprune.py --dataset cifar10 --depth 164 --percent 0.4 --model logs/model_best.pth.tar
     python resprune.py --ckpt_dir ckpts/preact_res20_sr/best_acc --arch preact_res20
@@ -28,12 +28,12 @@ from slimming.workflows.settings import PrunedOutputSettings, PruneSettings, Pru
 
 @dataclass(frozen=True)
 class ResPruneSettings(PruneSettings):
-    """What to prune, by the name that the suite of preact_res20 gives it too."""
+    """What to prune, with the flag of the suite of preact_res20 as well."""
 
     ckpt_dir: str | None = setting(
         None,
-        "--model, but then 0.4 is the default of --percent, results go by default to "
-        "./ckpts/pruned/preact_res<depth>_pruned.pth.tar, and a summary line by line is printed",
+        "same as --model, but --percent defaults to 0.4, the result to "
+        "./ckpts/pruned/preact_res<depth>_pruned.pth.tar, and a summary is printed",
         "--ckpt_dir",
         metavar="PATH",
     )
@@ -41,14 +41,14 @@ class ResPruneSettings(PruneSettings):
 
 @dataclass(frozen=True)
 class ResOutputSettings(PrunedOutputSettings):
-    """Where results go, by either name."""
+    """Where results are written, by either name."""
 
-    save_dir: str | None = setting(None, "the same as --save", "--save_dir", metavar="DIR")
+    save_dir: str | None = setting(None, "same as --save", "--save_dir", metavar="DIR")
 
 
 @dataclass(frozen=True)
 class ResPruningRun(PruningRun):
-    """All of resprune.py."""
+    """All settings of resprune.py."""
 
     prune: ResPruneSettings = part(ResPruneSettings)
     output: ResOutputSettings = part(ResOutputSettings)
@@ -59,19 +59,19 @@ def make_parser() -> Parser:
 
 
 def complete(typed: Mapping[str, Any]) -> ResPruningRun:
-    """The run that was typed. ``--ckpt_dir`` is ``--model`` with the defaults of another suite."""
+    """The run of the ``typed`` flags; ``--ckpt_dir`` is ``--model`` with other defaults."""
     values = {"save": typed.get("save_dir"), **typed}
     run = build(ResPruningRun, values)
     if not run.prune.ckpt_dir:
         return run
     if run.prune.model:
-        raise UserError("--model and --ckpt_dir name the same thing: give one of them")
+        raise UserError("--model and --ckpt_dir both give the checkpoint: use one of them")
     path = files.find(Path(run.prune.ckpt_dir), *before_after.TO_PRUNE)
-    values = {"percent": 0.4, **values, "model": str(path)}
+    values = {"ratio": 0.4, **values, "model": str(path)}
     if not run.output.save:
         asked = run.network.asked(run.data)
         depth = architecture.describe(path, checkpoint.read(path), asked)["depth"]
-        name = run.output.filename or f"preact_res{depth}_pruned"  # several share that folder
+        name = run.output.filename or f"preact_res{depth}_pruned"  # depths share that folder
         values |= {"save": "ckpts/pruned", "filename": name}
     return build(ResPruningRun, values)
 
@@ -79,7 +79,7 @@ def complete(typed: Mapping[str, Any]) -> ResPruningRun:
 def main() -> None:
     run = complete(flags.parse(make_parser()))
     dense = before_after.load(run, arch="resnet")
-    choice = choose_channels(dense.model, run.prune.percent, round_to=run.prune.round_to)
+    choice = choose_channels(dense.model, run.prune.ratio, round_to=run.prune.round_to)
     kept = slicing.kept_channels(dense.model, declared(dense.model), choice.keep)
     slim = slicing.sliced(dense.model, kept)
     proof = prove_equal(slim, slicing.masked(dense.model, kept), dense.images)

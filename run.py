@@ -1,4 +1,4 @@
-"""One experiment in one command: train a network, prune it, fine-tune it, report.
+"""Run an experiment in one command: train a network, prune it, fine-tune it, and write a report.
 
 python run.py --dataset cifar10 --model resnet18 --pruning-method channel --pruning-ratio 0.5
 """

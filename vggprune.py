@@ -1,7 +1,7 @@
-"""Slim a VGG: prune the channels with the smallest scaling factors of the whole network.
+"""Prune the channels of a VGG with the smallest scaling factors over the whole network.
 
-A pruned channel takes its filter in the convolution before the BN, and its slice of every filter
-in the convolution after it.
+With a channel go its filter in the convolution before the BN, and its slice of every filter in
+the convolution after it.
 
     python vggprune.py --dataset cifar10 --depth 19 --percent 0.7 --model logs/model_best.pth.tar
 """
@@ -24,7 +24,7 @@ def make_parser() -> Parser:
 def main() -> None:
     run = build(PruningRun, flags.parse(make_parser()))
     dense = before_after.load(run, arch="vgg")
-    choice = choose_channels(dense.model, run.prune.percent, round_to=run.prune.round_to)
+    choice = choose_channels(dense.model, run.prune.ratio, round_to=run.prune.round_to)
     kept = slicing.kept_channels(dense.model, declared(dense.model), choice.keep)
     slim = slicing.sliced(dense.model, kept)
     proof = prove_equal(slim, slicing.masked(dense.model, kept), dense.images)

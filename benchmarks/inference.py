@@ -1,8 +1,8 @@
-"""How much of the speed-up that the FLOPs promise a pruned network reaches.
+"""Measure the speed-up of pruned networks, compared to the ratio of their FLOPs.
 
-Each network is pruned at the paper's percentage; dense and slim network, as they are and in their
-deployment form, take turns on the same batch. The scaling factors are random, or those that a run
-with -sr found: these leave another shape.
+Each network is pruned at the paper's percentage. The dense and the slim network, with and without
+their deployment form, take turns on the same batch. The scaling factors are random, or those of a
+run with -sr, which lead to other shapes.
 
     python benchmarks/inference.py [--model logs/model_best.pth.tar ...] [--device cuda] [--quick]
 """
@@ -39,10 +39,10 @@ HEADER += ["speed-up", "realised", "realised before", "of deployed dense"]
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", help="default: cuda if there is one")
-    text = "sparsity-trained checkpoint to prune, beside the networks with random scaling factors"
+    parser.add_argument("--device", help="default: cuda if available")
+    text = "checkpoint of a run with -sr, to prune in addition to networks with random factors"
     parser.add_argument("--model", type=Path, action="append", default=[], help=text)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--quick", action="store_true", help="run fewer rounds")
     return parser
 
 
@@ -55,10 +55,10 @@ def main() -> None:
         model, network, _ = architecture.load(files.find(path, "model_best.pth.tar"))
         networks.append((network.arch, "trained", model))
     for (arch, factors, dense), multiple in itertools.product(networks, (1, 16)):
-        percent = CASES[arch][1]
-        keep = choose_channels(dense, percent, round_to=multiple).keep
+        ratio = CASES[arch][1]
+        keep = choose_channels(dense, ratio, round_to=multiple).keep
         slim = slicing.sliced(dense, slicing.kept_channels(dense, declared(dense), keep))
-        title = {"network": f"{arch}-{dense.depth} at {percent:.0%}", "γ": factors}
+        title = {"network": f"{arch}-{dense.depth} at {ratio:.0%}", "γ": factors}
         title["--round-to"] = multiple
         for batch in (64, 1):
             rounds = (3 if args.quick else 15) * (1 if batch > 1 else 4)
@@ -69,8 +69,8 @@ def main() -> None:
 
 
 NOTES = """`speed-up` is dense / slim deployed, `realised` that speed-up / the FLOP ratio; `realised
-before` is the same for the slim network as it is. `of deployed dense` divides the deployed dense
-network's time instead: what pruning alone brings."""
+before` is the same for the slim network without deployment. `of deployed dense` is based on the
+time of the deployed dense network instead: the effect of pruning only."""
 
 
 def random_network(arch: str) -> nn.Module:
@@ -98,7 +98,7 @@ def latencies(dense, slim, batch: int, rounds: int, device: torch.device) -> dic
 
 
 def row(dense: nn.Module, slim: nn.Module, seconds: dict[str, float]) -> dict:
-    """The figures of one line of the table."""
+    """The figures of one row of the table."""
     flops = profiling.count_flops(dense) / profiling.count_flops(slim)
     speed_up = seconds["dense"] / seconds["slim deployed"]
     return {

@@ -1,4 +1,4 @@
-"""What the benchmarks share: turns that are fair on a noisy machine, and tables on disk."""
+"""Shared by the benchmarks: fair timing on a noisy machine, and tables on disk."""
 
 import json
 import platform
@@ -17,7 +17,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def now(device: torch.device) -> float:
-    """Seconds, after the device has finished what was asked of it."""
+    """The time in seconds, after synchronising with the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -38,7 +38,7 @@ def in_turns(
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """What the figures were measured on."""
+    """The machine and the versions that figures are measured with."""
     name = platform.machine()
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -56,21 +56,21 @@ def machine(device: torch.device) -> dict[str, str]:
 
 
 def merged(name: str, rows: list[dict], key: list[str]) -> list[dict]:
-    """``rows`` after those of the table ``name`` that are about something else."""
+    """``rows``, after the rows of the table ``name`` with other values in the ``key`` columns."""
     path = RESULTS / f"{name}.json"
-    told = json.loads(path.read_text())["rows"] if path.exists() else []
+    recorded = json.loads(path.read_text())["rows"] if path.exists() else []
     new = [[row[column] for column in key] for row in rows]
-    return [row for row in told if [row.get(column) for column in key] not in new] + rows
+    return [row for row in recorded if [row.get(column) for column in key] not in new] + rows
 
 
 def write(name: str, about: dict, header: list[str], rows: list[dict], notes: str = "") -> None:
-    """Print the table and write it as Markdown and JSON into benchmarks/results/."""
+    """Print the table, and write it as Markdown and JSON to benchmarks/results/."""
     cells = [[str(row[column]) for column in header] for row in rows]
     print(tables.table(header, cells))
     lines = ["| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *cells]]
-    told = "\n".join(f"- {key}: {value}" for key, value in about.items())
+    facts = "\n".join(f"- {key}: {value}" for key, value in about.items())
     RESULTS.mkdir(exist_ok=True)
-    text = "\n".join([f"# {name}", "", told, "", *lines, "", notes]).rstrip() + "\n"
+    text = "\n".join([f"# {name}", "", facts, "", *lines, "", notes]).rstrip() + "\n"
     (RESULTS / f"{name}.md").write_text(text)
     (RESULTS / f"{name}.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1))
     print(f"wrote {RESULTS / name}.md and .json")

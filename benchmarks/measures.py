@@ -1,7 +1,7 @@
-"""Every measure of importance on one network: what is left after pruning in rounds, what it scores.
+"""Compare all measures of importance on one network: size and accuracy after pruning in rounds.
 
-Each row is a run of flowprune.py; `random` is what the others must beat. A run that was stopped
-goes on where it was, one that is done is not run again.
+Each row is a run of flowprune.py; `random` is the baseline. An interrupted run is resumed, a
+finished one is not repeated.
 
     python benchmarks/measures.py --measure mag_based --measure random --dataset digits
 """
@@ -24,7 +24,7 @@ from slimming.settings import plain_name
 from slimming.storage import checkpoint
 from slimming.workflows.rounds_settings import MODELS
 
-EPOCH = re.compile(r"epoch (\d+)/\d+, lr \S+, ([\d.]+) s")  # how a run tells of an epoch
+EPOCH = re.compile(r"epoch (\d+)/\d+, lr \S+, ([\d.]+) s")  # the line that a run prints per epoch
 HEADER = ["measure", "network", "data", "pruning", "epochs", "seed", "top-1, last", "top-1, best"]
 HEADER += ["parameters", "MFLOPs", "s a round", "s in all"]
 
@@ -36,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", choices=MODELS, default="resnet-56")
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--data", help="folder of the dataset")
-    text = "what the table calls the data (default: --dataset)"
+    text = "name of the data in the table (default: --dataset)"
     parser.add_argument("--data-name", type=plain_name, help=text)
     parser.add_argument("--prune_percent", type=float, default=75)
     parser.add_argument("--n_rounds", type=int, default=5)
@@ -44,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
-    parser.add_argument("--work", type=Path, default=Path("measures"), help="where runs live")
+    parser.add_argument("--work", type=Path, default=Path("measures"), help="folder of the runs")
     parser.add_argument("--amp", action="store_true")
     parser.add_argument("--device")
     return parser
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def row_of(chosen: str, seed: int, args: argparse.Namespace) -> dict:
-    """Run what is missing of one run; its row of the table."""
+    """Finish a run if necessary, and return its row of the table."""
     data, schedule = args.data_name or args.dataset, f"{args.warmup_epochs} + {args.n_rounds}"
     pruning = f"{args.prune_percent:g}% in {args.n_rounds}"
     epochs = f"{args.epochs}, warm-up {args.warmup_epochs}, batch {args.batch_size}"
@@ -73,7 +73,7 @@ def row_of(chosen: str, seed: int, args: argparse.Namespace) -> dict:
         run(folder, chosen, seed, args)
     contents = checkpoint.read(last)
     left = contents["flow"]["rounds"][-1]
-    seconds = dict(EPOCH.findall(log_of(folder).read_text()))  # of a repeated epoch the last one
+    seconds = dict(EPOCH.findall(log_of(folder).read_text()))  # of repeated epochs, the last
     seconds = [float(seconds[str(n + 1)]) for n in range(args.epochs)]
     rounds = seconds[args.warmup_epochs : args.warmup_epochs + args.n_rounds]
     return {
@@ -88,7 +88,7 @@ def row_of(chosen: str, seed: int, args: argparse.Namespace) -> dict:
 
 
 def run(folder: Path, chosen: str, seed: int, args: argparse.Namespace) -> None:
-    """flowprune.py from where it was; what it prints goes to the log as well."""
+    """Start or resume flowprune.py; its output also goes to the log."""
     names = ("model", "dataset", "data", "prune_percent", "n_rounds", "warmup_epochs", "epochs")
     words = [f"--{n}={getattr(args, n)}" for n in names if getattr(args, n) is not None]
     words += [f"--batch-size={args.batch_size}", *(["--amp"] if args.amp else [])]
@@ -104,7 +104,7 @@ def run(folder: Path, chosen: str, seed: int, args: argparse.Namespace) -> None:
             log.write(line)
             log.flush()
     if process.wait():
-        sys.exit(process.returncode)  # the script said why; the next start goes on from here
+        sys.exit(process.returncode)  # the script has printed why; the next start resumes
 
 
 def log_of(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The training loop of the original scripts, written plainly, and the changes from it to ours."""
+"""The training loop of the original scripts in plain form, and the changes from it to ours."""
 
 import functools
 
@@ -15,7 +15,7 @@ from slimming.training.optimizer import make_optimizer
 from slimming.training.penalties import L1Penalty
 
 BATCH, S = 64, 1e-4
-# the loop with one change more at a time; the last one is the suite but for its memory
+# the loop with one more change at a time; the last one is the suite except for its memory
 CHANGES = ("identity selection", "channels_last", "fused step", "images in memory")
 
 
@@ -33,7 +33,7 @@ class Pictures(torch.utils.data.Dataset):
 
 
 def changes_of(variant: str) -> tuple[str, ...]:
-    """What differs from the reference: this change and those before it."""
+    """The changes of a variant relative to the reference: this one and those before it."""
     return CHANGES[: CHANGES.index(variant) + 1] if variant in CHANGES else ()
 
 
@@ -56,7 +56,7 @@ def reference_epoch(arch, depth, images, labels, device, changes=()):
         BATCH,
         shuffle=True,
         num_workers=1,
-        persistent_workers=True,  # a real epoch is long: the start of its worker does not count
+        persistent_workers=True,  # exclude the start of the worker, as an epoch is usually long
     )
     selection = {} if "identity selection" in changes else classic_selection(arch)
     model = NETWORKS[arch](depth=depth, **selection).to(device)
@@ -90,7 +90,7 @@ def update_bn_by_loop(model: nn.Module, s: float = S) -> None:
 
 
 class ClassicSelection(nn.Module):
-    """Channel selection that asks the host for its indices in every forward."""
+    """Channel selection that computes its indices on the host in every forward."""
 
     def __init__(self, num_channels: int):
         super().__init__()

@@ -1,7 +1,7 @@
-"""The paper's workflow, network by network: baseline, sparsity, pruning, fine-tuning.
+"""Run the paper's workflow for each network: baseline, sparsity, pruning, fine-tuning.
 
-Each stage is a command of this suite. One that was stopped goes on where it was, one whose result
-is there is not run again. The table has the published figures beside ours.
+Each stage is a command of this suite. An interrupted stage is resumed, a finished one is not
+repeated. The table compares the results to the published figures.
 
     python benchmarks/reproduce.py --arch vgg --dataset cifar10 --epochs 160
 """
@@ -47,10 +47,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data-name",
         type=plain_name,
-        help="what the table calls the data (default: --dataset)",
+        help="name of the data in the table (default: --dataset)",
     )
-    parser.add_argument("--epochs", type=int, default=160, help="of each training stage")
-    parser.add_argument("--work", type=Path, default=Path("reproduce"), help="where runs live")
+    parser.add_argument("--epochs", type=int, default=160, help="epochs of each training stage")
+    parser.add_argument("--work", type=Path, default=Path("reproduce"), help="folder of the runs")
     parser.add_argument("--amp", action="store_true")
     parser.add_argument("--device")
     return parser
@@ -66,8 +66,8 @@ def main() -> None:
 
 
 def reproduce(arch: str, args: argparse.Namespace) -> list[dict]:
-    """Run what is missing of one network; its rows of the table."""
-    script, depth, s, percents = CASES[arch]
+    """Run the unfinished stages of one network, and return its rows of the table."""
+    script, depth, s, ratios = CASES[arch]
     name = args.data_name or args.dataset
     work = args.work / f"{name}-{args.epochs}{'-amp' if args.amp else ''}"
     data = ["--dataset", args.dataset, *(["--data", args.data] if args.data else [])]
@@ -76,11 +76,11 @@ def reproduce(arch: str, args: argparse.Namespace) -> list[dict]:
     baseline = train(work / f"{arch}-baseline", network, data, args)
     sparse = train(work / f"{arch}-sparse", ["-sr", "--s", s, *network], data, args)
     rows = []
-    for percent in percents:
-        folder = work / f"{arch}-{percent:.0%}".replace("%", "")
+    for ratio in ratios:
+        folder = work / f"{arch}-{ratio:.0%}".replace("%", "")
         pruned = folder / "pruned.pth.tar"
         if not pruned.exists():
-            chosen = ["--percent", percent, "--model", sparse, "--save", folder]
+            chosen = ["--percent", ratio, "--model", sparse, "--save", folder]
             run(script, *data, "--depth", depth, *chosen)
         tuned = train(folder / "tuned", ["--refine", pruned], data, args)
         stages = [checkpoint.read(path) for path in (baseline, sparse, pruned, tuned)]
@@ -89,19 +89,19 @@ def reproduce(arch: str, args: argparse.Namespace) -> list[dict]:
         sizes = [profiling.count_parameters(architecture.load(p)[0]) for p in (sparse, tuned)]
         rows.append(
             {
-                "network": f"{arch}-{depth} at {percent:.0%}",
+                "network": f"{arch}-{depth} at {ratio:.0%}",
                 "data": name,
                 "epochs": f"{args.epochs}{' amp' if args.amp else ''}",
                 **scores,
                 "parameters": f"{sizes[0]:,} -> {sizes[1]:,}",
-                HEADER[-1]: PUBLISHED.get((arch, percent), "-"),
+                HEADER[-1]: PUBLISHED.get((arch, ratio), "-"),
             }
         )
     return rows
 
 
 def train(folder: Path, words: list, data: list, args: argparse.Namespace) -> Path:
-    """The best checkpoint of a finished run of main.py in ``folder``; runs what is left of it."""
+    """Finish a run of main.py in ``folder`` if necessary, and return its best checkpoint."""
     last = folder / "checkpoint.pth.tar"
     if not last.exists() or checkpoint.read(last)["epoch"] < args.epochs:
         more = ["--resume", "auto", "--epochs", args.epochs, "--save", folder]
@@ -114,7 +114,7 @@ def run(script: str, *words) -> None:
     print(f"$ python {shlex.join([script, *command[2:]])}", flush=True)
     done = subprocess.run(command, check=False)
     if done.returncode:
-        sys.exit(done.returncode)  # the script said why; the next start goes on from here
+        sys.exit(done.returncode)  # the script has printed why; the next start resumes
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""This suite's training step against the classic loop, in turns.
+"""Compare the speed of this suite's training step to the original loop.
 
 `reference` is the loop of the original scripts (see reference.py): PIL transforms in a DataLoader
-with one worker, fp32, NCHW, a penalty loop over the modules, channel selection that finds its
-indices with NumPy in every forward. The suite trains with its own loader and its own
+with one worker, fp32, NCHW, a penalty loop over the modules, channel selection that computes its
+indices with NumPy in every forward. The suite trains with its own loader and
 `slimming.training.loop.train`.
 
     python benchmarks/speed.py [--device cuda] [--quick] [--each]
@@ -46,10 +46,10 @@ HEADER += ["of matmul peak"]
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", help="default: cuda if there is one")
-    parser.add_argument("--quick", action="store_true", help="fewer steps, no --compile")
-    parser.add_argument("--compile", action="store_true", help="measure --compile as well")
-    text = "measure each change from the reference to the suite by itself"
+    parser.add_argument("--device", help="default: cuda if available")
+    parser.add_argument("--quick", action="store_true", help="run fewer steps, no --compile")
+    parser.add_argument("--compile", action="store_true", help="also measure --compile")
+    text = "measure each change from the reference to the suite separately"
     parser.add_argument("--each", action="store_true", help=text)
     return parser
 
@@ -72,22 +72,22 @@ def main() -> None:
     measure.write(name, about, HEADER, rows, NOTES)
 
 
-NOTES = """`ratio`: images/s by the reference's, median of the rounds. `penalty`: its share of the
-step. `peak memory`: on the CPU how much the variant's process grew, on CUDA what PyTorch allocated.
-`of matmul peak`: 3 x forward FLOPs a second by those of a large matrix product in the same
-precision, same run; above 100 % where a convolution needs fewer products than its FLOPs count
-(Winograd)."""
+NOTES = """`ratio`: images/s divided by that of the reference, median of the rounds. `penalty`: its
+fraction of the step. `peak memory`: on the CPU the growth of the variant's process, on CUDA the
+memory that PyTorch allocated. `of matmul peak`: 3 x forward FLOP/s, divided by the FLOP/s of a
+large matrix product with the same precision in the same run; above 100 % if a convolution needs
+fewer multiplications than its FLOPs count (Winograd)."""
 
 
 def measure_network(arch, depth, variants, steps, rounds, peak, device) -> list[dict]:
-    """The rows of one network: every variant trains ``steps`` batches in each of the rounds.
+    """The rows of one network: every variant trains ``steps`` batches in each round.
 
-    Each has a process of its own, so that they share no memory, and they take turns.
+    The variants take turns, and each has its own process, so that they share no memory.
     """
     name = f"{arch}-{depth}"
     spawn, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
     with contextlib.ExitStack() as stack:
-        pools = {}  # of one process each; a multiprocessing.Pool's may have no workers of their own
+        pools = {}  # not multiprocessing.Pool, whose processes cannot start DataLoader workers
         for v in variants:
             setting = (v, arch, depth, steps, str(device), threads)
             pool = ProcessPoolExecutor(1, spawn, initializer=prepare, initargs=setting)
@@ -116,21 +116,21 @@ def measure_network(arch, depth, variants, steps, rounds, peak, device) -> list[
     ]
 
 
-process = {}  # what a variant's process holds: its epoch, its memory before
+process = {}  # the state of a variant's process: its epoch function, its initial memory
 
 
 def prepare(variant: str, arch: str, depth: int, steps: int, device: str, threads: int) -> None:
-    """Begin a variant's process."""
+    """Initialize the process of a variant."""
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if variant not in ("reference", *CHANGES):
-        keep_freed_memory()  # as the scripts do
+        keep_freed_memory()  # like the scripts
     process.update(before=_resident_peak(), device=device)
     process["epoch"] = make_epoch(variant, arch, depth, steps, torch.device(device))
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()  # it may have been killed
+    multiprocessing.parent_process().join()  # returns even if the parent was killed
     os._exit(1)
 
 
@@ -139,7 +139,7 @@ def one_epoch() -> None:
 
 
 def peak_memory() -> int | str:
-    """MB that this process needed at most for its network."""
+    """The peak memory of this process for its network, in MB."""
     if process["device"].startswith("cuda"):
         return round(torch.cuda.max_memory_allocated() / 2**20)
     grown = _resident_peak() - process["before"]
@@ -151,7 +151,7 @@ def dtype_of(variant: str) -> torch.dtype:
 
 
 def make_epoch(variant: str, arch: str, depth: int, steps: int, device: torch.device):
-    """A function that trains ``steps`` batches as ``variant`` does."""
+    """A function that trains ``steps`` batches with ``variant``."""
     torch.manual_seed(0)
     images = torch.randint(256, (steps * BATCH, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(10, (steps * BATCH,))
@@ -189,7 +189,7 @@ def penalty_seconds(variant: str, arch: str, depth: int, device: torch.device) -
 
 
 def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of a large matrix product, the best of several."""
+    """FLOP/s of a large matrix product, the best of several runs."""
     size = 2048 if device.type == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
@@ -201,7 +201,7 @@ def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def _resident_peak() -> float:
-    """MB that this process held at most; not getrusage, which counts the parent before exec."""
+    """The peak memory of this process in MB; getrusage would include the parent before exec."""
     status = Path("/proc/self/status")
     if not status.exists():
         return float("nan")

@@ -1,4 +1,4 @@
-"""Write docs/flags.md: the flags of every script, as their parsers have them.
+"""Generate docs/flags.md: the flags of every script, from its parser.
 
 python docs/flags.py
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-SCRIPTS = {  # a title, and the module whose parser has the flags
+SCRIPTS = {  # title -> module with the parser
     "`main.py`, `mask-impl/main_mask.py`": "main",
     "`vggprune.py`, `denseprune.py`, `mask-impl/prune_mask.py`": "vggprune",
     "`resprune.py`": "resprune",
@@ -21,9 +21,9 @@ SCRIPTS = {  # a title, and the module whose parser has the flags
 }
 HEAD = """# Flags
 
-Made from the settings by `python docs/flags.py`; every script prints its own with `--help`. A flag
-that contradicts the checkpoint is an error that names both. Errors are one line on stderr: status
-2, 1 if the loss is no longer finite, 130 after Ctrl-C.
+Generated from the settings by `python docs/flags.py`; every script prints its own flags with
+`--help`. A flag that contradicts the checkpoint is an error, which shows both values. An error is
+one line on stderr; the exit status is 2, or 1 if the loss is not finite, or 130 after Ctrl-C.
 """
 
 

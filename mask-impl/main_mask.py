@@ -1,4 +1,4 @@
-"""Train without channel selection. Channels that prune_mask.py zeroed stay at exactly zero.
+"""Train without channel selection; channels that prune_mask.py set to zero stay exactly zero.
 
 python mask-impl/main_mask.py --refine pruned.pth.tar --dataset cifar100 --arch resnet
 """
@@ -7,7 +7,7 @@ import importlib
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `models` is the suite's
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `models` of the main suite
 
 from slimming.cli import entry, flags
 from slimming.cli.parser import Parser

@@ -1,7 +1,7 @@
 """Prune by mask: set γ and β of the channels with the smallest scaling factors to zero.
 
-The network keeps its shape, so whole layers may go. The size of the slim network that the mask
-stands for is printed too.
+The network keeps its shape, so whole layers may be pruned. Also prints the size of the equivalent
+slim network.
 
     python mask-impl/prune_mask.py --dataset cifar100 --arch resnet --depth 164 --percent 0.4 \\
         --model logs/model_best.pth.tar
@@ -12,7 +12,7 @@ import importlib
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `models` is the suite's
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `models` of the main suite
 
 from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
@@ -34,8 +34,8 @@ def make_parser() -> Parser:
 def main() -> None:
     run = build(PruningRun, flags.parse(make_parser()))
     dense = before_after.load(run, arch=None, networks=NETWORKS)
-    percent, round_to = run.prune.percent, run.prune.round_to
-    choice = choose_channels(dense.model, percent, at_least_one=False, round_to=round_to)
+    ratio, round_to = run.prune.ratio, run.prune.round_to
+    choice = choose_channels(dense.model, ratio, at_least_one=False, round_to=round_to)
     masked = zero_channels(copy.deepcopy(dense.model), choice.keep)
     slim = without_dead_channels(masked)
     proof = prove_equal(slim, masked, dense.images)

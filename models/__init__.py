@@ -1,4 +1,4 @@
-"""The networks of the paper and others, by the names that ``--arch`` takes."""
+"""The networks of the paper and others, by their ``--arch`` names."""
 
 import functools
 from collections.abc import Callable
@@ -45,8 +45,8 @@ __all__ = [
 
 
 def constructor(arch: str) -> Callable[..., nn.Module] | None:
-    """What builds the network called ``arch``, one of NETWORKS or of torchvision's classification
-    models (`zoo.classifier`); None if there is none.
+    """The function that builds the network ``arch``, one of NETWORKS or of torchvision's
+    classification models (`zoo.classifier`); None if there is none.
 
     >>> constructor("resnet50")(num_classes=7).num_classes
     7

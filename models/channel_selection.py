@@ -1,5 +1,5 @@
-"""The layer that lets a pruned network keep whole feature maps where a later sum or concatenation
-needs them, and still read only the channels that survived."""
+"""The layer that lets a pruned network keep feature maps that a later sum or concatenation needs,
+and still read only their kept channels."""
 
 from typing import Any
 
@@ -12,19 +12,19 @@ def gather_channels(x: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     if not x.is_contiguous(memory_format=torch.channels_last):
         return x.index_select(1, kept)
     n, c, h, w = x.shape
-    rows = x.permute(0, 2, 3, 1).reshape(-1, c)  # a view; its columns are quick to gather
+    rows = x.permute(0, 2, 3, 1).reshape(-1, c)  # a view; gathering columns is fast
     if torch.is_grad_enabled():
         own = rows.index_select(1, kept)
-    else:  # quicker forward, but slower backward
+    else:  # faster forward, but slower backward
         own = rows.gather(1, kept.expand(len(rows), -1))
     return own.view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
 class Mask(nn.Parameter):
-    """A parameter without a gradient whose version counter every write raises.
+    """A parameter without a gradient whose version counter increases with every write.
 
-    PyTorch counts in-place writes to a tensor and its views; what ``data`` gives out and takes in
-    it does not count. Here ``data`` is a view that counts.
+    PyTorch counts in-place writes to a tensor and its views, but not those through ``data``. Here
+    ``data`` is a view, whose writes are counted.
     """
 
     @property
@@ -38,7 +38,7 @@ class Mask(nn.Parameter):
         if counts:
             torch.autograd.graph.increment_version(self)
 
-    def detach(self) -> "Mask":  # of this class: ``nn.Parameter(mask)`` insists on it
+    def detach(self) -> "Mask":  # of this class, as ``nn.Parameter(mask)`` requires
         return torch.Tensor.detach(self).as_subclass(Mask)
 
 
@@ -46,18 +46,18 @@ REAL = (Mask, nn.Parameter, torch.Tensor)  # not what stands for a tensor while 
 
 
 class channel_selection(nn.Module):
-    """Pass on the channels of a (N, C, H, W) batch whose ``indexes`` entry is not zero.
+    """Select the channels of a (N, C, H, W) batch whose ``indexes`` entry is not zero.
 
-    It stands right after a BatchNorm2d. ``indexes`` (C floats, 0 or 1) is a Parameter without a
-    gradient, so that it is in the state dict and moves with the module. Write it in any way that
-    PyTorch has, or with `keep`: the next forward obeys. While every entry is 1 the forward is the
-    identity, otherwise it gathers with an index tensor that stays on the device.
+    Used directly after a BatchNorm2d. ``indexes`` (C floats, 0 or 1) is a Parameter without a
+    gradient, so that it is in the state dict and moves with the module. Writes to it, by any means
+    of PyTorch or with `keep`, take effect in the next forward. If every entry is 1 the forward is
+    the identity; otherwise it gathers with an index tensor that stays on the device.
 
-    A forward knows whether something was written since the last one without waiting for the device:
-    on the CPU it compares the values, elsewhere the version counter (see `Mask`), which does not
-    see what goes past PyTorch (DLPack) or through ``.data.data``. ``train()``, ``eval()``,
-    ``load_state_dict()`` and `keep` compare the values on every device; torch.compile and
-    torch.export take over the mask as it was then.
+    A forward detects writes without synchronising with the device: on the CPU it compares the
+    values, elsewhere the version counter (see `Mask`), which misses writes that bypass PyTorch
+    (DLPack) or go through ``.data.data``. ``train()``, ``eval()``, ``load_state_dict()`` and `keep`
+    compare the values on every device. torch.compile and torch.export capture the mask as a
+    constant.
 
     >>> select = channel_selection(3)
     >>> select.indexes.data[1] = 0
@@ -66,7 +66,7 @@ class channel_selection(nn.Module):
     """
 
     kept: torch.Tensor | None
-    # of ``indexes``, when ``kept`` was made: the values, the tensor, its version
+    # state of ``indexes`` when ``kept`` was computed: values, tensor, version
     _read: tuple[torch.Tensor, torch.Tensor, int | None] | None = None
 
     def __init__(self, num_channels: int):
@@ -86,7 +86,7 @@ class channel_selection(nn.Module):
         return x if self.kept is None else gather_channels(x, self.kept)
 
     def train(self, mode: bool = True) -> "channel_selection":
-        self._read = None  # to wait for the device is allowed here
+        self._read = None  # here a synchronisation with the device is acceptable
         self._refresh()
         return super().train(mode)
 
@@ -96,7 +96,7 @@ class channel_selection(nn.Module):
             param.__class__ = Mask
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_read": None}  # a copy counts its versions anew
+        return {**self.__dict__, "_read": None}  # the version counter of a copy starts again
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
@@ -104,7 +104,7 @@ class channel_selection(nn.Module):
 
     def _refresh(self) -> None:
         """Bring ``kept`` up to date, if ``indexes`` has been written."""
-        # not self.indexes: torch.fx would trace it. A replica of DataParallel has no parameters
+        # not self.indexes, which torch.fx would trace; replicas of DataParallel have no parameters
         indexes = self._parameters.get("indexes", vars(self).get("indexes"))
         if indexes is None or indexes.is_meta or type(indexes) not in REAL:
             return  # it has no values
@@ -133,17 +133,17 @@ class channel_selection(nn.Module):
 def _is_unchanged(
     indexes: torch.Tensor, values: torch.Tensor, tensor: torch.Tensor, version: int | None
 ) -> bool:
-    if indexes.device.type == "cpu":  # 1 µs, and it sees what NumPy writes
+    if indexes.device.type == "cpu":  # 1 µs, and detects writes through NumPy
         return indexes.dtype == values.dtype and torch.equal(indexes, values)
     return indexes is tensor and version is not None and _version(indexes) == version
 
 
 def _version(tensor: torch.Tensor) -> int | None:
-    """How often a tensor has been written; None for those of inference mode, which do not count."""
+    """The version counter of a tensor; None for inference tensors, which have none."""
     try:
         return tensor._version
     except RuntimeError:
         return None
 
 
-ChannelSelection = channel_selection  # its name in the suite of preact_res20
+ChannelSelection = channel_selection  # the name in the suite of preact_res20

@@ -30,7 +30,9 @@ class cifar_resnet(nn.Module):
         super().__init__()
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
-            raise ValueError(f"cifar_resnet has depth 6n+2 (20, 32, 56, 110, ...), not {depth}")
+            raise ValueError(
+                f"depth of cifar_resnet must be 6n+2 (20, 32, 56, 110, ...), not {depth}"
+            )
         self.depth, self.num_classes = depth, count_classes(dataset, num_classes)
 
         self.conv1 = nn.Conv2d(3, PLANES[0], 3, padding=1, bias=False)
@@ -51,7 +53,7 @@ class cifar_resnet(nn.Module):
 
 
 def _stage(inplanes: int, planes: int, blocks: int) -> nn.Sequential:
-    from torchvision.models.resnet import BasicBlock, conv1x1  # takes a second: not with `models`
+    from torchvision.models.resnet import BasicBlock, conv1x1  # imported late: takes a second
 
     stride, shortcut = 1, None
     if inplanes != planes:
@@ -62,8 +64,8 @@ def _stage(inplanes: int, planes: int, blocks: int) -> nn.Sequential:
 
 
 def initialize(network: nn.Module) -> None:
-    """Convolutions start as in He et al., ICCV 2015: every filter with the same expected norm, so
-    that magnitudes of different layers compare. BNs start as PyTorch's: γ = 1, β = 0."""
+    """Initialize convolutions as in He et al., ICCV 2015: every filter has the same expected norm,
+    so that layers are comparable by magnitude. BNs keep PyTorch's default: γ = 1, β = 0."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")

@@ -14,8 +14,8 @@ DEFAULTS = {"dropRate": 0, "growthRate": 12, "compressionRate": 1}
 
 
 class BasicBlock(nn.Module):
-    """BN-select-ReLU-3x3 and dropout, concatenated to the input: ``growthRate`` more channels come
-    out. ``cfg``: the channels that the convolution reads; ``expansion`` has no effect."""
+    """BN-select-ReLU-3x3 and dropout, concatenated to the input: adds ``growthRate`` channels.
+    ``cfg``: the channels that the convolution reads; ``expansion`` has no effect."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class BasicBlock(nn.Module):
         return torch.cat((x, self.grow(x)), 1)
 
     def grow(self, x: torch.Tensor) -> torch.Tensor:
-        """The new channels alone."""
+        """The new channels only."""
         new = self.conv1(self.relu(self.select(self.bn1(x))))
         return F.dropout(new, self.dropRate, self.training) if self.dropRate else new
 
@@ -62,17 +62,17 @@ class Transition(nn.Module):
 class densenet(nn.Module):
     """DenseNet of depth 3n+4: (N, 3, 32, 32) images -> (N, num_classes) logits.
 
-    Each block adds ``growthRate`` channels, dropped out with probability ``dropRate``; a transition
-    divides the channels by ``compressionRate``. ``cfg``: 3n+3 numbers, the kept channels of each BN
-    in order: n blocks and a transition, thrice, the last BN in place of the third transition; None
-    is the full network. ``selection`` makes the layer after each BN. ValueError for a depth, a rate
-    or a cfg that does not fit.
+    Each block adds ``growthRate`` channels, with dropout probability ``dropRate``; a transition
+    divides the channels by ``compressionRate``. ``cfg``: 3n+3 numbers, the kept channels of each
+    BN in order: three times n blocks and a transition, with the last BN in place of the third
+    transition; None is the full network. ``selection`` creates the layer after each BN. ValueError
+    for an invalid depth, rate or cfg.
 
     >>> densenet(depth=40, num_classes=7)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 7])
     """
 
-    BasicBlock, Transition = BasicBlock, Transition  # for a program that has the class alone
+    BasicBlock, Transition = BasicBlock, Transition  # reachable from `models.densenet`
     dense1: nn.Sequential
     dense2: nn.Sequential
     dense3: nn.Sequential
@@ -93,13 +93,13 @@ class densenet(nn.Module):
         super().__init__()
         blocks, rest = divmod(depth - 4, STAGES)
         if rest or blocks < 1:
-            raise ValueError(f"densenet has depth 3n+4 (40, 100, ...), not {depth}")
+            raise ValueError(f"depth of densenet must be 3n+4 (40, 100, ...), not {depth}")
         if type(growthRate) is not int or growthRate < 1:
             raise ValueError(f"growthRate must be an integer of at least 1, not {growthRate}")
         if not 0 <= dropRate < 1 or not 1 <= compressionRate <= 2 * growthRate:
             raise ValueError(
-                f"dropRate must be from 0 to below 1 and compressionRate from 1 to {2 * growthRate}"
-                f", not {dropRate} and {compressionRate}"
+                f"dropRate must be at least 0 and less than 1, and compressionRate from 1 to "
+                f"{2 * growthRate}, not {dropRate} and {compressionRate}"
             )
         self.depth, self.growthRate, self.dropRate = depth, growthRate, dropRate
         self.compressionRate = compressionRate
@@ -140,7 +140,7 @@ class densenet(nn.Module):
         return dense
 
     def _make_transition(self, compressionRate: float, cfg: int) -> nn.Module:
-        """From all channels so far to their number / ``compressionRate``."""
+        """A transition that divides the current number of channels by ``compressionRate``."""
         inplanes, self.inplanes = self.inplanes, int(self.inplanes // compressionRate)
         return Transition(inplanes, self.inplanes, cfg, self.selection)
 
@@ -150,7 +150,7 @@ class densenet(nn.Module):
         return self.fc(self.relu(self.select(self.bn(x))).mean((2, 3)))
 
     def wiring(self) -> list[Wire]:
-        """Each convolution but the first reads the BN before it; all its outputs stay."""
+        """Each convolution except the first reads the BN before it; all its outputs are kept."""
         readers = [n for n, m in self.named_modules() if isinstance(m, BasicBlock | Transition)]
         wires = [Wire(f"{name}.conv1", f"{name}.bn1", None) for name in readers]
         return [*wires, Wire("fc", "bn", None)]

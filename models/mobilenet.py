@@ -1,4 +1,4 @@
-"""MobileNet of depthwise separable convolutions (Howard et al., arXiv 1704.04861), small images."""
+"""MobileNet with depthwise separable convolutions (Howard et al., 1704.04861), for small images."""
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ from .resize import resize
 from .wiring import count_classes
 
 STEM = 32
-BLOCKS = [  # channels that come out, stride: table 1 of the paper
+BLOCKS = [  # output channels, stride: table 1 of the paper
     (64, 1),
     *[(128, 2), (128, 1)],
     *[(256, 2), (256, 1)],
@@ -21,7 +21,7 @@ class mobilenet(nn.Module):
     """MobileNet-V1 with a stem of stride 1: (N, 3, 32, 32) images -> (N, num_classes) logits.
 
     ``cfg``: the widths of layers by name (`models.resize`); None is the full network. ValueError
-    for a cfg that does not fit it.
+    for a cfg that does not fit.
 
     >>> mobilenet(num_classes=7)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 7])
@@ -34,7 +34,7 @@ class mobilenet(nn.Module):
         num_classes: int | None = None,
     ):
         super().__init__()
-        from torchvision.ops import Conv2dNormActivation  # takes a second: not with `models`
+        from torchvision.ops import Conv2dNormActivation  # imported late: takes a second
 
         self.num_classes = count_classes(dataset, num_classes)
         layers, channels = [Conv2dNormActivation(3, STEM, 3)], STEM

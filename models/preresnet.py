@@ -16,8 +16,8 @@ class Bottleneck(nn.Module):
     """BN-select-ReLU-1x1, BN-ReLU-3x3, BN-ReLU-1x1, added to the input.
 
     ``cfg``: the channels that the three convolutions read. The sum keeps all 4 · planes channels,
-    so the first BN stays whole and ``select`` passes on what the first convolution reads.
-    ``downsample`` is the shortcut where stride or channels change.
+    so the first BN keeps its width, and ``select`` selects what the first convolution reads.
+    ``downsample`` is the shortcut if stride or channels change.
     """
 
     expansion = 4
@@ -46,7 +46,7 @@ class Bottleneck(nn.Module):
         out = self.conv1(self.relu(self.select(self.bn1(x))))
         out = self.conv2(F.relu(self.bn2(out), inplace=True))
         out = self.conv3(F.relu(self.bn3(out), inplace=True))
-        out += x if self.downsample is None else self.downsample(x)  # in place: no new memory
+        out += x if self.downsample is None else self.downsample(x)  # in place, to save memory
         return out
 
     def wiring(self, name: str) -> list[Wire]:
@@ -63,15 +63,15 @@ Block = Bottleneck  # its name where a class has an attribute of the other
 class resnet(nn.Module):
     """Pre-activation ResNet of depth 9n+2: (N, 3, 32, 32) images -> (N, num_classes) logits.
 
-    ``cfg``: 9n+1 numbers, the kept channels of each BN in order, three a block and the last BN;
-    None is the full network. ``selection`` makes the layer after each BN that stays whole.
+    ``cfg``: 9n+1 numbers, the kept channels of each BN in order, three per block and the last BN;
+    None is the full network. ``selection`` creates the layer after each BN that keeps its width.
     ValueError for another depth or a cfg that does not fit it.
 
     >>> resnet(depth=20, num_classes=7)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 7])
     """
 
-    Bottleneck = Bottleneck  # for a program that has the class alone
+    Bottleneck = Bottleneck  # reachable from `models.resnet`
     layer1: nn.Sequential
     layer2: nn.Sequential
     layer3: nn.Sequential
@@ -87,7 +87,7 @@ class resnet(nn.Module):
         super().__init__()
         blocks, rest = divmod(depth - 2, 9)
         if rest or blocks < 1:
-            raise ValueError(f"resnet has depth 9n+2 (20, 56, 110, 164, ...), not {depth}")
+            raise ValueError(f"depth of resnet must be 9n+2 (20, 56, 110, 164, ...), not {depth}")
         self.depth, self.cfg = depth, check_cfg(cfg, _full_cfg(blocks))
         self.num_classes, self.selection = count_classes(dataset, num_classes), selection
 
@@ -124,7 +124,7 @@ class resnet(nn.Module):
         return self.fc(self.relu(self.select(self.bn(x))).mean((2, 3)))
 
     def wiring(self) -> list[Wire]:
-        """The wires of every block, then the classifier, which reads the last BN."""
+        """The wires of every block, and the classifier, which reads the last BN."""
         blocks = [(n, m) for n, m in self.named_modules() if isinstance(m, Bottleneck)]
         wires = [wire for name, block in blocks for wire in block.wiring(name)]
         return [*wires, Wire("fc", "bn", None)]

@@ -1,4 +1,4 @@
-"""Give the layers of a dense network the widths of a slim one: how a pruned network is rebuilt."""
+"""Resize the layers of a dense network to the widths of a slim one, to rebuild a pruned network."""
 
 import torch
 from torch import nn
@@ -9,8 +9,8 @@ Layer = nn.Conv2d | nn.Linear | nn.BatchNorm2d | nn.SyncBatchNorm | nn.PReLU
 
 
 def widths(model: nn.Module) -> dict[str, list[int]]:
-    """The ``cfg`` of the network as it is: each layer that has channels by its name, a Conv2d and a
-    Linear as [in, out], a BatchNorm2d and a PReLU as [channels].
+    """The ``cfg`` of the network: the widths of each layer with channels, by name: [in, out] of a
+    Conv2d or Linear, [channels] of a BatchNorm2d or PReLU.
 
     >>> widths(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()))
     {'0': [3, 8], '1': [8]}
@@ -20,18 +20,18 @@ def widths(model: nn.Module) -> dict[str, list[int]]:
 
 
 def resize(model: nn.Module, cfg: dict[str, list[int]]) -> nn.Module:
-    """Give each layer that ``cfg`` names (see `widths`) these widths, in place; return the model.
+    """Resize each layer in ``cfg`` (see `widths`) to its widths, in place; return the model.
 
-    Those layers start with fresh weights, on their device and in their dtype; all else about them
-    stays. A depthwise convolution gets as many groups as channels, another grouped one keeps its
-    groups. ValueError, with the model as it was, for a name that is no such layer, for widths that
-    are not integers from 1 to those of the dense layer, and for groups that do not divide them.
+    These layers get random weights, with the same device and dtype; everything else is unchanged. A
+    depthwise convolution gets as many groups as channels; any other grouped convolution keeps its
+    groups. ValueError, with the model unchanged, if a name is not such a layer, if widths are not
+    integers from 1 to those of the dense layer, or if the groups do not divide them.
 
     >>> resize(nn.Sequential(nn.Conv2d(8, 8, 3, groups=8)), {"0": [5, 5]})[0]
     Conv2d(5, 5, kernel_size=(3, 3), stride=(1, 1), groups=5)
     """
     if not isinstance(cfg, dict):
-        raise ValueError(f"cfg is {cfg!r} where it should name each layer and its widths")
+        raise ValueError(f"cfg must be a dict of layer names and their widths, not {cfg!r}")
     layers = dict(model.named_modules())
     fits = [(_check(name, layers.get(name), shape), shape) for name, shape in cfg.items()]
     for layer, shape in fits:
@@ -50,23 +50,27 @@ def _widths(layer: Layer) -> list[int]:
 def _check(name: str, layer: nn.Module | None, shape: list[int]) -> Layer:
     """The layer itself, if it can have these widths."""
     if not isinstance(layer, LAYERS):
-        raise ValueError(f"cfg names {name!r}, which is no layer with channels of this network")
+        raise ValueError(f"cfg has {name!r}, which is not a layer with channels in this network")
     dense = _widths(layer)
     if not isinstance(shape, list) or len(shape) != len(dense):
         raise ValueError(f"cfg has {shape!r} for {name}, whose full widths are {dense}")
     if not all(type(w) is int and 0 < w <= whole for w, whole in zip(shape, dense, strict=True)):
-        raise ValueError(f"cfg has {shape!r} for {name}: integers from 1 to {dense} can be had")
+        raise ValueError(f"cfg has {shape!r} for {name}: widths must be integers from 1 to {dense}")
     if not isinstance(layer, nn.Conv2d):
         return layer
     if is_depthwise(layer) and shape[0] != shape[1]:
-        raise ValueError(f"cfg has {shape} for {name}, which is depthwise: in and out are the same")
+        raise ValueError(
+            f"cfg has {shape} for {name}, which is depthwise: in and out must be equal"
+        )
     if any(width % _groups(layer, shape) for width in shape):
-        raise ValueError(f"cfg has {shape} for {name}, whose {layer.groups} groups do not divide")
+        raise ValueError(
+            f"cfg has {shape} for {name}: its {layer.groups} groups must divide both widths"
+        )
     return layer
 
 
 def is_depthwise(conv: nn.Conv2d) -> bool:
-    """Whether each filter reads the one channel of its own."""
+    """Whether each filter reads one channel, with the same index."""
     return conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
 
 
@@ -94,6 +98,6 @@ def _set_widths(layer: Layer, shape: list[int]) -> None:
 
 
 def _empty_like(old: torch.Tensor, size: list[int]) -> torch.Tensor:
-    """A parameter or buffer of another size, as ``old`` in all else."""
+    """An uninitialized parameter or buffer like ``old``, with another size."""
     new = old.new_empty(size)
     return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new

@@ -16,9 +16,10 @@ defaultcfg = {
 class vgg(nn.Module):
     """VGG-11, 13, 16 or 19: (N, 3, 32, 32) images -> (N, num_classes) logits.
 
-    ``cfg`` lists the width of each convolution, 'M' for 2x2 max pooling; None is the full network.
-    A cfg of another length than ``depth`` has says the depth itself. Without ``init_weights`` the
-    layers start as PyTorch's own. ValueError for another depth or a cfg that does not fit it.
+    ``cfg`` lists the width of each convolution, and 'M' for 2x2 max pooling; None is the full
+    network. A cfg whose length does not match ``depth`` determines the depth. Without
+    ``init_weights`` the layers keep PyTorch's default initialization. ValueError for another depth
+    or a cfg that does not fit it.
 
     >>> vgg(depth=11, num_classes=7)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 7])
@@ -36,9 +37,10 @@ class vgg(nn.Module):
     ):
         super().__init__()
         if cfg is not None and len(cfg) != len(defaultcfg.get(depth, ())):
-            depth = _depth_of(cfg, depth)  # the original never needs it beside a cfg
+            depth = _depth_of(cfg, depth)  # the original ignores depth if there is a cfg
         if depth not in defaultcfg:
-            raise ValueError(f"vgg has depth {', '.join(map(str, defaultcfg))}, not {depth}")
+            depths = ", ".join(map(str, defaultcfg))
+            raise ValueError(f"depth of vgg must be one of {depths}, not {depth}")
         self.depth, self.cfg = depth, check_cfg(cfg, defaultcfg[depth])
         self.num_classes = count_classes(dataset, num_classes)
         self.feature = self.make_layers(self.cfg, batch_norm=True)
@@ -78,7 +80,7 @@ class vgg(nn.Module):
 
 
 def _depth_of(cfg: list, depth: int) -> int:
-    """The depth whose pooling stands where that of ``cfg`` does; else ``depth``."""
+    """The depth with max pooling at the same positions as ``cfg``, else ``depth``."""
     pools = [place for place, width in enumerate(cfg) if width == "M"]
     for known, full in defaultcfg.items():
         if len(full) == len(cfg) and pools == [i for i, width in enumerate(full) if width == "M"]:

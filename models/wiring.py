@@ -1,4 +1,4 @@
-"""What every network of this package shares: how its channels hang together, how it starts."""
+"""Shared by all networks of this package: how channels are coupled, and weight initialization."""
 
 from typing import NamedTuple
 
@@ -8,11 +8,12 @@ CLASSES = {"cifar10": 10, "cifar100": 100}
 
 
 class Wire(NamedTuple):
-    """A convolution or linear layer and the BatchNorms that decide which of its channels stay.
+    """A convolution or linear layer, and the BatchNorms that decide which of its channels are kept.
 
-    ``reads`` names the BN whose kept channels are the layer's input, ``writes`` the BN whose kept
-    channels are its output; None where all channels stay. A BN that some layer writes is sliced
-    with it; one that no layer writes stays whole, and its mask goes to the ``select`` beside it.
+    ``reads`` is the name of the BN whose kept channels are the layer's input, ``writes`` of the BN
+    whose kept channels are its output; None if all channels are kept. A BN that a layer writes is
+    sliced with it; a BN that no layer writes keeps its width, and its mask is set in the ``select``
+    next to it.
     """
 
     layer: str
@@ -21,9 +22,9 @@ class Wire(NamedTuple):
 
 
 def count_classes(dataset: str, num_classes: int | None) -> int:
-    """``num_classes``, or what the name of the dataset says. ValueError where neither does."""
+    """``num_classes``, or the number of classes of the dataset. ValueError if that is unknown."""
     if num_classes is None and dataset not in CLASSES:
-        raise ValueError(f"the number of classes of {dataset!r} is not known: pass num_classes")
+        raise ValueError(f"the number of classes of {dataset!r} is unknown: pass num_classes")
     return CLASSES[dataset] if num_classes is None else num_classes
 
 
@@ -31,12 +32,12 @@ def check_cfg(cfg: list | None, full: list) -> list:
     """``cfg`` as a list of the length of ``full``, or ``full`` where cfg is None.
 
     Raises ValueError if the lengths differ, a width is not a positive integer, or an 'M' (VGG's
-    pooling) stands elsewhere than in ``full``.
+    pooling) is at another position than in ``full``.
     """
     if cfg is None:
         return list(full)
     if len(cfg) != len(full):
-        raise ValueError(f"cfg has {len(cfg)} entries where this depth needs {len(full)}")
+        raise ValueError(f"cfg has {len(cfg)} entries, but this depth needs {len(full)}")
     for width, whole in zip(cfg, full, strict=True):
         number = isinstance(width, int) and not isinstance(width, bool) and width > 0
         if not number if whole != "M" else width != "M":
@@ -45,7 +46,7 @@ def check_cfg(cfg: list | None, full: list) -> list:
 
 
 def initialize(network: nn.Module) -> None:
-    """γ = 0.5, β = 0, convolutions N(0, sqrt(2 / (k² · out))): Network Slimming, section 4.3."""
+    """γ = 0.5, β = 0, convolutions N(0, sqrt(2 / (k² · out))) (Network Slimming, section 4.3)."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels

@@ -1,4 +1,4 @@
-"""torchvision's classification models by name, in a form for small images too."""
+"""torchvision's classification models by name, adapted to small images."""
 
 import torch
 from torch import nn
@@ -6,14 +6,14 @@ from torch import nn
 from .resize import resize
 from .wiring import count_classes
 
-SMALL = 64  # pixels; up to here a stem that shrinks the image fourfold leaves too little of it
+SMALL = 64  # pixels; up to this size, a stem that downsamples by 4 leaves too few pixels
 OPTIONS = {"aux_logits": False, "transform_input": True, "init_weights": True}
 WITH_OPTIONS = ("googlenet", "inception_v3")  # their weights expect the input transform
 
 
 def names() -> list[str]:
     """The names of torchvision's classification models."""
-    from torchvision import models  # takes a second: not with `models`
+    from torchvision import models  # imported late: takes a second
 
     return models.list_models(module=models)
 
@@ -28,11 +28,11 @@ def classifier(
 ) -> nn.Module:
     """torchvision's ``name``: (N, 3, image_size, image_size) images -> (N, num_classes) logits.
 
-    Up to 64 pixels its stem has stride 1, the max pooling behind a 7x7 stem is left out, and VGG
-    has one linear layer as its classifier; there are no auxiliary classifiers. ``weights``, as
-    'DEFAULT' or torchvision's name of them: of ImageNet, for each layer whose shape they fit.
-    ``cfg``: the widths of layers by name (`models.resize`); those start fresh. ValueError for an
-    unknown name, images too small for it, a cfg that does not fit, weights that cannot be had.
+    Up to 64 pixels the stem has stride 1, the max pooling after a 7x7 stem is omitted, and VGG has
+    a single linear layer as its classifier; there are no auxiliary classifiers. ``weights``,
+    'DEFAULT' or a name in torchvision, are loaded for each layer whose shape fits. ``cfg``: the
+    widths of layers by name (`models.resize`), which get random weights. ValueError for an unknown
+    name, images that are too small, a cfg that does not fit, or unavailable weights.
 
     >>> classifier("resnet18", num_classes=7)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 7])
@@ -58,7 +58,7 @@ def _build(name: str, num_classes: int) -> nn.Module:
     options = {"num_classes": num_classes, **(OPTIONS if name in WITH_OPTIONS else {})}
     try:
         return models.get_model(name, weights=None, **options)
-    except NotImplementedError:  # on "meta": regnets read their widths out of tensors
+    except NotImplementedError:  # on "meta": regnets compute their widths with tensors
         with torch.device("cpu"):
             return models.get_model(name, weights=None, **options).to("meta")
 
@@ -69,8 +69,8 @@ def _fit_small_images(model: nn.Module, num_classes: int) -> None:
     if isinstance(model, VGG):
         model.avgpool = nn.AdaptiveAvgPool2d(1)
         model.classifier = nn.Linear(512, num_classes)
-    found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.MaxPool2d)]
-    name, stem = found[0]
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.MaxPool2d)]
+    name, stem = layers[0]
     if not isinstance(stem, nn.Conv2d) or stem.stride != (2, 2):
         return
     if stem.kernel_size == (3, 3):
@@ -80,13 +80,13 @@ def _fit_small_images(model: nn.Module, num_classes: int) -> None:
     smaller = nn.Conv2d(stem.in_channels, stem.out_channels, 3, padding=1, bias=bias)
     nn.init.kaiming_normal_(smaller.weight, mode="fan_out", nonlinearity="relu")
     model.set_submodule(name, smaller)
-    behind, layer = found[1]
+    behind, layer = layers[1]
     if isinstance(layer, nn.MaxPool2d):
         model.set_submodule(behind, nn.Identity())
 
 
 def _check_size(model: nn.Module, name: str, size: int) -> None:
-    """ValueError if images of this size do not come through; shapes alone are worked out."""
+    """ValueError if the network does not support images of this size; computes only shapes."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     state = {n: t.to("meta") for n, t in tensors}
     image = torch.empty(1, 3, size, size, device="meta")
@@ -94,7 +94,7 @@ def _check_size(model: nn.Module, name: str, size: int) -> None:
         torch.func.functional_call(model.eval(), state, image)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{name} takes no images of {size} pixels: {reason}") from error
+        raise ValueError(f"{name} does not support images of {size} pixels: {reason}") from error
     model.train()
 
 
@@ -106,11 +106,11 @@ def _load_pretrained(model: nn.Module, name: str, weights: str) -> None:
         raise ValueError(f"{name} has no weights called {weights!r}: use {', '.join(known)}")
     try:
         state = models.get_model(name, weights=weights).state_dict()
-    except Exception as error:  # of the network, the disk, the archive: a dozen kinds
+    except Exception as error:  # many types: network, disk, damaged archive
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(f"cannot get the weights {weights} of {name}: {reason}") from error
+        raise ValueError(f"cannot load the weights {weights} of {name}: {reason}") from error
     own = model.state_dict()
-    for key in list(state):  # out of the dict itself: it carries the versions of its layers
+    for key in list(state):  # in place: the dict has the version metadata of the layers
         if key not in own or own[key].shape != state[key].shape:
             del state[key]
     model.load_state_dict(state, strict=False)

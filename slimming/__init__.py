@@ -1,4 +1,4 @@
-"""Slim convolutional networks, exactly (Network Slimming, Liu et al., ICCV 2017).
+"""Prune convolutional networks exactly (Network Slimming, Liu et al., ICCV 2017).
 
 slim = slimming.prune(model, images, ratio=0.5)
 slimming.save(slim, "slim.pth")

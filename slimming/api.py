@@ -1,4 +1,4 @@
-"""The front door of the library: slim a network, save it, load it, make it fast."""
+"""The public API: slim a network, save it, load it, deploy it."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ SCOPES = ("global", "layer")
 
 @dataclass(frozen=True)
 class Slim:
-    """A slim network: ``model``, in eval mode on the CPU; ``cfg``, the widths of its layers, a list
-    for the paper's networks; ``figures``, what it costs (parameters, FLOPs of an image, bytes);
-    ``difference``, the proof: the largest difference of its logits from those of the dense network
-    in which nothing reads the removed channels, relative to the largest logit."""
+    """A slim network: ``model``, in eval mode on the CPU; ``cfg``, the widths of its layers (a list
+    for the paper's networks); ``figures``, its cost (parameters, FLOPs per image, bytes);
+    ``difference``, the proof: the largest difference between its logits and those of the masked
+    dense network, in which no layer reads the removed channels, relative to the largest logit."""
 
     model: nn.Module
     cfg: dict | list
@@ -42,14 +42,15 @@ def prune(
     round_to: int = 1,
     ignore: Iterable[str] = (),
 ) -> Slim:
-    """Remove the share ``ratio`` (0 to below 1) of the filters of any CNN, and prove the result.
+    """Remove the fraction ``ratio`` (0 <= ratio < 1) of the filters of any CNN, and prove the
+    result.
 
-    ``images`` (N, 3, H, W) are normalised as the network reads them; the result is proved on them.
-    ``measure`` is one of `slimming.pruning.importance.MEASURES`; those with gradients need
-    ``labels`` (N,) too. ``scope`` ranks filters over the whole network ("global") or takes the same
-    share of each layer ("layer"). Layers keep a multiple of ``round_to`` channels; the layers or
-    modules named in ``ignore`` stay whole. ``model`` is not changed. UserError for a
-    network that cannot be slimmed exactly, and for wrong arguments.
+    ``images`` (N, 3, H, W) are normalised inputs; the result is proved on them. ``measure`` is one
+    of `slimming.pruning.importance.MEASURES`; those with gradients also need ``labels`` (N,).
+    ``scope`` ranks filters over the whole network ("global") or prunes the same fraction of each
+    layer ("layer"). Layers keep a multiple of ``round_to`` channels; the layers or modules named
+    in ``ignore`` are not pruned. ``model`` is not changed. UserError if the network cannot be
+    slimmed exactly, or an argument is invalid.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
     >>> slim = prune(net, torch.rand(2, 3, 8, 8), ratio=0.5)
@@ -57,9 +58,9 @@ def prune(
     (4, [3, 4], 1562)
     """
     judge = importance.MEASURES.get(measure)
-    if judge is None or measure == "biased_loss_tracked":  # that one takes training
+    if judge is None or measure == "biased_loss_tracked":  # which needs a training run
         names = ", ".join(name for name in importance.MEASURES if name != "biased_loss_tracked")
-        raise UserError(f"no measure is called {measure!r}: use {names}")
+        raise UserError(f"unknown measure {measure!r}: use {names}")
     if scope not in SCOPES:
         raise UserError(f"scope must be 'global' or 'layer', not {scope!r}")
     batches = [] if labels is None else [(images, labels)]
@@ -78,7 +79,7 @@ def prune(
 
 
 def save(slim: Slim | nn.Module, path: str | Path) -> None:
-    """Write a slim network: the widths of its layers and its weights, whole or not at all.
+    """Write a slim network, its widths and its weights, atomically.
 
     >>> import tempfile
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 10))
@@ -93,10 +94,10 @@ def save(slim: Slim | nn.Module, path: str | Path) -> None:
 
 
 def load(path: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
-    """The slim network in a file of `save`, or in a checkpoint of the scripts, in eval mode.
+    """Load the slim network from a file of `save` or a checkpoint of the scripts, in eval mode.
 
-    ``build`` makes the dense network; its layers take the widths of the file. The file is data: no
-    code in it runs. UserError if it is damaged or of another network.
+    ``build`` returns the dense network; its layers get the widths in the file. Loading runs no code
+    from the file. UserError if it is damaged or of another network.
     """
     model = slicing.load_slim_state(build(), checkpoint.read(path)["state_dict"])
     return model.eval()

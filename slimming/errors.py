@@ -1,4 +1,4 @@
-"""What a person can put right, said in one line. `slimming.cli.entry.run` prints it and exits."""
+"""Errors that the user can fix. `slimming.cli.entry.run` prints them as one line and exits."""
 
 
 class UserError(Exception):
@@ -14,6 +14,6 @@ class Diverged(UserError):
 
 
 class Interrupted(UserError):
-    """Ctrl-C; the message says how to go on: exit status 130."""
+    """Ctrl-C; the message says how to continue: exit status 130."""
 
     status = 130

@@ -1,7 +1,7 @@
-"""Settings: frozen dataclasses whose fields say all that a person needs to know of them.
+"""Settings: frozen dataclasses whose fields document themselves.
 
-A field is a default, what it means, and what may be typed for it. Command lines are derived from
-the fields (`slimming.cli.flags`); programs fill them in like any dataclass.
+A field has a default, a help text and a parser for its value. Command lines are derived from the
+fields (`slimming.cli.flags`); programs fill them in like any dataclass.
 
 >>> @dataclass(frozen=True)
 ... class Schedule:
@@ -28,25 +28,26 @@ Settings = TypeVar("Settings", bound=Dataclass)
 
 @dataclass(frozen=True)
 class Spec:
-    """What a field knows besides its name, type and default.
+    """Metadata of a field besides its name, type and default.
 
-    ``kind`` is how it is typed: "value"; "switch", which is off unless given; "on/off", a switch
-    that ``--no-...`` turns off again; "truth", a switch that also takes True or False; "list",
-    which can be repeated; "positional". ``parse`` raises ValueError for what may not be typed.
+    ``kind`` is how it is given on the command line: "value"; "switch", which is off unless given;
+    "on/off", a switch that ``--no-...`` turns off again; "bool", a switch that also takes True or
+    False; "list", which can be repeated; "positional". ``parse`` raises ValueError for an invalid
+    value.
     """
 
     help: str
-    flags: tuple[str, ...] = ()  # none is --name-of-the-field
+    flags: tuple[str, ...] = ()  # empty: --name-of-the-field
     kind: str = "value"
     metavar: str | None = None
     parse: Callable[[str], Any] = str
     choices: tuple[str, ...] | None = None
-    kept: bool = False  # in checkpoints, for --resume
-    field_of: Callable[[Any], str] | None = None  # which field a value is for, where not this one
+    kept: bool = False  # saved in checkpoints, for --resume
+    field_of: Callable[[Any], str] | None = None  # the field that a value sets, if not this one
 
 
 def part(kind: type[Dataclass]) -> Any:
-    """A field that holds settings of another kind, by default as they are."""
+    """A field that contains nested settings, with their defaults."""
     return field(default_factory=kind)
 
 
@@ -56,7 +57,7 @@ def setting(default: Any, help: str, *flags: str, **more: Any) -> Any:
 
 
 def number(kind: type, low: float, high: float = math.inf, below: bool = False) -> Callable:
-    """What reads an int or float from ``low`` to ``high`` (less than it with ``below``)."""
+    """A parser of an int or float from ``low`` to ``high`` (exclusive with ``below``)."""
     limit = f" and {'less than' if below else 'at most'} {high:g}" if high < math.inf else ""
 
     def parse(text: str) -> int | float:
@@ -75,26 +76,26 @@ def number(kind: type, low: float, high: float = math.inf, below: bool = False) 
 count = number(int, 1, 2**31 - 1)
 count_from_zero = number(int, 0, 2**31 - 1)
 seed = number(int, 0, 2**32, below=True)
-share = number(float, 0, 1, below=True)
+fraction = number(float, 0, 1, below=True)
 not_negative = number(float, 0)
 
 
-def truth(text: str) -> bool:
-    """True or False, in any case."""
+def boolean(text: str) -> bool:
+    """True or False, case-insensitive."""
     if text.lower() not in ("true", "false"):
         raise ValueError(f"must be True or False, not {text!r}")
     return text.lower() == "true"
 
 
 def plain_name(text: str) -> str:
-    """A file name without folders."""
+    """A file name without a folder."""
     if not text or os.path.basename(text) != text or text in (".", ".."):
-        raise ValueError(f"must be a name without folders, not {text!r}")
+        raise ValueError(f"must be a file name without a folder, not {text!r}")
     return text
 
 
 def specs(settings: Dataclass | type[Dataclass]) -> Iterator[tuple[Field, Spec]]:
-    """Every field of a settings class or instance, those of the settings inside it too."""
+    """Every field of a settings class or instance, including nested settings."""
     for entry in fields(settings):
         if inner := kind_inside(entry):
             yield from specs(inner)
@@ -103,12 +104,12 @@ def specs(settings: Dataclass | type[Dataclass]) -> Iterator[tuple[Field, Spec]]
 
 
 def kind_inside(entry: Field) -> type[Dataclass] | None:
-    """The settings class that a field holds settings of; None where it holds a value."""
+    """The class of the nested settings in a field; None if the field holds a value."""
     return entry.type if isinstance(entry.type, type) and is_dataclass(entry.type) else None
 
 
 def build(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """Settings of this ``kind`` with ``values`` by the names of fields, the rest by default."""
+    """Settings of this ``kind`` from ``values`` by field name; other fields take their defaults."""
     given: dict[str, Any] = {}
     for entry in fields(kind):
         if inner := kind_inside(entry):
@@ -119,7 +120,7 @@ def build(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
 
 
 def flat(settings: Dataclass) -> dict[str, Any]:
-    """All values by the names of their fields, those of the settings inside too."""
+    """All values by field name, including those of nested settings."""
     values: dict[str, Any] = {}
     for entry in fields(settings):
         value = getattr(settings, entry.name)
@@ -128,11 +129,11 @@ def flat(settings: Dataclass) -> dict[str, Any]:
 
 
 def kept(settings: Dataclass) -> dict[str, Any]:
-    """The values that a checkpoint keeps for ``--resume``, by name."""
+    """The values that a checkpoint saves for ``--resume``, by name."""
     names = {entry.name for entry, spec in specs(settings) if spec.kept}
     return {name: value for name, value in flat(settings).items() if name in names}
 
 
 def flag_names(entry: Field, spec: Spec) -> tuple[str, ...]:
-    """How the field is typed on a command line."""
+    """The flags that set the field on a command line."""
     return spec.flags or (f"--{entry.name.replace('_', '-')}",)

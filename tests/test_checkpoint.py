@@ -61,7 +61,7 @@ def test_a_bare_state_dict_loads_with_the_flags_values(tmp_path, arch, prefix):
     network = Architecture(arch, SMALLEST.get(arch), "folder", 7)
     state = network.build().state_dict()
     torch.save({prefix + name: value for name, value in state.items()}, tmp_path / "bare")
-    with pytest.raises(UserError, match=r"does not say .*: give --arch .*--dataset"):
+    with pytest.raises(UserError, match=r"does not record .*: add --arch .*--dataset"):
         architecture.load(tmp_path / "bare")
     given = {"arch": arch, "depth": network.depth, "dataset": "folder"}
     model, found, _ = architecture.load(tmp_path / "bare", given)
@@ -169,7 +169,7 @@ def test_a_folder_means_the_best_model_in_it(tmp_path):
     (tmp_path / "a_best.pth.tar").touch()
     assert files.find(tmp_path, *patterns).name == "a_best.pth.tar"
     (tmp_path / "b_best.pth.tar").touch()
-    with pytest.raises(UserError, match="name the file"):
+    with pytest.raises(UserError, match="give the path of"):
         files.find(tmp_path, *patterns)
     (tmp_path / "model_best.pth.tar").touch()
     assert files.find(tmp_path, *patterns).name == "model_best.pth.tar"
@@ -186,7 +186,7 @@ def test_weights_with_and_without_selection_load_into_each_other():
     back = architecture.load_network("x", {"state_dict": bare.state_dict()}, network)
     assert all(torch.equal(v, back.state_dict()[n]) for n, v in model.state_dict().items())
     model.select.indexes.data[0] = 0
-    with pytest.raises(UserError, match="not for mask-impl"):
+    with pytest.raises(UserError, match="not with mask-impl"):
         architecture.load_network("x", {"state_dict": model.state_dict()}, network, masked)
 
 
@@ -204,7 +204,7 @@ def test_files_of_earlier_versions_load_and_compute_the_same(path):
 @pytest.mark.parametrize("contents", [torch.ones(3), [1], "text", {}])
 def test_a_file_of_something_else_is_one_line(tmp_path, contents):
     torch.save(contents, tmp_path / "file")
-    with pytest.raises(UserError, match="no checkpoint of this suite"):
+    with pytest.raises(UserError, match="not a checkpoint of this suite"):
         checkpoint.read(tmp_path / "file")
 
 
@@ -212,5 +212,5 @@ def test_options_are_compared_one_by_one(tmp_path):
     stored = {"arch": "densenet", "options": {"growthRate": 6, "dropRate": 0.1}}
     same = architecture.describe("file", stored, {"options": {"growthRate": 6}})
     assert same["options"] == stored["options"]
-    with pytest.raises(UserError, match="holds growthRate 6, but 7 was asked for"):
+    with pytest.raises(UserError, match="has growthRate 6, but 7 was requested"):
         architecture.describe("file", stored, {"options": {"growthRate": 7}})

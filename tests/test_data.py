@@ -208,4 +208,4 @@ def test_a_read_only_folder_is_decoded_without_a_cache(images, monkeypatch, caps
 
     monkeypatch.setattr(image_folder.files, "write_bytes", refuse)
     assert len(datasets.load("folder", images, "train").images) == 96
-    assert "not kept" in capsys.readouterr().out
+    assert "not cached" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from conftest import make_images, succeed
 from warm import ROOT, run
 
 from slimming.data.batches import Batches
-from slimming.data.order import weight
+from slimming.data.order import loss_weight
 from slimming.data.pixels import Split
 from slimming.runtime import distributed
 from slimming.storage import checkpoint
@@ -61,7 +61,7 @@ def test_the_shares_of_all_processes_are_the_batches_of_one():
     # the last batch, of 2 images, is too small for 3 processes to train on
     for batch, *pieces in zip(whole[:-1], *parts, strict=True):
         assert torch.equal(torch.cat(pieces).sort().values, batch.sort().values)
-    weights = [weight(share(0, 3), 0, len(part[0])) for part in parts]
+    weights = [loss_weight(share(0, 3), 0, len(part[0])) for part in parts]
     assert [len(part[0]) for part in parts] == [6, 5, 5] and sum(weights) == pytest.approx(3)
 
 
@@ -140,10 +140,10 @@ def test_what_cannot_be_shared_is_one_line(tmp_path):
     images = make_images(tmp_path / "images")
     words = torchrun("--data", images, "--batch-size", "1", "--save", tmp_path / "out")
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert "--batch-size 1 leaves nothing for some of 2 processes" in done.stderr
+    assert "--batch-size 1 is too small for 2 processes" in done.stderr
     assert "Traceback" not in done.stderr.partition("torch/distributed")[0]
     done = run("resprune.py", "--model", tmp_path / "none", env={"WORLD_SIZE": "2"})
-    assert done.returncode == 2 and "one process" in done.stderr
+    assert done.returncode == 2 and "single process" in done.stderr
 
 
 SMALL = "--dataset digits --arch resnet --depth 11 --batch-size 500 --no-cuda".split()

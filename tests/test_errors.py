@@ -68,8 +68,8 @@ def fails(tmp_path, script, *args, status=2, says=(), **kwargs):
     "broken, says",
     [
         ("missing", "No such file"),
-        ("empty", "empty, cut short"),
-        ("cut", "cut short"),
+        ("empty", "empty, truncated"),
+        ("cut", "truncated"),
         ("random", "not a readable checkpoint"),
         ("evil", "run code"),
         ("images", "images"),
@@ -98,7 +98,7 @@ def test_a_percent_that_is_none(tmp_path, files, script, arch, percent):
     [("vggprune.py", "resnet"), ("resprune.py", "densenet"), ("denseprune.py", "vgg")],
 )
 def test_a_checkpoint_of_another_network(tmp_path, files, script, other):
-    fails(tmp_path, script, "--model", files / other, says=[f"holds arch '{other}'", "was asked"])
+    fails(tmp_path, script, "--model", files / other, says=[f"has arch '{other}'", "was requested"])
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_weights_of_another_network(tmp_path, files):
         "digits",
         "--depth",
         "29",
-        says="does not hold a resnet-29",
+        says="does not contain a resnet-29",
     )
     fails(
         tmp_path,
@@ -158,22 +158,22 @@ def test_weights_of_another_network(tmp_path, files):
         "digits",
         "--depth",
         "11",
-        says="does not hold a vgg-11",
+        says="does not contain a vgg-11",
     )
-    fails(tmp_path, "resprune.py", "--model", old, says="give --depth --dataset")
+    fails(tmp_path, "resprune.py", "--model", old, says="add --depth --dataset")
 
 
 def test_bare_weights(tmp_path, files):
     """Of no run; what they are of is for flags to say; and nobody writes over them."""
     bare = tmp_path / "pruned.pth.tar"
     torch.save(torch.load(files / "resnet", weights_only=True)["state_dict"], bare)
-    fails(tmp_path, "resprune.py", "--model", bare, says="would be lost")
+    fails(tmp_path, "resprune.py", "--model", bare, says="would be overwritten")
     words = ["--save", tmp_path / "other", "--depth", "11"]
-    fails(tmp_path, "resprune.py", "--model", bare, *words, says="give --dataset")
+    fails(tmp_path, "resprune.py", "--model", bare, *words, says="add --dataset")
     words = ["--arch", "resnet", "--depth", "11", "--dataset", "digits"]
-    fails(tmp_path, "main.py", "--resume", bare, *words, says="--refine trains them")
+    fails(tmp_path, "main.py", "--resume", bare, *words, says="train them with --refine")
     fails(tmp_path, "resprune.py", "--model", files / "resnet", "--save", tmp_path,
-          says="would be lost")  # fmt: skip
+          says="would be overwritten")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_wrong_flags(tmp_path, flags, says):
 
 
 def test_a_model_that_is_not_named(tmp_path):
-    fails(tmp_path, "vggprune.py", says="--model FILE is needed")
+    fails(tmp_path, "vggprune.py", says="--model FILE is required")
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "svhn", "mnist", "fashionmnist"])
@@ -244,10 +244,10 @@ def test_results_that_cannot_be_written(tmp_path, files):
         says="cannot write",
     )
     copy = shutil.copy(files / "resnet", tmp_path / "pruned.pth.tar")
-    fails(tmp_path, "resprune.py", "--model", copy, says="would be lost")
+    fails(tmp_path, "resprune.py", "--model", copy, says="would be overwritten")
     shutil.copy(files / "resnet", tmp_path / "run.pth.tar")  # a checkpoint of a training run
     fails(tmp_path, "resprune.py", "--model", files / "resnet", "--save", tmp_path, "--filename",
-          "run", says="would be lost")  # fmt: skip
+          "run", says="would be overwritten")  # fmt: skip
 
 
 def small_files_only():

@@ -74,7 +74,7 @@ def test_a_network_runs_once_to_be_counted():
 
 
 def test_a_batch_that_the_images_do_not_fill_is_an_error():
-    with pytest.raises(ValueError, match="a batch of 64 takes more than 2 images"):
+    with pytest.raises(ValueError, match="a batch of 64 needs more than 2 images"):
         latency_by_batch([with_zeros()], torch.zeros(2, 3, 16, 16))
 
 

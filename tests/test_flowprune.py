@@ -176,7 +176,7 @@ def test_a_pretrained_network_says_its_depth(built, images, capsys, tmp_path):
     assert trainer.architecture.name == "vgg-11"
     assert same(trainer.model.state_dict(), checkpoint.read(start)["state_dict"])
     assert "is not pruned" not in capsys.readouterr().out
-    with pytest.raises(UserError, match="holds depth 11, but 13 was asked for"):
+    with pytest.raises(UserError, match="has depth 11, but 13 was requested"):
         built(*words, "--depth", 13)
 
 
@@ -228,20 +228,20 @@ def test_spare_outputs_are_no_licence_for_other_data(images, tmp_path, tmp_path_
     folder, classes = tmp_path_factory.mktemp("images"), ["blue", "red"]
     net = save_network(tmp_path / "net", "resnet", 11, "folder", 5, classes=classes)
     words = ["eval.py", net, "--test_acc", "--data_path"]
-    said = "holds num classes 5, but 4 was asked for"
+    said = "has num classes 5, but 4 was requested"
     fails(tmp_path, *words, images, "--num_classes", 4, says=said)
     others = make_images(folder / "others", classes=("blue", "green"), train=1, test=1)
     fails(tmp_path, *words, others, says=["'red'", "'green'"])
     fewer = make_images(folder / "fewer", classes=("blue",), train=1, test=1)
     for more in ([], ["--num_classes", 5]):
-        fails(tmp_path, *words, fewer, *more, says="tells 5 classes apart, but the data has 1")
+        fails(tmp_path, *words, fewer, *more, says="has 5 classes, but the data has 1")
 
 
 def test_a_file_that_records_no_classes_needs_num_classes(images, tmp_path):
     """As the original writes it, whose default is 100 for any data."""
     save_network(tmp_path / "net", "resnet", 11, "folder", 100)
     words = ["eval.py", tmp_path / "net", "--data_path", images, "--test_acc"]
-    fails(tmp_path, *words, says="tells 100 classes apart, but the data has 2")
+    fails(tmp_path, *words, says="has 100 classes, but the data has 2")
     succeed(*words, "--num_classes", 100)
 
 
@@ -318,9 +318,9 @@ def test_a_killed_process_goes_on(images, tmp_path):
     tuned = checkpoint.read(tmp_path / "tuned" / "checkpoint.pth.tar")
     assert tuned["cfg"] == checkpoint.read(last)["cfg"]
     fails(tmp_path, "flowprune.py", "--resume", last, "--data_path", "CIFAR10",
-          says=["holds dataset 'folder'", "'cifar10' was asked"])  # fmt: skip
+          says=["has dataset 'folder'", "'cifar10' was requested"])  # fmt: skip
     fails(tmp_path, "flowprune.py", "--resume", tmp_path / "tuned" / "checkpoint.pth.tar",
-          "--data_path", images, says="holds no record of rounds")  # fmt: skip
+          "--data_path", images, says="has no state of pruning rounds")  # fmt: skip
 
 
 def test_resume_reads_the_checkpoint_before_it_judges_the_flags(flow, tmp_path, capsys):
@@ -338,7 +338,7 @@ def test_resume_reads_the_checkpoint_before_it_judges_the_flags(flow, tmp_path, 
         flow("--resume", last)
     del contents["flow"]
     checkpoint.write(last, contents)
-    with pytest.raises(UserError, match="holds no record of rounds"):
+    with pytest.raises(UserError, match="has no state of pruning rounds"):
         flow("--resume", last, "--epochs", 3, folder="elsewhere")
     assert not (tmp_path / "elsewhere").exists()
 
@@ -382,10 +382,10 @@ def test_two_processes_end_with_one_network(images, tmp_path):
 @pytest.mark.parametrize(
     "words, says",
     [
-        ("--prune_percent 96", "past 95"),
+        ("--prune_percent 96", "--prune_percent must be at most 95"),
         ("--warmup_epochs 80", "--warmup_epochs"),
-        ("--thresholds [50,10]", "rising percentages"),
-        ("--thresholds []", "rising percentages"),
+        ("--thresholds [50,10]", "increasing percentages"),
+        ("--thresholds []", "increasing percentages"),
         ("--use_l2 --use_init", "contradict"),
         ("--use_l2 maybe", "True or False"),
         ("--track_batches maybe", "--track_batches: must be an integer of at least 1"),
@@ -397,7 +397,7 @@ def test_two_processes_end_with_one_network(images, tmp_path):
         ("--data_path CIFAR100 --dataset folder", "--dataset folder and --data_path cifar100"),
         ("--data_path here --data there", "--data there and --data_path here contradict"),
         ("--pretrained_path none.pth.tar", "none.pth.tar"),
-        ("--num_classes 1", "--num_classes 1 is too few: the data has 2 classes"),
+        ("--num_classes 1", "--num_classes must be at least 2, the classes of the data"),
     ],
 )
 def test_what_cannot_be_is_one_line(images, tmp_path, words, says):

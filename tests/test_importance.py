@@ -241,7 +241,7 @@ def test_what_cannot_be_measured_is_said():
     wrong += [("BatchNorm", lambda n=n: MEASURES[n](Evidence(plain, []))) for n in ("bn", "nvidia")]
     for name in SECOND_ORDER:
         tracker = Tracker(whole, name, steps=5)
-        wrong.append(("cannot be tracked", tracker.on_gradients))
+        wrong.append(("needs the images of a batch", tracker.on_gradients))
     with_images = MEASURES.keys() - GRADIENT_FREE
     wrong += [("needs im", lambda n=n: MEASURES[n](Evidence(whole, []))) for n in with_images]
     for message, call in wrong:

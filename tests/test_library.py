@@ -81,8 +81,8 @@ def test_every_measure_by_its_name(measure):
 @pytest.mark.parametrize(
     "wrong, says",
     [
-        ({"measure": "l3"}, "no measure is called 'l3': use mag_based"),
-        ({"measure": "biased_loss_tracked"}, "no measure"),
+        ({"measure": "l3"}, "unknown measure 'l3': use mag_based"),
+        ({"measure": "biased_loss_tracked"}, "unknown measure"),
         ({"measure": "fisher"}, "needs images"),
         ({"scope": "all"}, "'global' or 'layer'"),
         ({"ratio": 1}, "ratio"),

@@ -81,12 +81,12 @@ def test_resize_changes_nothing_but_the_widths():
 
 
 WRONG = {
-    "no layer": [{"conv9": [3, 3]}, {"relu": [3]}, {"": [3]}],
+    "not a layer with channels": [{"conv9": [3, 3]}, {"relu": [3]}, {"": [3]}],
     "whose full widths": [{"bn": [3, 3]}, {"conv": [3]}, {"conv": 3}],
     "integers from 1": [{"bn": [w]} for w in (0, -1, 2.0, True, "2", 9)] + [{"conv": [8, 9]}],
     "is depthwise": [{"depthwise": [2, 4]}],
-    "do not divide": [{"grouped": [3, 4]}, {"grouped": [4, 3]}],
-    "name each layer": [[4, 6]],
+    "must divide": [{"grouped": [3, 4]}, {"grouped": [4, 3]}],
+    "must be a dict of layer names": [[4, 6]],
 }
 
 
@@ -130,15 +130,15 @@ def test_pretrained_weights_are_loaded_where_they_fit(monkeypatch):
     fresh = [n for n, v in model.state_dict().items() if not v.equal(source[n])]
     assert fresh == ["conv1.weight", "fc.weight", "fc.bias"]
     monkeypatch.setattr(fetch, "get_state_dict", lambda *_, **__: Path("/none").stat())
-    with pytest.raises(ValueError, match=r"^cannot get the weights .*: .* No such file"):
+    with pytest.raises(ValueError, match=r"^cannot load the weights .*: .* No such file"):
         zoo.classifier("resnet18", weights="DEFAULT")
 
 
 def test_what_cannot_be_built_is_an_error():
     for wrong in ({"name": "resnet19"}, {"name": "alexnet"}, {"weights": "BEST"}, {"dataset": "x"}):
-        with pytest.raises(ValueError, match=r"resnet19|alexnet takes|BEST|num_classes"):
+        with pytest.raises(ValueError, match=r"resnet19|alexnet does not support|BEST|num_classes"):
             zoo.classifier(**{"name": "resnet18", **wrong})
-    with pytest.raises(ValueError, match=r"has depth 6n\+2"):
+    with pytest.raises(ValueError, match=r"must be 6n\+2"):
         cifar_resnet(18)
 
 

@@ -109,7 +109,7 @@ def test_resume_needs_no_other_flag_and_says_what_changed(images, tmp_path):
 def test_refine_beside_a_named_resume_is_an_error(tmp_path, script):
     """Whether there are such files or not."""
     words = ["--refine", "pruned.pth.tar", "--resume=checkpoint.pth.tar"]
-    says = ["--refine and --resume contradict", "leave --refine out", "--resume auto"]
+    says = ["--refine and --resume contradict", "omit --refine", "--resume auto"]
     fails(tmp_path, script, *words, says=says)
 
 
@@ -214,4 +214,4 @@ def test_momentum_of_the_original_suite_is_no_obstacle(images, tmp_path):
     old = {k: contents[k] for k in ("epoch", "state_dict", "best_prec1", "optimizer")}
     checkpoint.write(last, old)
     done = run("main.py", *flags, "--resume", last, "--epochs", "2")
-    assert done.returncode == 0 and "goes on without" in done.stdout, done.stderr
+    assert done.returncode == 0 and "continues without" in done.stdout, done.stderr

@@ -231,7 +231,7 @@ def test_a_network_of_another_depth_is_another_network(photos, tmp_path):
     assert f"the base network is {folder / 'resnet_base.pth'}" in printed
     fails(tmp_path, "run.py", *again, 20, says="resnet is not torchvision's")
     path = ["--eval-only", "--model-path", folder / "resnet_base.pth"]
-    says = "holds depth 11, but 20"
+    says = "has depth 11, but 20"
     fails(
         tmp_path, "run.py", *flags(photos, "out", *path, "--depth", 20, model="resnet"), says=says
     )
@@ -242,14 +242,14 @@ def test_patience_ends_a_training_that_gets_no_better(photos, tmp_path):
     printed = succeed("run.py", *flags(photos, tmp_path, *words))
     _, metrics = experiment(tmp_path)
     scores = [record["test_prec1"] for record in metrics["stages"][0]["history"]]
-    assert f"no better top-1 for 1 epochs: training ends after {len(scores)}\n" in printed
+    assert f"top-1 has not improved for 1 epochs: training stops after {len(scores)}\n" in printed
     assert len(scores) < 30 and scores[-1] <= max(scores[:-1])
 
 
 @pytest.mark.parametrize(
     "words, says",
     [
-        (["--model", "nonsense"], "no network is called"),
+        (["--model", "nonsense"], "unknown network"),
         (["--eval-only"], "--model-path"),
         (["--model-path", "x.pth"], "--skip-base-training"),
         (["--model", "vgg16", "--pruning-method", "slimming"], "BatchNorm"),
@@ -260,8 +260,8 @@ def test_patience_ends_a_training_that_gets_no_better(photos, tmp_path):
         (["--pruning-method", "intra-kernel", "--ignore", "nothing"], "no layer called nothing"),
         (["--pruning-method", "kernel", "--round-to", "8"], "--round-to"),
         (["--importance", "biased_loss_tracked"], "invalid choice"),
-        (["--depth", "20"], "mobilenet has one depth alone"),
-        (["--model", "preact_res20", "--depth", "20"], "leave --depth out"),
+        (["--depth", "20"], "mobilenet has only one depth"),
+        (["--model", "preact_res20", "--depth", "20"], "omit --depth"),
     ],
 )
 def test_what_cannot_work_is_said_at_once(photos, tmp_path, words, says):

@@ -281,7 +281,7 @@ def test_a_layer_of_training_alone_is_refused():
     layers = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
     net = Auxiliary(*layers).eval()
     net(IMAGES)
-    with pytest.raises(UserError, match="1 run in training alone"):
+    with pytest.raises(UserError, match="1 run only in training mode"):
         prune(net)
 
 
@@ -322,5 +322,5 @@ def test_shares_scores_and_images_that_cannot_be_are_refused():
     with pytest.raises(UserError, match="8 scores for conv1"):
         slicing.prune(dense, {"conv1": torch.rand(8)}, 0.5, IMAGES)
     for wrong in ({"ratio": 1.0}, {"ratio": -0.1}, {"round_to": 0}):
-        with pytest.raises(UserError, match="from 0 to below 1"):
+        with pytest.raises(UserError, match="at least 0 and less than 1"):
             prune(dense, **wrong)

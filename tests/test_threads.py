@@ -134,11 +134,11 @@ def test_a_busy_machine_is_told_when_training_starts(few, tmp_path, machine, wor
 
 def test_a_gpu_does_not_mind(capsys, monkeypatch):
     monkeypatch.setattr(os, "getloadavg", lambda: (1e3, 0, 0), raising=False)
-    threads.tell_load(torch.device("cuda"))
+    threads.print_load_note(torch.device("cuda"))
     assert not capsys.readouterr().out
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    threads.tell_load(torch.device("cpu"))
+    threads.print_load_note(torch.device("cpu"))
     assert len(capsys.readouterr().out.splitlines()) == 1
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # there is nothing to lower
-    threads.tell_load(torch.device("cpu"))
+    threads.print_load_note(torch.device("cpu"))
     assert not capsys.readouterr().out

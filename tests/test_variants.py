@@ -95,7 +95,7 @@ def test_best_acc_is_found_whether_or_not_such_a_folder_was_made(tmp_path):
     theirs.touch()
     assert files.find(best, ours.name) == theirs
     (best / "ckpt_25000_acc91.000_loss0.2801.pth.pth.tar").touch()
-    with pytest.raises(UserError, match="name the file"):
+    with pytest.raises(UserError, match="give the path of"):
         files.find(best, ours.name)
     (best / ours.name).touch()
     assert files.find(best, ours.name) == best / ours.name
@@ -164,7 +164,15 @@ def test_defaults_of_ckpt_dir_give_way_to_flags(type_in, tmp_path):
     assert "50% of" in printed and "Pruned rate" not in printed
     for path in ("a/pruned", "a/prune", "ckpts/pruned/b", "c/pruned"):
         assert list(tmp_path.glob(f"{path}.*"))
-    fails(tmp_path, "resprune.py", "--ckpt_dir", "res11", "--model", "res20", says="the same thing")
+    fails(
+        tmp_path,
+        "resprune.py",
+        "--ckpt_dir",
+        "res11",
+        "--model",
+        "res20",
+        says="both give the checkpoint",
+    )
 
 
 def test_the_only_pruned_network_of_a_folder_is_found(type_in, tmp_path):

@@ -97,7 +97,7 @@ def test_the_mask_implementation(arch, percent, images, tmp_path):
         "--save",
         tmp_path / "pruned",
     )
-    assert "MFLOPs" in printed and "the slim network that the mask stands for" in printed
+    assert "MFLOPs" in printed and "the equivalent slim network" in printed
     succeed(
         "mask-impl/main_mask.py",
         "-sr",

@@ -18,7 +18,7 @@ def main() -> None:
         if what == "memory":
             raise MemoryError
         raise UserError("the disk is full")
-    distributed.total(torch.ones(1))  # for which the other process does not come
+    distributed.all_reduce_sum(torch.ones(1))  # for which the other process does not come
 
 
 if __name__ == "__main__":

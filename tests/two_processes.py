@@ -45,7 +45,7 @@ def main() -> None:
     network = vgg(depth=11, num_classes=3)
     optimizer = make_optimizer(network, 0.1, 0.9, 1e-4)
     loop.train(distributed.wrap(network), shared, optimizer, 0, [L1Penalty(network, 0.01)])
-    distributed.share_buffers(network)
+    distributed.broadcast_buffers(network)
     for name, value in network.state_dict().items():
         largest, smallest = value.clone(), value.clone()
         torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)

@@ -1,8 +1,8 @@
-"""The same networks without channel selection, by the names that ``--arch`` takes.
+"""The same networks without channel selection, by their ``--arch`` names.
 
-A program in mask-impl gets them with ``import models``. The folder mask-impl has no importable
-name: from elsewhere ``importlib.import_module("mask-impl.models")`` reaches them once the
-repository's root is on sys.path.
+A program in mask-impl imports them with ``import models``. The name mask-impl cannot be imported
+with a statement: elsewhere, use ``importlib.import_module("mask-impl.models")`` with the root of
+the repository on sys.path.
 """
 
 from .densenet import densenet

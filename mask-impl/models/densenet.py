@@ -6,8 +6,8 @@ from .suite import suite
 
 
 class densenet(suite.densenet):
-    """The suite's DenseNet, with the same arguments but ``selection``. ``slim_form``, which
-    selects channels, is what `slimming.pruning.slicing.sliced` makes of it."""
+    """The suite's DenseNet, with the same arguments except ``selection``.
+    `slimming.pruning.slicing.sliced` turns it into its ``slim_form``, with channel selection."""
 
     slim_form = suite.densenet
 

@@ -1,4 +1,4 @@
-"""The networks with channel selection: the suite's `models`, whose name this folder bears too."""
+"""The networks with channel selection: the suite's `models`, which has the name of this folder."""
 
 import importlib
 import sys
@@ -10,10 +10,10 @@ INIT = Path(__file__).resolve().parents[2] / "models" / "__init__.py"
 
 
 def _load() -> ModuleType:
-    """The suite's `models`, or a copy of it as `models.with_selection` where another package has
-    that name: this folder itself, for a program that runs in mask-impl."""
-    found = util.find_spec("models")
-    if found and found.origin and Path(found.origin).resolve() == INIT:
+    """The suite's `models`, or a copy of it as `models.with_selection` if another package has that
+    name, such as this folder for a program that runs in mask-impl."""
+    existing = util.find_spec("models")
+    if existing and existing.origin and Path(existing.origin).resolve() == INIT:
         return importlib.import_module("models")
     spec = util.spec_from_file_location(f"{__package__}.with_selection", INIT)
     package = sys.modules[spec.name] = util.module_from_spec(spec)

@@ -1,11 +1,11 @@
-"""VGG needs no channel selection: the mask implementation trains the very same network."""
+"""VGG has no channel selection: the mask implementation trains the same network."""
 
 from .suite import suite
 
 
 class vgg(suite.vgg):
-    """The suite's VGG, with the same arguments. ``slim_form`` is what
-    `slimming.pruning.slicing.sliced` makes of it."""
+    """The suite's VGG, with the same arguments. `slimming.pruning.slicing.sliced` turns it into
+    its ``slim_form``."""
 
     slim_form = suite.vgg
 

@@ -1,4 +1,4 @@
-"""A script's main: errors as one line and a status."""
+"""Run a script's main; print errors as one line and set the exit status."""
 
 import os
 import sys
@@ -10,29 +10,31 @@ from slimming.runtime.memory import keep_freed_memory
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's main; what a person can put right becomes one line on stderr and a status.
+    """Run a script's main; print an error that the user can fix as one line on stderr, and exit.
 
-    Under torchrun that line is the first process's; another one tells what it alone has met.
+    Under torchrun the first process prints that line; another process prints only an error that
+    the first one does not have.
     """
     keep_freed_memory()
     try:
         main()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)  # whoever read the output went away: nobody to tell
+        sys.exit(1)  # the reader of the output has exited: print nothing
     except (Exception, KeyboardInterrupt) as error:
         status, message = _explain(error)
-        if status != Interrupted.status or distributed.speaks():  # Ctrl-C reaches all
-            distributed.let_others_speak(explained=message is not None)
+        # every process gets Ctrl-C: only the first one prints it
+        if status != Interrupted.status or distributed.is_first_process():
+            distributed.wait_for_other_errors(explained=message is not None)
             if message is None:
                 raise
             line = f"{os.path.basename(sys.argv[0])}: {' '.join(message.split())}\n"
-            sys.stderr.write(line)  # at once: others write too
+            sys.stderr.write(line)  # one call: other processes write too
     else:
         status = 0
     if distributed.launched():
-        # threads of the process group may still want Python while it is being taken down, and
-        # abort the process ("terminate called without an active exception"): all is done
+        # threads of the process group may still use Python while it shuts down, and abort the
+        # process ("terminate called without an active exception"): exit without the shutdown
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -41,11 +43,11 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _explain(error: BaseException) -> tuple[int, str | None]:
-    """The exit status and the line of an error; None where only a traceback explains it."""
+    """The exit status and message of an error; message None if it needs a traceback."""
     if isinstance(error, UserError):
         return error.status, f"error: {error}"
     if isinstance(error, KeyboardInterrupt):
-        return Interrupted.status, "interrupted: nothing was lost, start it again"
+        return Interrupted.status, "interrupted: no results were lost; run the command again"
     if isinstance(error, OSError):
         return 2, f"error: {error}"
     if isinstance(error, MemoryError | RuntimeError) and _is_out_of_memory(error):

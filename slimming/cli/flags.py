@@ -7,19 +7,19 @@ from typing import Any
 
 from slimming.cli.parser import Parser
 from slimming.runtime import threads
-from slimming.settings import Dataclass, Spec, flag_names, kind_inside, truth
+from slimming.settings import Dataclass, Spec, boolean, flag_names, kind_inside
 
 
 def make_parser(description: str, kind: type[Dataclass], others: tuple[str, ...] = ()) -> Parser:
-    """The parser of a script whose settings are a dataclass of this ``kind``. Settings inside it
-    are a group of flags each, titled by their ``title``. ``others``: see `Parser`."""
+    """The parser of a script whose settings are a dataclass of this ``kind``. Nested settings
+    become groups of flags, named by their ``title``. ``others``: see `Parser`."""
     parser = Parser(description, others)
     _add_fields(parser, parser, kind)
     return parser
 
 
 def parse(parser: Parser, words: list[str] | None = None) -> dict[str, Any]:
-    """What was typed, by the names of fields; what was not typed is not there."""
+    """The values on the command line by field name; fields that were not given are missing."""
     typed = vars(parser.parse_args(words))
     threads.use(typed.get("threads"))
     return typed
@@ -35,11 +35,11 @@ def _add_fields(parser: Parser, group: Any, kind: type[Dataclass]) -> None:
 
 
 def _add_flag(group: Any, entry: Field, spec: Spec) -> None:
-    told = spec.help.replace("%", "%%")
+    text = spec.help.replace("%", "%%")
     default = entry.default
-    if spec.kind in ("value", "positional") and default is not None and "(default" not in told:
-        told += f" (default: {default})"
-    more: dict[str, Any] = {"help": told, "default": argparse.SUPPRESS}
+    if spec.kind in ("value", "positional") and default is not None and "(default" not in text:
+        text += f" (default: {default})"
+    more: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
     if spec.kind == "positional":
         group.add_argument(entry.name, nargs="?", metavar=spec.metavar, **more)
         return
@@ -50,15 +50,15 @@ def _add_flag(group: Any, entry: Field, spec: Spec) -> None:
         more["action"] = "store_true"
     elif spec.kind == "on/off":
         more["action"] = argparse.BooleanOptionalAction
-    elif spec.kind == "truth":
-        more |= {"type": _checked(truth), "nargs": "?", "const": True, "metavar": "True/False"}
+    elif spec.kind == "bool":
+        more |= {"type": _checked(boolean), "nargs": "?", "const": True, "metavar": "True/False"}
     elif spec.kind == "list":
         more |= {"action": "append", "metavar": spec.metavar, "type": _checked(spec.parse)}
     group.add_argument(*flag_names(entry, spec), dest=entry.name, **more)
 
 
 class _ByValue(argparse.Action):
-    """Store a value under the name of the field that it is for."""
+    """Store a value under the name of the field that ``field_of`` selects."""
 
     def __init__(self, *args: Any, field_of: Callable[[Any], str], **more: Any):
         super().__init__(*args, **more)
@@ -71,7 +71,7 @@ class _ByValue(argparse.Action):
 
 
 def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """``parse`` for argparse, which shows the words of its own error alone."""
+    """``parse`` for argparse, which shows the message of an ArgumentTypeError only."""
 
     def read(text: str) -> Any:
         try:

@@ -12,10 +12,10 @@ from slimming.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that shows defaults, allows no abbreviations, and fails in one line.
+    """An ArgumentParser that shows defaults, allows no abbreviations, and fails with one line.
 
-    Flags that it does not have may be those of ``others``, names of scripts with a
-    ``make_parser()``: then that line says so. They are imported only for it.
+    ``others`` are names of scripts with a ``make_parser()``: if an unknown flag belongs to one of
+    them, the error says so. They are imported only in that case.
     """
 
     def __init__(self, description: str, others: tuple[str, ...] = ()):
@@ -30,12 +30,12 @@ class Parser(argparse.ArgumentParser):
         raise UserError(self._of_others(sys.argv[1:]) or f"{message} (--help lists the flags)")
 
     def flags(self) -> set[str]:
-        """Every flag as it is typed."""
+        """Every flag, with its dashes."""
         return {name for action in self._actions for name in action.option_strings}
 
     def accepts(self, words: list[str]) -> bool:
         """Whether the ``words`` of a command line can be parsed."""
-        with contextlib.redirect_stdout(io.StringIO()):  # of --help
+        with contextlib.redirect_stdout(io.StringIO()):  # --help prints
             try:
                 self.parse_args(words)
             except (SystemExit, UserError):
@@ -43,8 +43,8 @@ class Parser(argparse.ArgumentParser):
         return True
 
     def _of_others(self, words: list[str]) -> str | None:
-        """Which other script takes those flags among ``words`` that this one does not have, and
-        what to type; None if there is no such script."""
+        """A message that names the script which has the flags that this one lacks, and the
+        command to run; None if there is no such script."""
         typed = dict.fromkeys(w.partition("=")[0] for w in words if w.startswith("--"))
         foreign = [name for name in typed if name not in self.flags()]
         if not foreign:

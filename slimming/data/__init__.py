@@ -1,1 +1,1 @@
-"""The name of a dataset -> batches on the device."""
+"""Datasets by name, as batches on the device."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
-from slimming.data.order import shares
+from slimming.data.order import rank_slices
 from slimming.data.pixels import Split, normalize
 from slimming.runtime.randomness import epoch_generator
 
@@ -15,7 +15,7 @@ PAD = 4
 
 
 def crop(images: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Pad (N, 3, H, W) with PAD black pixels and cut H x W out at ``shift`` (N, 2), 0 to 2 PAD."""
+    """Pad (N, 3, H, W) with PAD black pixels and crop H x W at ``shift`` (N, 2), 0 to 2 PAD."""
     height, width = images.shape[2:]
     padded = F.pad(images, (PAD,) * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: (N, 3, 9, 9, H, W)
@@ -32,10 +32,10 @@ def flip(images: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
 class Batches:
     """Iterate over (normalised images (B, 3, 32, 32), labels (B,)) on ``split``'s device.
 
-    With ``augment`` the order, crops and flips of an epoch are functions of ``seed`` and ``epoch``
-    alone; set ``epoch`` before iterating. Without, the images come in order, as they are. The last
-    batch may be smaller. Of several processes each gets its part of every batch: number ``rank`` of
-    ``ranks``, whose ``batch_size`` is that of all together.
+    With ``augment`` the order, crops and flips of an epoch depend only on ``seed`` and ``epoch``;
+    set ``epoch`` before iterating. Without it, the images are in order and unchanged. The last
+    batch may be smaller. With several processes, process ``rank`` of ``ranks`` gets its part of
+    every batch; ``batch_size`` is the size of the whole batch.
     """
 
     split: Split
@@ -70,7 +70,7 @@ class Batches:
         images, labels, _ = self.split
         if self.augment:
             order, shift, mirrored = (draw.to(images.device) for draw in self._draws())
-        for own in shares(self):
+        for own in rank_slices(self):
             if self.augment:
                 batch = flip(crop(images[order[own]], shift[own]), mirrored[own])
                 yield normalize(batch), labels[order[own]]
@@ -78,8 +78,8 @@ class Batches:
                 yield normalize(images[own]), labels[own]
 
     def _draws(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The whole epoch's order (N,), crops (N, 2) and flips (N,), drawn on the CPU: the same in
-        every process."""
+        """Order (N,), crops (N, 2) and flips (N,) of the whole epoch, sampled on the CPU: the same
+        in every process."""
         generator, n = epoch_generator(self.seed, self.epoch), self.num_images
         order = torch.randperm(n, generator=generator)
         shift = torch.randint(2 * PAD + 1, (n, 2), generator=generator)
@@ -87,10 +87,10 @@ class Batches:
         return order, shift, mirrored & self.mirror
 
 
-class Moved:
+class DeviceLoader:
     """The batches of any iterable of (images, labels), such as torch's DataLoader, on ``device``.
 
-    ``num_images`` of an epoch is 0 where the loader does not tell.
+    ``num_images`` is 0 if the size of an epoch is unknown.
     """
 
     rank, ranks = 0, 1
@@ -108,7 +108,7 @@ class Moved:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         set_epoch = getattr(getattr(self.loader, "sampler", None), "set_epoch", None)
-        if set_epoch:  # a DistributedSampler shuffles by it
+        if set_epoch:  # a DistributedSampler needs it to shuffle
             set_epoch(self.epoch)
         for images, labels in self.loader:
             yield (

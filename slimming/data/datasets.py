@@ -13,32 +13,32 @@ from slimming.storage import files
 NAMES = ("cifar10", "cifar100", "svhn", "mnist", "fashionmnist", "folder", "digits")
 
 
-# Mirrored digits are other signs, mirrored objects are the same objects.
+# A mirrored digit is no longer the same digit; a mirrored object still is the same object.
 FLIPPED = ("cifar10", "cifar100", "fashionmnist", "folder")
 
 
-# where torchvision unpacks what it downloads
+# the folders into which torchvision extracts its downloads
 ON_DISK = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 
 
 def load(name: str, folder: Path, split: str, workers: int = 1) -> Split:
-    """The ``split`` ('train' or 'test') of the dataset ``name`` (see NAMES) kept in ``folder``.
+    """The ``split`` ('train' or 'test') of the dataset ``name`` (see NAMES) in ``folder``.
 
-    ``workers`` threads decode image files. UserError if the data cannot be had.
+    ``workers`` threads decode image files. UserError if the data is unavailable.
     """
     if name == "folder":
         return _image_folder(folder, split, workers)
     if name == "digits":
         return _digits(split)
     if name not in NAMES:
-        raise UserError(f"no data set is called {name!r}: use {', '.join(NAMES)}")
+        raise UserError(f"unknown dataset {name!r}: use {', '.join(NAMES)}")
     return _torchvision(name, folder, split)
 
 
 def _torchvision(name: str, folder: Path, split: str) -> Split:
     from torchvision import datasets
 
-    if name == "svhn":  # torchvision would say so after the download
+    if name == "svhn":  # torchvision would fail only after the download
         optional.need("scipy.io", "scipy", "--dataset svhn")
     kinds = {
         "cifar10": datasets.CIFAR10,
@@ -48,15 +48,15 @@ def _torchvision(name: str, folder: Path, split: str) -> Split:
         "fashionmnist": datasets.FashionMNIST,
     }
     which = {"split": split} if name == "svhn" else {"train": split == "train"}
-    inner = folder / kinds[name].__name__  # of MNIST
+    inner = folder / kinds[name].__name__  # used by MNIST
     try:
         with files.no_empty_folders(inner / "raw", inner, folder, *folder.parents):
             data = kinds[name](root=str(folder), download=True, **which)
-    except Exception as error:  # no network, no disk, a broken file: the library raises many kinds
+    except Exception as error:  # torchvision raises many types: network, disk, broken files
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"cannot load or download {name} into {folder} ({reason}): put the files "
-            f"there, or point --data at them; {OFFLINE}"
+            f"there, or set --data to their folder; {OFFLINE}"
         ) from error
     images = torch.as_tensor(data.data)
     if name.startswith("cifar"):

@@ -23,9 +23,9 @@ CACHE = ".network-slimming-{split}.pt"
 
 
 def scan_folder(folder: Path, split: str) -> tuple[Path, list, list[str]]:
-    """The (path, label) of every image of a part of an image folder: (root, samples, classes).
+    """The root of a split of an image folder, its (path, label) samples, and its classes.
 
-    UserError if a class has no images in it, or train and test do not have the same classes.
+    UserError if a class has no images, or train and test do not have the same classes.
     """
     root = _split_folder(folder, split)
     samples, classes = _scan(root)
@@ -60,12 +60,12 @@ def _split_folder(folder: Path, split: str) -> Path:
             return folder / name
     if not folder.is_dir():
         raise UserError(
-            f"there is no folder {folder}: --data DIR names your image folder; {OFFLINE}"
+            f"there is no folder {folder}: set --data DIR to your image folder; {OFFLINE}"
         )
     kinds = "train/" if split == "train" else "test/ or val/"
     raise UserError(
-        f"{folder} has no {kinds} folder: --data DIR takes DIR/train/<class>/… and "
-        f"DIR/test/<class>/… (or val/); {OFFLINE}"
+        f"{folder} has no {kinds} folder: --data DIR must contain train/<class>/… and "
+        f"test/<class>/… (or val/); {OFFLINE}"
     )
 
 
@@ -75,7 +75,7 @@ def _scan(root: Path) -> tuple[list, list[str]]:
 
     endings = {end for end, kind in Image.registered_extensions().items() if kind in _formats()}
     try:
-        found = ImageFolder(
+        dataset = ImageFolder(
             str(root),
             allow_empty=True,
             is_valid_file=lambda path: Path(path).suffix.lower() in endings,
@@ -83,22 +83,22 @@ def _scan(root: Path) -> tuple[list, list[str]]:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{root} holds no class folders with images ({reason}): it takes "
+            f"{root} has no class folders with images ({reason}): store images as "
             f"{root}/<class>/<image>; {OFFLINE}"
         ) from error
-    filled = {label for _, label in found.samples}
-    empty = [name for name, label in found.class_to_idx.items() if label not in filled]
+    filled = {label for _, label in dataset.samples}
+    empty = [name for name, label in dataset.class_to_idx.items() if label not in filled]
     if empty:
         raise UserError(
             f"{root} has no images of class {', '.join(empty)}: every class folder "
             f"needs images that Pillow can read; {OFFLINE}"
         )
-    return found.samples, found.classes
+    return dataset.samples, dataset.classes
 
 
 @functools.cache
 def _formats() -> list[str]:
-    """What Pillow reads, but EPS: that is a program for Ghostscript, and must not run."""
+    """The formats that Pillow reads, except EPS: an EPS file is code that Ghostscript would run."""
     from PIL import Image
 
     Image.init()
@@ -117,7 +117,7 @@ def _decode(paths: list[str], workers: int, title: str) -> torch.Tensor:
         images[i] = np.asarray(image)
 
     with warnings.catch_warnings(), ThreadPoolExecutor(max(1, workers)) as pool:
-        warnings.simplefilter("ignore")  # of odd metadata; a broken image is an error
+        warnings.simplefilter("ignore")  # invalid metadata; a broken image is still an error
         decoded = pool.map(decode, range(len(paths)))
         settings = {"desc": title, "total": len(paths), "unit": "img", "leave": False}
         for _ in optional.bar(decoded, **settings, disable=None):
@@ -126,14 +126,14 @@ def _decode(paths: list[str], workers: int, title: str) -> torch.Tensor:
 
 
 def read_image(path: str) -> "Image.Image":
-    """The Pillow image in a file, as RGB. UserError, naming the file, if it cannot be read."""
+    """The Pillow image in a file, as RGB. UserError with the path if it cannot be read."""
     from PIL import Image
 
     try:
         with Image.open(path, formats=_formats()) as image:
             return _to_rgb(image)
-    except Exception as error:  # Pillow raises as many kinds as there are formats
-        raise UserError(f"cannot read the image {path} ({error}): mend or remove it") from error
+    except Exception as error:  # each format of Pillow raises its own types
+        raise UserError(f"cannot read the image {path} ({error}): fix or remove it") from error
 
 
 def _to_rgb(image: "Image.Image") -> "Image.Image":
@@ -141,7 +141,7 @@ def _to_rgb(image: "Image.Image") -> "Image.Image":
     from PIL import Image
 
     if image.mode == "F":
-        raise ValueError("its pixels are floats of no known range: convert them to 8 bits")
+        raise ValueError("its pixels are floats of unknown range: convert them to 8 bits")
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64) >> 8
         image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
@@ -149,7 +149,7 @@ def _to_rgb(image: "Image.Image") -> "Image.Image":
 
 
 def _fingerprint(root: Path, samples: list) -> str:
-    """A digest of the name, size and time of change of every file."""
+    """A digest of the name, size and modification time of every file."""
     digest = hashlib.sha256(f"{SIZE}".encode())
     for path, _ in samples:
         stat = os.stat(path)
@@ -162,7 +162,7 @@ def _read_cache(cache: Path, state: str) -> torch.Tensor | None:
     try:
         stored = torch.load(cache, weights_only=True)
         return stored["images"] if stored["state"] == state else None
-    except Exception:  # missing or damaged: the images are decoded again
+    except Exception:  # missing or damaged: decode the images again
         return None
 
 
@@ -171,4 +171,4 @@ def _write_cache(cache: Path, state: str, images: torch.Tensor) -> None:
         contents = checkpoint.serialize({"state": state, "images": images})
         files.write_bytes(cache, contents, suffix=f".{os.getpid()}.tmp")
     except UserError as error:
-        print(f"note: the decoded images are not kept for the next run: {error}")
+        print(f"note: the decoded images were not cached for the next run: {error}")

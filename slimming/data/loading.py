@@ -1,4 +1,4 @@
-"""The name of a dataset -> batches on the device."""
+"""Load a dataset by name, as batches on the device."""
 
 import copy
 from collections.abc import Iterable
@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 
 from slimming.data import datasets, image_folder
-from slimming.data.batches import Batches, Moved
+from slimming.data.batches import Batches, DeviceLoader
 from slimming.data.pixels import SIZE, Split
 from slimming.data.settings import DataSettings
 from slimming.data.stream import Stream
 from slimming.errors import UserError
 from slimming.runtime import distributed
 
-SAMPLING = 2**31  # added to the number of an epoch: other draws than those of training
+SAMPLING = 2**31  # offset of the epoch, so that samples differ from the batches of training
 
 
 def batches(
@@ -28,9 +28,9 @@ def batches(
 ) -> Batches | Stream:
     """The 'train' batches (shuffled, augmented) or the 'test' batches of a dataset, on ``device``.
 
-    Small images come from memory (`Batches`), an image folder at another ``image_size`` than 32
-    from disk (`slimming.data.stream.Stream`). Order and augmentation of an epoch follow from
-    ``seed``. UserError if the data is unavailable.
+    Small images are kept in memory (`Batches`); an image folder with an ``image_size`` other than
+    32 is streamed from disk (`slimming.data.stream.Stream`). Order and augmentation of an epoch
+    depend on ``seed``. UserError if the data is unavailable.
     """
     folder = settings.folder(name)
     augment = part == "train"
@@ -42,34 +42,37 @@ def batches(
     }
     if image_size != SIZE:
         if name != "folder":
-            raise UserError(f"--image-size {image_size} is for --dataset folder: {name} is small")
+            raise UserError(
+                f"--image-size {image_size} needs --dataset folder: images of {name} are {SIZE}x"
+                f"{SIZE}"
+            )
         _, samples, classes = image_folder.scan_folder(folder, part)
         return Stream(
             samples, classes, image_size, device, settings.workers, augment=augment, **shape
         )
-    with distributed.first_goes_first():
+    with distributed.first_process_first():
         images, labels, classes = datasets.load(name, folder, part, settings.workers)
     on_device = Split(images.to(device), labels.to(device), classes)
     return Batches(on_device, augment=augment, mirror=name in datasets.FLIPPED, **shape)
 
 
-def on_device(loader: Iterable, device: torch.device) -> "Batches | Stream | Moved":
-    """``loader`` itself if it is one of this suite, whose batches are on their device; another as
-    `Moved`."""
-    return loader if isinstance(loader, Batches | Stream) else Moved(loader, device)
+def on_device(loader: Iterable, device: torch.device) -> "Batches | Stream | DeviceLoader":
+    """``loader`` itself if it is one of this suite, whose batches are on the device already; any
+    other as `DeviceLoader`."""
+    return loader if isinstance(loader, Batches | Stream) else DeviceLoader(loader, device)
 
 
 def samples(
     loader: Batches | Stream, count: int, number: int, balanced: bool = False
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of ``count`` shuffled images of a training ``loader``, chosen by its seed and
-    ``number``; ``balanced`` takes equally many of each class.
+    """Batches of ``count`` shuffled images of a training ``loader``, sampled with its seed and
+    ``number``; ``balanced`` takes the same number from each class.
 
-    The same in every process where the images live in memory.
+    The same in every process if the images are in memory.
     """
     view = copy.copy(loader)
     view.epoch, view.rank, view.ranks = number + SAMPLING, 0, 1
-    if hasattr(loader, "loader"):  # a stream's workers read the settings of the stream itself
+    if hasattr(loader, "loader"):  # the workers of a stream read the epoch of the stream itself
         loader.epoch = view.epoch
     limit = max(1, count // len(loader.classes)) if balanced else count
     taken, chosen, missing = [0] * len(loader.classes), [], count
@@ -94,23 +97,23 @@ def check_classes(
     path: str | Path,
     asked: int | None = None,
 ) -> None:
-    """UserError if the network in ``path`` tells other classes apart than the data has: another
-    number, or other names than the ``contents`` of the file record.
+    """UserError if the classes of the network in ``path`` are not those of the data: by number, or
+    by the names that the ``contents`` of the file record.
 
-    It may have more ``outputs`` than the data has classes if it was trained so, or if that is what
-    --num_classes ``asked`` for.
+    It may have more ``outputs`` than the data has classes if it was trained that way, or if
+    --num_classes ``asked`` for it.
     """
-    names, found = contents.get("classes", ()), len(loader.classes)
-    recorded = isinstance(names, list) and len(names) == found
+    names, num_classes = contents.get("classes", ()), len(loader.classes)
+    recorded = isinstance(names, list) and len(names) == num_classes
     if recorded:
         for ours, theirs in zip(names, loader.classes, strict=True):
             if ours != theirs:
                 raise UserError(
-                    f"{path} was trained on class {ours!r} where the data has {theirs!r}: give the "
-                    "--dataset and --data that it was trained on"
+                    f"{path} was trained with class {ours!r} where the data has {theirs!r}: use "
+                    "the --dataset and --data that it was trained on"
                 )
-    if outputs < found or (outputs > found and not recorded and not asked):
+    if outputs < num_classes or (outputs > num_classes and not recorded and not asked):
         raise UserError(
-            f"{path} tells {outputs} classes apart, but the data has {found}: give the --dataset "
-            "and --data that it was trained on"
+            f"{path} has {outputs} classes, but the data has {num_classes}: use the --dataset and "
+            "--data that it was trained on"
         )

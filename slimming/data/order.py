@@ -1,12 +1,12 @@
-"""Which images of an epoch a process takes, and what their mean weighs."""
+"""Split the batches of an epoch between processes."""
 
 from collections.abc import Iterator
 from typing import Protocol
 
 
 class Loader(Protocol):
-    """What a loader of batches says of an epoch: the images, how many of them a step takes, and
-    which of the processes this one is."""
+    """A loader of batches: the images of an epoch, how many of them a step takes, and the rank of
+    this process."""
 
     batch_size: int
     rank: int
@@ -22,10 +22,10 @@ class Augmenting(Loader, Protocol):
     augment: bool
 
 
-def shares(loader: Augmenting) -> Iterator[slice]:
-    """Which places of the epoch's order this process takes, batch by batch.
+def rank_slices(loader: Augmenting) -> Iterator[slice]:
+    """For each batch, the slice of the epoch's order that this process gets.
 
-    A training batch that is too small for every process to get an image is left out.
+    A training batch with fewer images than processes is dropped.
     """
     for start in range(0, loader.num_images, loader.batch_size):
         stop = min(start + loader.batch_size, loader.num_images)
@@ -35,9 +35,9 @@ def shares(loader: Augmenting) -> Iterator[slice]:
             yield slice(start + loader.rank, stop, loader.ranks)
 
 
-def weight(loader: Loader, step: int, count: int) -> float:
-    """What the mean over ``count`` images of batch ``step`` (from 0) in this process weighs in the
-    mean over all processes: 1 where all have as many."""
+def loss_weight(loader: Loader, step: int, count: int) -> float:
+    """The weight of this process's loss, the mean over ``count`` images of batch ``step`` (from 0),
+    in the mean over all processes: 1 if all have equally many images."""
     if loader.ranks == 1:
         return 1
     whole = min(loader.batch_size, loader.num_images - step * loader.batch_size)

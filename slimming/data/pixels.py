@@ -1,4 +1,4 @@
-"""Small images as uint8 (N, 3, 32, 32), and what they are normalised by."""
+"""Small images as uint8 (N, 3, 32, 32), and their normalisation."""
 
 import functools
 from typing import NamedTuple
@@ -27,19 +27,19 @@ STD = (0.2023, 0.1994, 0.2010)
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
-    """uint8 (N, 3, H, W) images as floats of mean 0 and deviation 1: (x / 255 - mean) / std."""
+    """Normalise uint8 (N, 3, H, W) images: (x / 255 - mean) / std, as floats."""
     mean, std = _mean_and_std(images.device)
     return images.float().div_(255).sub_(mean).div_(std)
 
 
-@functools.cache  # a copy to a GPU in each batch would wait for it
+@functools.cache  # a copy in each batch would synchronise with the GPU
 def _mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
     return mean, std
 
 
 def to_32x32(images: torch.Tensor) -> torch.Tensor:
-    """Three equal channels for grey uint8 images (N, H, W); (N, 3, 32, 32) for any (N, 3, H, W).
+    """uint8 images (N, 3, 32, 32) from grey images (N, H, W) or from (N, 3, H, W).
 
     28x28 images are padded with black, others are resized (bilinear).
     """

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from slimming.data import image_folder
-from slimming.data.order import shares
+from slimming.data.order import rank_slices
 from slimming.data.pixels import normalize
 from slimming.errors import UserError
 from slimming.runtime.randomness import epoch_generator
@@ -15,8 +15,8 @@ from slimming.runtime.randomness import epoch_generator
 class Stream:
     """The batches of an image folder at ``size`` x ``size`` pixels, like `Batches`.
 
-    For training, random resized crops and mirror images; order and augmentation are functions of
-    ``seed`` and ``epoch``, whatever the number of ``workers``. For the test, the centre.
+    With ``augment``, random resized crops and horizontal flips; order and augmentation depend on
+    ``seed`` and ``epoch``, not on the number of ``workers``. Without it, center crops.
     """
 
     def __init__(
@@ -35,10 +35,10 @@ class Stream:
         self.classes, self.device, self.batch_size = classes, device, batch_size
         self.num_images, self.augment, self.seed = len(samples), augment, seed
         self.epoch, self.rank, self.ranks = 0, rank, ranks
-        self.pictures = _Pictures(samples, size, augment, seed)
+        self.dataset = _ImageDataset(samples, size, augment, seed)
         self.loader = DataLoader(
-            self.pictures,
-            batch_sampler=_Order(self),
+            self.dataset,
+            batch_sampler=_BatchSampler(self),
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
@@ -52,17 +52,17 @@ class Stream:
             for images, labels in self.loader:
                 images = images.to(self.device, non_blocking=True)
                 yield normalize(images), labels.to(self.device, non_blocking=True)
-        except UserError as error:  # a worker wraps the line into a traceback
+        except UserError as error:  # a worker wraps the message in a traceback
             raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
 
     def first(self, count: int) -> torch.Tensor:
         """The first images, normalised."""
-        chosen = [self.pictures[0, i][0] for i in range(min(count, self.num_images))]
+        chosen = [self.dataset[0, i][0] for i in range(min(count, self.num_images))]
         return normalize(torch.stack(chosen).to(self.device))
 
 
-class _Order:
-    """Lists of (epoch, index): the batches of this process in the current epoch."""
+class _BatchSampler:
+    """A batch sampler: lists of (epoch, index), the batches of this process in this epoch."""
 
     def __init__(self, stream: Stream):
         self.stream = stream
@@ -76,11 +76,11 @@ class _Order:
         if stream.augment:
             generator = epoch_generator(stream.seed, stream.epoch)
             order = torch.randperm(stream.num_images, generator=generator)
-        for own in shares(stream):
+        for own in rank_slices(stream):
             yield [(stream.epoch, i) for i in order[own].tolist()]
 
 
-class _Pictures(Dataset):
+class _ImageDataset(Dataset):
     """(epoch, index) -> an image (3, size, size) uint8 and its label."""
 
     def __init__(self, samples: list, size: int, augment: bool, seed: int):

@@ -1,1 +1,1 @@
-"""How large a network is and how fast."""
+"""Measure the size and speed of networks."""

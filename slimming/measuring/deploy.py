@@ -1,4 +1,4 @@
-"""The form of a network for inference only: BN folded away, no channel moved without need."""
+"""The deployment form of a network, for inference only: BN folded into other layers, few copies."""
 
 import copy
 from typing import TYPE_CHECKING, Protocol
@@ -16,12 +16,12 @@ from slimming.pruning.scaling import batch_norms, present_channels, selections
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
-GATHERING = 36  # multiplications that take as long as moving one value, on a CPU
-TINY = 1e-30  # a scale below it counts as 0: what divides by it is not finite
+GATHERING = 36  # multiplications that take as long as copying one value, on a CPU
+TINY = 1e-30  # smaller scales count as 0: a division by them overflows
 
 
 class _Selected(nn.Module):
-    """What stands for a BN that stays whole and the selection behind it.
+    """Replaces a BN that keeps its width and the channel selection after it.
 
     (N, C or more, H, W) -> (N, kept, H, W), channels last. ``kept``: indices, or None for all C.
     """
@@ -34,11 +34,11 @@ class _Selected(nn.Module):
         self.register_buffer("kept", None if keep.all() else keep.nonzero().flatten())
 
     def rows(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The kept channels as (N, H, W, kept), and where a result may be written over them."""
+        """The kept channels as (N, H, W, kept), and an output tensor for results, if any."""
         if self.kept is None:
             return x[:, : self.channels].permute(0, 2, 3, 1), None
         rows = _gathered(x, self.kept)
-        return rows, rows  # what was gathered is nobody else's
+        return rows, rows  # the gathered copy can be overwritten
 
 
 class SelectedAffine(_Selected):
@@ -58,11 +58,11 @@ class SelectedAffine(_Selected):
 
 
 class SelectedClamp(_Selected):
-    """BN and ReLU as one pass over the kept channels, where what reads them is linear per pixel.
+    """BN and ReLU as one pass over the kept channels, if the next layer is linear per pixel.
 
     ReLU(scale · x + shift) = scale · clamp(x) + shift, with the clamp at x = -shift / scale, from
     below where scale is positive and from above where it is negative. Scale and shift of the
-    clamped x go into the reader: see `_fold`.
+    clamped x are folded into the next layer: see `_fold`.
     """
 
     low: torch.Tensor
@@ -95,7 +95,7 @@ def _grows(block: object) -> "TypeIs[_Growing]":
 
 
 class DenseStage(nn.Module):
-    """The blocks of a dense stage, each writing its channels into one map: no concatenation."""
+    """The blocks of a dense stage, which write to one preallocated map: no concatenation."""
 
     def __init__(self, blocks: nn.Sequential) -> None:
         super().__init__()
@@ -108,26 +108,26 @@ class DenseStage(nn.Module):
         maps = x.new_empty(n, h, w, c + growth * len(blocks)).permute(0, 3, 1, 2)
         maps[:, :c] = x
         for block in blocks:
-            maps[:, c : c + growth] = block.grow(maps)  # which reads the first c channels alone
+            maps[:, c : c + growth] = block.grow(maps)  # reads the first c channels only
             c += growth
         return maps
 
 
 @torch.no_grad()
 def deploy(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` for inference only, with outputs equal within rounding.
+    """A copy of ``model`` for inference only, whose outputs are equal up to rounding.
 
-    A BN right behind the convolution that writes it is folded into that convolution. A BN in front
-    of channel selection works on the kept channels alone, and becomes a clamp where the layer that
-    reads them can take its scale and shift. The copy is channels_last, in eval mode, and has no
-    BatchNorm left: it cannot be trained or pruned. ValueError if ``model`` has none. Of a network
-    without ``wiring()`` each BN behind a convolution is folded, where PyTorch can trace it and no
-    such layer runs twice.
+    A BN directly after the convolution that writes it is folded into that convolution. A BN before
+    a channel selection is applied to the kept channels only, and becomes a clamp if the next layer
+    can absorb its scale and shift. The copy is channels_last, in eval mode, and has no BatchNorm
+    left: it cannot be trained or pruned. ValueError if ``model`` has no BatchNorm. In a network
+    without ``wiring()`` each BN after a convolution is folded, if torch.fx can trace the network
+    and no such layer runs twice.
     """
     if not is_wired(model):
         return _fused(model).requires_grad_(False).to(memory_format=torch.channels_last)
     if not batch_norms(model):
-        raise ValueError("the model has no BatchNorm: it is a deployment form already")
+        raise ValueError("the model has no BatchNorm: it is already in deployment form")
     present, whole = present_channels(model), selections(model)
     small = copy.deepcopy(model).eval()
     norms = batch_norms(small)
@@ -148,16 +148,16 @@ def deploy(model: nn.Module) -> nn.Module:
 
 
 def _fused(model: nn.Module) -> nn.Module:
-    """A copy in eval mode with convolution and BN in one, if torch.fx can trace the network."""
+    """A copy in eval mode with BN fused into convolutions, if torch.fx can trace the network."""
     still = copy.deepcopy(model).eval()
     try:
         nodes = torch.fx.symbolic_trace(still).graph.nodes
         called = [still.get_submodule(n.target) for n in nodes if n.op == "call_module"]
         folded = [layer for layer in called if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d))]
-        if len(folded) > len(set(folded)):  # a convolution that runs twice cannot take two BNs
+        if len(folded) > len(set(folded)):  # a convolution that runs twice may have two BNs
             return still
         return optimization.fuse(still)
-    except Exception:  # data-dependent Python in forward, and whatever else cannot be traced
+    except Exception:  # data-dependent control flow, or anything else that cannot be traced
         return still
 
 
@@ -166,24 +166,24 @@ def _gathered(x: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     pixels = x.permute(0, 2, 3, 1)
     if not pixels.is_contiguous():
         return x.index_select(1, kept).permute(0, 2, 3, 1)
-    rows = pixels.flatten(0, 2)  # a view; its columns are quick to gather
+    rows = pixels.flatten(0, 2)  # a view; gathering columns is fast
     return rows.gather(1, kept.expand(len(rows), -1)).view(*pixels.shape[:3], -1)
 
 
 def _merge(
     small: nn.Module, name: str, selection: str, reading: list[str], keep: torch.Tensor
 ) -> None:
-    """Put one module in the place of the BN called ``name``, its selection, and its ReLU if the
-    ``reading`` layers can take part of the work."""
+    """Replace the BN ``name``, its selection and, if the ``reading`` layers can absorb its scale
+    and shift, its ReLU by one module."""
     bn = batch_norms(small)[name]
-    assert bn.running_var is not None and bn.running_mean is not None  # inference goes by them
+    assert bn.running_var is not None and bn.running_mean is not None  # inference needs both
     scale = bn.weight / (bn.running_var + bn.eps).sqrt()
     shift = bn.bias - bn.running_mean * scale
     found = layers(small)
     readers = [found[layer] for layer in reading]
     work = sum(reader.weight[:, 0].numel() for reader in readers)  # multiplications a channel
     kept = int(keep.sum())
-    if (len(keep) - kept) * work < GATHERING * kept:  # zeros are multiplied sooner
+    if (len(keep) - kept) * work < GATHERING * kept:  # multiplying by zeros is faster
         for reader in readers:
             _read_all(reader, keep)
         keep = torch.ones_like(keep)
@@ -198,14 +198,14 @@ def _merge(
 
 
 def _linear_per_pixel(reader: nn.Module) -> bool:
-    """Whether no border and no other pixel takes part in an output: a constant stays one."""
+    """Whether each output pixel depends on one input pixel: a constant stays constant."""
     if isinstance(reader, nn.Conv2d):
         return reader.kernel_size == (1, 1) and reader.padding == (0, 0) and reader.groups == 1
     return isinstance(reader, nn.Linear)
 
 
 def _read_all(reader: nn.Conv2d | nn.Linear, keep: torch.Tensor) -> None:
-    """Let ``reader`` read every channel, with weights 0 for those that ``keep`` leaves out."""
+    """Let ``reader`` read every channel, with zero weights for those that are not in ``keep``."""
     weight = reader.weight
     wide = weight.new_zeros(weight.shape[0], len(keep), *weight.shape[2:])
     wide[:, keep] = weight
@@ -217,7 +217,7 @@ def _read_all(reader: nn.Conv2d | nn.Linear, keep: torch.Tensor) -> None:
 
 
 def _fold(reader: nn.Conv2d | nn.Linear, scale: torch.Tensor, shift: torch.Tensor) -> None:
-    """Let ``reader`` read x where it read scale · x + shift; ReLU(shift) where the scale is 0."""
+    """Fold scale · x + shift, or ReLU(shift) where the scale is 0, into ``reader``."""
     live = scale.abs() > TINY
     constant = torch.where(live, shift, F.relu(shift))
     weight = reader.weight

@@ -1,4 +1,4 @@
-"""The figures of a network: how large it is, how fast, and how often it is right."""
+"""The figures of a network: size, speed and accuracy."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,9 +8,9 @@ from torch import nn
 
 from slimming.measuring import profiling
 
-BATCHES = (1, 64)  # images a batch, of which latency is measured
+BATCHES = (1, 64)  # batch sizes at which latency is measured
 
-KEYS = {  # of metrics.json, by field
+KEYS = {  # field -> key in metrics.json
     "top1": "top-1",
     "loss": "loss",
     "parameters": "parameters",
@@ -24,14 +24,14 @@ UNTESTED = (None, None)
 
 @dataclass(frozen=True)
 class Figures:
-    """What a network costs and how well it does.
+    """Cost and accuracy of a network.
 
     parameters: weights; the masks of channel selection are not counted
     flops: FLOPs (2 x multiply-accumulates) of the convolutions and linear layers for one image
-    effective_parameters, effective_flops: the same without weights that are exactly zero, which
-        is what a program that skips them would need
+    effective_parameters, effective_flops: the same without weights that are exactly zero, the
+        cost for a program that skips them
     bytes: size of the weights on disk, without an optimizer
-    latency: images a batch -> median seconds of a forward pass of the deployment form
+    latency: batch size -> median seconds of a forward pass of the deployment form
     top1: fraction of the test images, 0 to 1; None if the network was not tested
     loss: mean cross entropy in nats; None if the network was not tested
     """
@@ -46,14 +46,14 @@ class Figures:
     loss: float | None = None
 
     def record(self) -> dict:
-        """The figures by the keys of metrics.json; what was not measured is left out."""
+        """The figures by the keys of metrics.json, without those that were not measured."""
         known = {key: getattr(self, name) for name, key in KEYS.items()}
         latency = {str(batch): seconds for batch, seconds in self.latency.items()}
         known |= {"latency": latency} if latency else {}
         return {key: value for key, value in known.items() if value is not None}
 
     def answer(self) -> dict[str, float]:
-        """Size and latency, in milliseconds, by the keys of eval.py --json."""
+        """Size, and latency in milliseconds, by the keys of eval.py --json."""
         names = (*profiling.Counts._fields, "bytes")
         sizes = {KEYS[name].replace(" ", "_"): getattr(self, name) for name in names}
         return sizes | {f"latency_{n}_ms": 1e3 * seconds for n, seconds in self.latency.items()}
@@ -67,10 +67,10 @@ def measure(
 ) -> list[Figures]:
     """The figures of each network.
 
-    ``images`` (N, C, H, W) are as large as those that the networks are for. ``batches``: how many
-    of them, from the first on, latency is of; the networks take turns, on the device of
-    ``images``. ``scores``: (loss, top-1) of each network, as `slimming.training.loop.test` finds
-    them.
+    ``images`` (N, C, H, W) have the input size of the networks. ``batches``: the batch sizes at
+    which latency is measured, with the first of the ``images``; the networks take turns, on the
+    device of ``images``. ``scores``: (loss, top-1) of each network, as
+    `slimming.training.loop.test` returns them.
 
     >>> layer = nn.Conv2d(3, 8, 3, bias=False)
     >>> (figures,) = measure([layer], torch.zeros(1, 3, 32, 32))
@@ -94,12 +94,12 @@ def measure(
 def latency_by_batch(
     models: Sequence[nn.Module], images: torch.Tensor, batches: Sequence[int] = BATCHES
 ) -> list[dict[int, float]]:
-    """Of each network: images a batch -> median seconds, see `profiling.latencies`.
+    """For each network, batch size -> median seconds, see `profiling.latencies`.
 
-    ValueError if there are fewer ``images`` than a batch needs.
+    ValueError if a batch is larger than ``images``.
     """
     if max(batches, default=0) > len(images):
-        raise ValueError(f"a batch of {max(batches)} takes more than {len(images)} images")
+        raise ValueError(f"a batch of {max(batches)} needs more than {len(images)} images")
     latencies: list[dict[int, float]] = [{} for _ in models]
     for batch in batches:
         times = profiling.latencies(models, images[:batch])

@@ -1,4 +1,4 @@
-"""How large a network is and how fast: parameters, FLOPs, bytes, latency."""
+"""Parameters, FLOPs, bytes and latency of a network."""
 
 import copy
 import statistics
@@ -17,8 +17,8 @@ from slimming.storage import checkpoint
 
 
 class Counts(NamedTuple):
-    """Parameters, and FLOPs of one image: what a plain program needs. The effective ones leave out
-    weights that are exactly zero: what a program that skips them would need."""
+    """Parameters, and FLOPs of one image. The effective counts exclude weights that are exactly
+    zero: they are the cost for a program that skips zeros."""
 
     parameters: int
     effective_parameters: int
@@ -27,8 +27,8 @@ class Counts(NamedTuple):
 
 
 def count_parameters(model: nn.Module, masks: bool = False) -> int:
-    """Weights of the model. The masks of channel selection are no weights; with ``masks`` they are
-    counted too, as the original scripts do."""
+    """The number of weights. The masks of channel selection are counted only with ``masks``, as
+    the original scripts do."""
     parameters = model.named_parameters()
     return sum(p.numel() for n, p in parameters if masks or not n.endswith("select.indexes"))
 
@@ -64,7 +64,7 @@ def count_effective(model: nn.Module, size: int = 32) -> tuple[int, int]:
 
 
 def _count_flops(model: nn.Module, shape: tuple[int, ...]) -> tuple[int, dict[str, int]]:
-    """FLOPs of one image: of the whole network, and of each layer by name."""
+    """FLOPs of one image: total, and of each layer by name."""
     still = copy.deepcopy(model).cpu().float().eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         still(torch.zeros(1, *shape))
@@ -86,8 +86,8 @@ def latencies(
 ) -> list[float]:
     """Median seconds of a forward pass of each model's deployment form on ``images`` (N, 3, H, W).
 
-    The models take turns, so that a busy machine slows all alike; after one warm-up round at
-    least 5 rounds are timed, and more until ``seconds`` are over.
+    The models take turns, so that load on the machine affects all of them equally. After one
+    warm-up round, at least 5 rounds are timed, and more until ``seconds`` have passed.
     """
     times: list[list[float]] = [[] for _ in models]
     models = [deploy(model) for model in models]

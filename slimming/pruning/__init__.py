@@ -1,1 +1,1 @@
-"""A network -> a slim one, proved."""
+"""Prune networks, and prove that the slim network computes the same."""

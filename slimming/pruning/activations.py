@@ -17,7 +17,7 @@ CHEAP_MODULES = (*BATCH_NORMS, nn.Dropout, nn.Identity, nn.Flatten)
 CHEAP_FUNCTIONS = {F.relu, F.relu6, F.hardswish, F.silu, F.dropout, torch.relu, torch.flatten}
 CHEAP_FUNCTIONS |= {operator.getitem, getattr}
 CHEAP_METHODS = {"relu", "flatten", "view", "reshape", "size", "contiguous"}
-IN_PLACE = {operator.iadd: operator.add, operator.imul: operator.mul}
+IN_PLACE: dict[Callable, Callable] = {operator.iadd: operator.add, operator.imul: operator.mul}
 
 
 class _Tracer(fx.Tracer):
@@ -52,7 +52,7 @@ class Activations:
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The layer that an operation calls, if it calls one."""
-        return self.model.get_submodule(node.target) if node.op == "call_module" else None
+        return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def value(self, node: fx.Node, batch: int) -> Any:
         """What an operation puts out for the batch of this number."""
@@ -62,11 +62,12 @@ class Activations:
         if node.op == "placeholder":
             return self.batches[batch]
         if node.op == "get_attr":
-            return operator.attrgetter(node.target)(self.model)
+            return operator.attrgetter(str(node.target))(self.model)
         if node.op == "call_method":
-            return getattr(args[0], node.target)(*args[1:], **kwargs)
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         if node.op == "call_module":
-            return self.model.get_submodule(node.target)(*args, **kwargs)
+            return self.model.get_submodule(str(node.target))(*args, **kwargs)
+        assert callable(node.target)  # "call_function"
         if "inplace" in kwargs:
             kwargs = {**kwargs, "inplace": False}
         return IN_PLACE.get(node.target, node.target)(*args, **kwargs)
@@ -99,7 +100,7 @@ class Activations:
             module = self.module(node)
             activation = type(module).__module__ == "torch.nn.modules.activation"
             return activation or hasattr(module, "indexes") or isinstance(module, CHEAP_MODULES)
-        targets = {"call_function": CHEAP_FUNCTIONS, "call_method": CHEAP_METHODS}
+        targets: dict[str, set] = {"call_function": CHEAP_FUNCTIONS, "call_method": CHEAP_METHODS}
         return node.op not in targets or node.target in targets[node.op]
 
     def _sources(self, node: fx.Node) -> set[fx.Node]:
@@ -124,7 +125,7 @@ class Activations:
 def _nothing_in_place(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if hasattr(module, "inplace"):
-            module.inplace = False
+            module.inplace = False  # type: ignore[assignment]  # a bool, in no stub of Module
     return model
 
 

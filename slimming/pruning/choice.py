@@ -1,4 +1,4 @@
-"""Which channels stay, whoever chose them."""
+"""The channels to keep."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ from slimming.pruning.scaling import Masks
 
 @dataclass(frozen=True)
 class Choice:
-    """Which channels stay of each group, by its name: ``keep``, a part of ``alive``.
+    """The channels that each group keeps, by its name: ``keep``, a subset of ``alive``.
 
-    ``ratio`` is the share (0 to 1) that was to be pruned, ``threshold`` the largest score (|γ|, or
-    that of another measure) that goes. ``rescued`` names layers of groups that would have lost
-    every channel and keep their best, ``spared`` counts the channels that stay for the sake of a
-    multiple alone.
+    ``ratio`` is the requested fraction (0 to 1) to prune, ``threshold`` the largest pruned score
+    (|γ|, or that of another measure). ``rescued`` names layers of groups that would have lost
+    every channel and keep their best one, ``spared`` counts the channels that are kept only to
+    round up to a multiple.
     """
 
     ratio: float
@@ -26,7 +26,7 @@ class Choice:
 
     @property
     def channels(self) -> tuple[int, int]:
-        """How many channels are alive before and after."""
+        """The number of alive channels before and after pruning."""
         return sum(int(a.sum()) for a in self.alive.values()), sum(
             int(k.sum()) for k in self.keep.values()
         )
@@ -35,7 +35,7 @@ class Choice:
 def round_up(
     keep: torch.Tensor, factors: torch.Tensor, alive: torch.Tensor, multiple: int
 ) -> torch.Tensor:
-    """``keep`` and the largest other ``factors`` that are alive, up to a multiple of channels."""
+    """``keep``, plus the alive channels with the largest ``factors`` up to the next multiple."""
     missing = -int(keep.sum()) % multiple
     others = factors.masked_fill(keep | ~alive, -1)
     more = others.argsort(descending=True, stable=True)[:missing]

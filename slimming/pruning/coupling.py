@@ -1,4 +1,4 @@
-"""What a group of coupled channels is, whoever finds it, and what networks declare of theirs."""
+"""Groups of coupled channels, and how networks declare theirs."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ def is_wired(network: object) -> "TypeIs[Wired]":
 
 @dataclass(frozen=True)
 class Member:
-    """A layer's share of a group: its channel ``channels[j]`` belongs to unit ``units[j]``."""
+    """The channels of a layer in a group: channel ``channels[j]`` belongs to unit ``units[j]``."""
 
     layer: str
     side: str  # 'out': it writes these channels, 'in': it reads them, 'mask': see `Group`
@@ -47,15 +47,15 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """Channels of one or more layers that are removed together or not at all: the units.
+    """Units of coupled channels: the channels of a unit are removed together, in all its layers.
 
-    Layers that write a unit (side 'out') lose their filter for it, layers that read it ('in') their
-    slice of every filter. A BN with a channel selection behind it ('mask') stays whole, as does
-    what writes to it: its selection drops the unit.
+    Layers that write a unit (side 'out') lose their filter for it, layers that read it ('in') lose
+    its slice of every filter. A BN before a channel selection ('mask') keeps its width, as do the
+    layers that write to it: the selection drops the unit.
 
-    ``filters`` (size,) int: how many rows of convolutions and linear layers each unit is; 1 where
-    no layer writes it. ``alive`` (size,) bool: where a selection has not dropped the unit already;
-    one that it has dropped counts 0 filters and does not come back.
+    ``filters`` (size,) int: the number of rows of convolutions and linear layers in each unit; 1 if
+    no layer writes it. ``alive`` (size,) bool: False if a selection has dropped the unit already;
+    such a unit counts 0 filters and stays dropped.
     """
 
     name: str
@@ -65,15 +65,15 @@ class Group:
 
     @property
     def size(self) -> int:
-        """How many units there are."""
+        """The number of units."""
         return len(self.filters)
 
 
 def count_filters(coupled: Iterable[Group]) -> int:
-    """Filters that can be removed."""
+    """The number of filters that can be removed."""
     return sum(int(group.filters.sum()) for group in coupled)
 
 
 def inside(name: str, word: str) -> bool:
-    """Whether a layer is called ``word`` or stands in a module of that name."""
+    """Whether the layer ``name`` is ``word`` or is inside a module of that name."""
     return name == word or name.startswith(f"{word}.")

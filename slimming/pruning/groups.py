@@ -1,4 +1,4 @@
-"""Which channels of a network are coupled: as its ``wiring()`` declares, else as a trace finds."""
+"""Find the coupled channels of a network: declared by its ``wiring()``, or else traced."""
 
 from collections.abc import Iterable
 
@@ -14,13 +14,13 @@ from slimming.pruning.scaling import present_channels, selections
 def groups(model: nn.Module, images: torch.Tensor, ignore: Iterable[str] = ()) -> list[Group]:
     """The channels of ``model`` that can be removed, as `Group`s in the order of the forward pass.
 
-    A network that declares with ``wiring()`` which layer reads and writes which BN is taken at its
-    word; of any other one image (of ``images``, (N, 3, H, W)) is traced. Left out are the
-    classifier, and every group with a layer called in ``ignore`` (its name or that of a module
-    around it) among those that write it. UserError if a layer cannot be sliced exactly.
+    If the network has a ``wiring()``, which declares the BNs that each layer reads and writes, that
+    is used; any other network is traced with one of ``images`` (N, 3, H, W). The classifier is
+    excluded, and so is every group that is written by a layer in ``ignore`` (names of layers, or of
+    modules that contain them). UserError if a layer cannot be sliced exactly.
     """
     if not isinstance(images, torch.Tensor):
-        raise UserError("images must be one tensor (N, 3, H, W), all that the network reads")
+        raise UserError("images must be one tensor (N, 3, H, W), the only input of the network")
     check_names(model, ignore)
     if is_wired(model):
         return declared(model, ignore)
@@ -28,7 +28,7 @@ def groups(model: nn.Module, images: torch.Tensor, ignore: Iterable[str] = ()) -
 
 
 def declared(model: nn.Module, ignore: Iterable[str] = ()) -> list[Group]:
-    """The groups of a network with ``wiring()``, one for each BN and under its name."""
+    """The groups of a network with ``wiring()``: one for each BN, with its name."""
     assert is_wired(model), "the network has no wiring()"
     wires, whole = model.wiring(), selections(model)
     coupled = []
@@ -46,7 +46,7 @@ def declared(model: nn.Module, ignore: Iterable[str] = ()) -> list[Group]:
 
 
 def check_names(model: nn.Module, ignore: Iterable[str]) -> None:
-    """UserError if no module of ``model`` is called as one of ``ignore``."""
+    """UserError if one of ``ignore`` is not the name of a module of ``model``."""
     names = [name for name, _ in model.named_modules()]
     missing = [word for word in ignore if not any(inside(name, word) for name in names)]
     if missing:
@@ -54,7 +54,7 @@ def check_names(model: nn.Module, ignore: Iterable[str]) -> None:
 
 
 def _writing(name: str, writers: list[str], size: int) -> list[Member]:
-    """The BN of a group and the layers that write it; where there are none it keeps a mask."""
+    """The BN of a group and the layers that write it; without any such layer, the BN is masked."""
     every = torch.arange(size)
     if not writers:
         return [Member(name, "mask", every, every)]

@@ -1,7 +1,7 @@
-"""How important each filter of a network is, by measures that are functions of `Evidence`.
+"""Measures of the importance of filters, as functions of `Evidence`.
 
 θ are the weights of one filter (of a Conv2d, or a row of a Linear), g their gradient, H the Hessian
-of the loss; Σ and ‖·‖ run over the weights of the filter. Papers are given by their arXiv number.
+of the loss; Σ and ‖·‖ are over the weights of the filter. Papers are cited by arXiv number.
 """
 
 import functools
@@ -27,12 +27,12 @@ Tensors = dict[str, torch.Tensor]  # by name of the parameter
 
 @dataclass
 class Evidence:
-    """A network, the images it is judged on, and what they say of its parameters, on demand.
+    """A network, the images to evaluate it on, and lazily computed gradients of its parameters.
 
     ``batches`` are normalised images (N, 3, H, W) with labels (N,) on the model's device. The loss
     is cross_entropy(logits / ``temperature``) in eval mode. Means are over all images: minibatches
-    count by their size. Neither the mode, the running statistics nor ``.grad`` of the model change.
-    What is known already can be assigned: ``evidence.gradient = {name: g}``. ``use_l2`` and
+    are weighted by their size. The mode, running statistics and ``.grad`` of the model do not
+    change. Known values can be assigned: ``evidence.gradient = {name: g}``. ``use_l2`` and
     ``use_init`` choose the `bias`; UserError if ``initial``, the θ₀ of use_init, lacks a weight.
     """
 
@@ -46,10 +46,10 @@ class Evidence:
 
     def __post_init__(self) -> None:
         if self.use_l2 and self.use_init:
-            raise UserError("--use_l2 and --use_init contradict each other: give one of them")
+            raise UserError("--use_l2 and --use_init contradict each other: use one of them")
         known = {name: value.shape for name, value in (self.initial or {}).items()}
         if self.use_init and any(known.get(n) != v.shape for n, v in self.values.items()):
-            raise UserError("--use_init needs the initial value of every weight; leave it out")
+            raise UserError("--use_init needs the initial value of every weight: omit it")
 
     @functools.cached_property
     def parameters(self) -> Tensors:
@@ -71,7 +71,7 @@ class Evidence:
 
     @functools.cached_property
     def saliency(self) -> Tensors:
-        """|θ·g|, or the average of it that a `Tracker` kept."""
+        """|θ·g|, or its running average from a `Tracker`."""
         return {name: (value * self.gradient[name]).abs() for name, value in self.values.items()}
 
     @functools.cached_property
@@ -81,7 +81,7 @@ class Evidence:
 
     @functools.cached_property
     def hessian_gradient(self) -> Tensors:
-        """Hg: the gradient of Σ g(θ)·g over ``parameters``, in which the second g is constant."""
+        """Hg: the gradient of Σ g(θ)·g over ``parameters``, where the second g is constant."""
         mean = self.gradient.values()
 
         def product(loss: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -92,8 +92,8 @@ class Evidence:
         return self._mean(product)
 
     def bias(self, name: str, l2: bool = False) -> torch.Tensor:
-        """The factor of a parameter's term, so that small ones go first: |θ − θ₀| with use_init,
-        |θ| with use_l2 or, by the measure's own default, ``l2``; else 1.
+        """The factor by which small parameters score lower: |θ − θ₀| with use_init, |θ| with use_l2
+        or with ``l2``, the default of the measure; else 1.
         """
         theta = self.values[name]
         if self.use_init and self.initial is not None:
@@ -103,7 +103,7 @@ class Evidence:
     def _differentiate(
         self, loss: torch.Tensor, create_graph: bool = False
     ) -> tuple[torch.Tensor, ...]:
-        weights = list(self.parameters.values())  # those that the loss does not depend on get zeros
+        weights = list(self.parameters.values())  # zeros where the loss does not depend on them
         return torch.autograd.grad(
             loss, weights, create_graph=create_graph, materialize_grads=True, allow_unused=True
         )
@@ -112,9 +112,12 @@ class Evidence:
         """The mean over all images of ``derive(loss)``, one tensor for each parameter."""
         count = sum(len(labels) for _, labels in self.batches)
         if not count:
-            raise UserError(f"this measure needs images: use one of {', '.join(GRADIENT_FREE)}")
+            raise UserError(
+                "this measure needs images with labels: pass some, or use one of "
+                f"{', '.join(GRADIENT_FREE)}"
+            )
         mean = {name: torch.zeros_like(value) for name, value in self.values.items()}
-        modes = {module: module.training for module in self.model.modules()}  # they may differ
+        modes = {module: module.training for module in self.model.modules()}  # may be mixed
         frozen = [p for p in self.parameters.values() if not p.requires_grad]
         self.model.eval()
         try:
@@ -134,31 +137,31 @@ class Evidence:
 
 
 def layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """Every Conv2d and Linear of the model by its name."""
+    """Every Conv2d and Linear of the model, by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
 
 
 def _scaled(model: nn.Module, needed: bool = True) -> dict[str, BatchNorm]:
-    """Every BN that has scaling factors; UserError if one is ``needed`` and there is none."""
+    """Every BN with scaling factors; UserError if some are ``needed`` and there are none."""
     norms = {name: norm for name, norm in batch_norms(model).items() if norm.affine}
     if needed and not norms:
         others = ", ".join(name for name in MEASURES if name not in ("bn", "nvidia"))
-        raise UserError(f"bn and nvidia judge BatchNorms, the network has none: use {others}")
+        raise UserError(f"bn and nvidia need BatchNorm, but the network has none: use {others}")
     return norms
 
 
 def _sums(e: Evidence, term: Callable[[str], torch.Tensor]) -> Scores:
-    """Σ ``term(name of the weight)`` of each filter of each Conv2d and Linear and, where a channel
-    selection is in front of the layer, of each channel that it reads: no filter is its own."""
+    """Σ ``term(name of the weight)`` of each filter of each Conv2d and Linear and, for layers after
+    a channel selection, of each channel that they read, because no single filter writes it."""
     filters = {n: term(f"{n}.weight").flatten(1).sum(1).float().cpu() for n in layers(e.model)}
     return filters | _input_sums(e, term, _behind_selections(e.model))
 
 
 def _input_sums(e: Evidence, term: Callable[[str], torch.Tensor], names: Iterable[str]) -> Scores:
-    """Σ ``term(name of the weight)`` of each channel that these layers read, under "layer:in"."""
-    sums, found = {}, layers(e.model)
+    """Σ ``term(name of the weight)`` of each channel that these layers read, as "layer:in"."""
+    sums, modules = {}, layers(e.model)
     for name in names:
-        terms, groups = term(f"{name}.weight"), getattr(found[name], "groups", 1)
+        terms, groups = term(f"{name}.weight"), getattr(modules[name], "groups", 1)
         terms = terms.view(groups, -1, *terms.shape[1:]).transpose(1, 2).flatten(2)
         sums[f"{name}:in"] = terms.sum(2).flatten().float().cpu()
     return sums
@@ -184,7 +187,7 @@ def l1(e: Evidence) -> Scores:
 
 
 def bn(e: Evidence) -> Scores:
-    """|γ| under the name of the BN; with use_init |γ − γ₀| (Liu et al. 2017, 1708.06519)."""
+    """|γ| of each BN; with use_init |γ − γ₀| (Liu et al. 2017, 1708.06519)."""
     return {n: e.bias(f"{n}.weight", l2=True).float().cpu() for n in _scaled(e.model)}
 
 
@@ -194,7 +197,7 @@ def loss_based(e: Evidence) -> Scores:
 
 
 def tfo(e: Evidence) -> Scores:
-    """|Σ θ·g|, the same of the filter as a whole (Molchanov et al. 2017, 1611.06440)."""
+    """|Σ θ·g|, the same for the filter as a whole (Molchanov et al. 2017, 1611.06440)."""
     sums = _sums(e, lambda n: e.bias(n) * e.values[n] * e.gradient[n])
     return {name: change.abs() for name, change in sums.items()}
 
@@ -205,7 +208,7 @@ def fisher(e: Evidence) -> Scores:
 
 
 def nvidia(e: Evidence) -> Scores:
-    """γ²·E[g_γ²] + β²·E[g_β²] under the name of the BN (Molchanov et al. 2019, 1906.10771)."""
+    """γ²·E[g_γ²] + β²·E[g_β²] of each BN (Molchanov et al. 2019, 1906.10771)."""
     names = _scaled(e.model)
     terms = {n: e.bias(n) * v.square() * e.squared_gradient[n] for n, v in e.values.items()}
     return {n: (terms[f"{n}.weight"] + terms[f"{n}.bias"]).float().cpu() for n in names}
@@ -217,22 +220,22 @@ def biased_loss(e: Evidence) -> Scores:
 
 
 def biased_loss_tracked(e: Evidence) -> Scores:
-    """Σ|θ|·E, with E the average of |θ·g| of a `Tracker` (Lubana and Dick 2021, 2009.11839)."""
+    """Σ|θ|·E, where E is the average of |θ·g| in a `Tracker` (Lubana and Dick 2021, 2009.11839)."""
     return biased_loss(e)
 
 
 def grasp(e: Evidence) -> Scores:
-    """Σ θ·(Hg): what goes first raises ‖g‖. Temperature 200 (Wang et al. 2020, 2002.07376)."""
+    """Σ θ·(Hg): pruning the lowest raises ‖g‖. Temperature 200 (Wang et al. 2020, 2002.07376)."""
     return _sums(e, lambda n: e.bias(n) * e.values[n] * e.hessian_gradient[n])
 
 
 def grad_preserve(e: Evidence) -> Scores:
-    """|Σ θ·(Hg)|: what goes first keeps ‖g‖. Temperature 1 (Lubana and Dick 2021, 2009.11839)."""
+    """|Σ θ·(Hg)|: pruning the lowest keeps ‖g‖. Temperature 1 (Lubana, Dick 2021, 2009.11839)."""
     return {name: scores.abs() for name, scores in grasp(e).items()}
 
 
 def random(e: Evidence) -> Scores:
-    """Uniform in [0, 1), a function of the seed: what a measure must beat (no paper)."""
+    """Uniform in [0, 1), a function of the seed: the baseline for all measures (no paper)."""
     generator, shapes = torch.Generator().manual_seed(e.seed), _sums(e, e.values.__getitem__)
     return {name: torch.rand(len(s), generator=generator) for name, s in shapes.items()}
 
@@ -248,8 +251,8 @@ def lamp(e: Evidence) -> Scores:
 
 
 def taylor_group(e: Evidence) -> Scores:
-    """Σ|θ·g| of each filter and of each channel that a layer reads; |γ·g_γ| under the name of the
-    BN. Add them up over coupled layers (DepGraph, Fang et al. 2023, 2301.12900).
+    """Σ|θ·g| of each filter and of each channel that a layer reads, and |γ·g_γ| of each BN. Sum
+    them over coupled layers (DepGraph, Fang et al. 2023, 2301.12900).
     """
     saliency = {n: e.bias(n) * value for n, value in e.saliency.items()}
     term = saliency.__getitem__
@@ -261,6 +264,6 @@ Measure = Callable[[Evidence], Scores]
 _ALL: tuple[Measure, ...] = (mag_based, l1, bn, loss_based, tfo, fisher, nvidia)
 _ALL += (biased_loss, biased_loss_tracked, grasp, grad_preserve, random, lamp, taylor_group)
 MEASURES: dict[str, Measure] = {measure.__name__: measure for measure in _ALL}
-TEMPERATURES = {"grasp": 200.0, "grad_preserve": 1.0}  # what their papers say; 1 or --T elsewhere
-GRADIENT_FREE = ("mag_based", "l1", "bn", "random", "lamp")  # they need no images
+TEMPERATURES = {"grasp": 200.0, "grad_preserve": 1.0}  # from their papers; others use 1 or --T
+GRADIENT_FREE = ("mag_based", "l1", "bn", "random", "lamp")  # these need no images
 SECOND_ORDER = ("grasp", "grad_preserve")

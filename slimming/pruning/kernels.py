@@ -1,8 +1,8 @@
 """Pruning inside filters: whole kernels (the k x k weights of one filter for one input channel),
 and patterns of weights inside kernels.
 
-What is pruned is exactly zero in the weights. `GradientMask` holds it there through fine-tuning;
-input channels that no filter reads any more are removed by `slimming.pruning.slicing`.
+Pruned weights are exactly zero. `GradientMask` keeps them at zero during fine-tuning; input
+channels that no filter reads any more are removed by `slimming.pruning.slicing`.
 """
 
 import math
@@ -15,8 +15,8 @@ from slimming.pruning.coupling import Group
 from slimming.pruning.scaling import Masks
 from slimming.pruning.widths import is_depthwise, layer_of
 
-PATTERNS = 16  # different patterns a layer may use: a kernel of a fast program is one of a few
-SPARSE = 0.001  # share of zero weights that is no chance: a fresh VGG has 2 of 9 million
+PATTERNS = 16  # patterns per layer: fast sparse kernels support only a few
+SPARSE = 0.001  # fraction of zero weights above chance: an untrained VGG has 2 in 9 million
 
 
 def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
@@ -25,11 +25,13 @@ def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
 
 
 def kernel_masks(model: nn.Module, ratio: float, local: bool = True) -> Masks:
-    """Which weights stay when the share ``ratio`` of the kernels goes, the smallest L1 norm first.
+    """Masks of the weights to keep when the fraction ``ratio`` of kernels with the smallest L1 norm
+    is pruned.
 
-    Name of a layer -> bools like its weight (out, in, k, k). Norms are divided by k², so that
-    layers of different kernels compare; with ``local`` each layer loses the same share. A filter
-    keeps its largest kernel; depthwise convolutions keep all, a kernel is a filter there.
+    Name of a layer -> bools like its weight (out, in, k, k). Norms are divided by k² to make
+    layers with different kernel sizes comparable; with ``local`` each layer loses the same
+    fraction. A filter keeps its largest kernel. Depthwise convolutions keep all of theirs, because
+    each kernel is a whole filter.
     """
     norms = {
         n: layer.weight.detach().abs().mean((2, 3))
@@ -45,20 +47,20 @@ def kernel_masks(model: nn.Module, ratio: float, local: bool = True) -> Masks:
 
 
 def pattern_masks(model: nn.Module, ratio: float, local: bool = True) -> Masks:
-    """Which weights stay when each kernel keeps a pattern of about k² · (1 - ratio) weights.
+    """Masks of the weights to keep when each kernel keeps a pattern of about k² · (1 - ratio).
 
-    Of the patterns that the largest weights of its kernels form, a layer uses the PATTERNS most
-    frequent; each kernel takes that which keeps the most magnitude (as in PatDNN, Niu et al.,
-    ASPLOS 2020). Without ``local`` layers of large weights keep more. 1x1 kernels have no patterns:
-    what goes of the whole network is less than ``ratio`` where it has many.
+    The largest weights of each kernel form a pattern. A layer uses the PATTERNS most frequent ones;
+    each kernel gets the one that keeps the most magnitude (as in PatDNN, Niu et al., ASPLOS 2020).
+    Without ``local``, layers with large weights keep more. 1x1 kernels have no patterns: a network
+    with many of them loses less than ``ratio`` in total.
     """
     layers = {n: m for n, m in convolutions(model).items() if math.prod(m.kernel_size) > 1}
     sizes = {n: layer.weight.detach().abs() for n, layer in layers.items()}
-    shares = _largest(sizes, ratio, local)
+    largest = _largest(sizes, ratio, local)
     masks = {}
     for name, size in sizes.items():
         kernels = size.flatten(2).flatten(0, 1)  # (out · in, k²)
-        count = max(1, round(float(shares[name].float().mean()) * kernels.shape[1]))
+        count = max(1, round(float(largest[name].float().mean()) * kernels.shape[1]))
         own = torch.zeros_like(kernels).scatter(1, kernels.topk(count).indices, 1)
         patterns, uses = own.unique(dim=0, return_counts=True)
         patterns = patterns[uses.argsort(descending=True, stable=True)[:PATTERNS]]
@@ -68,7 +70,7 @@ def pattern_masks(model: nn.Module, ratio: float, local: bool = True) -> Masks:
 
 
 def _largest(values: Masks, ratio: float, local: bool) -> Masks:
-    """Where the (1 - ratio) largest of the ``values`` are: of all together, or of each alone."""
+    """Masks of the largest (1 - ratio) ``values``: over all tensors, or in each with ``local``."""
     if local:
         return {name: _above(value, ratio) for name, value in values.items()}
     together = _above(torch.cat([value.flatten() for value in values.values()]), ratio)
@@ -84,26 +86,26 @@ def _above(values: torch.Tensor, ratio: float) -> torch.Tensor:
 
 @torch.no_grad()
 def zero_weights(model: nn.Module, masks: Masks) -> None:
-    """Set the weights that are not kept to zero, in place."""
+    """Set the weights that are False in ``masks`` to zero, in place."""
     for name, keep in masks.items():
         layer_of(model, name).weight.mul_(keep)
 
 
 def zero_masks(model: nn.Module) -> dict[torch.Tensor, torch.Tensor]:
-    """The weights of convolutions that are not zero: what `GradientMask` shall keep as it is."""
+    """Masks of the nonzero weights of convolutions, for `GradientMask`."""
     weights = [layer.weight for layer in convolutions(model).values()]
     return {weight: (weight != 0).to(weight.dtype) for weight in weights if (weight == 0).any()}
 
 
 def held_zeros(model: nn.Module) -> dict[torch.Tensor, torch.Tensor]:
-    """`zero_masks` of a network that was pruned inside its filters; nothing of any other one."""
+    """`zero_masks` of a network that was pruned inside filters; for any other network, {}."""
     weights = [layer.weight for layer in convolutions(model).values()]
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     return zero_masks(model) if zeros > SPARSE * sum(w.numel() for w in weights) else {}
 
 
 def unread_channels(model: nn.Module, coupled: list[Group]) -> Choice:
-    """The channels of each group that some layer still reads; the others can be removed."""
+    """Keep the channels of each group that some layer still reads; the others can be removed."""
     alive, keep = {group.name: group.alive for group in coupled}, {}
     for group in coupled:
         read = torch.zeros(group.size, dtype=torch.bool)

@@ -60,6 +60,7 @@ def _patches(
     conv: nn.Conv2d, maps: torch.Tensor, y: torch.Tensor, x: torch.Tensor
 ) -> torch.Tensor:
     """What ``conv`` reads of ``maps`` for its outputs at row ``y`` and column ``x``, both (N, P)."""
+    assert not isinstance(conv.padding, str)  # see `obstacle`
     (top, left), (down, right) = conv.padding, conv.stride
     padded = F.pad(maps, (left, left, top, top))
     taps = [

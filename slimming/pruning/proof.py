@@ -1,4 +1,4 @@
-"""Proof that a slim network computes what the masked one computes."""
+"""Prove that a slim network computes the same outputs as the masked one."""
 
 import contextlib
 import copy
@@ -14,11 +14,11 @@ TOLERANCE = 1e-4
 
 
 def only_logits(outputs: object) -> torch.Tensor:
-    """What a network puts out, if that is one tensor; else UserError."""
+    """``outputs`` of a network, if they are one tensor; UserError otherwise."""
     if not isinstance(outputs, torch.Tensor):
         raise UserError(
             f"the network returns a {type(outputs).__name__}, not a tensor of logits: wrap it in a "
-            "module that returns the logits alone"
+            "module that returns only the logits"
         )
     return outputs
 
@@ -26,7 +26,7 @@ def only_logits(outputs: object) -> torch.Tensor:
 @torch.no_grad()
 def prove_equal(small: nn.Module, reference: nn.Module, images: torch.Tensor) -> float:
     """The largest difference of two networks' logits on ``images`` (N, 3, H, W), relative to the
-    largest logit, in fp32 on the CPU. UserError past 1e-4: the slim network would be wrong.
+    largest logit, in fp32 on the CPU. UserError above 1e-4: the slim network would be wrong.
     """
     images = images.float().cpu()
     copies = [copy.deepcopy(model).cpu().float().eval() for model in (small, reference)]
@@ -36,8 +36,8 @@ def prove_equal(small: nn.Module, reference: nn.Module, images: torch.Tensor) ->
     if not difference <= TOLERANCE:
         raise UserError(
             f"the slim network differs from the masked one by {difference:.1e} of the "
-            f"largest logit (allowed: {TOLERANCE:.0e}): nothing is written. Please "
-            "report this with the checkpoint"
+            f"largest logit (allowed: {TOLERANCE:.0e}): nothing is written. This is a bug, please "
+            "report it with the checkpoint"
         )
     return difference
 
@@ -48,8 +48,8 @@ def first_difference(
 ) -> str | None:
     """The name of the first layer, in the order of the forward pass, whose kept channels differ.
 
-    In fp64, relative to the largest output of the layer, on noise: of images that are constant
-    many operations that mix channels change nothing.
+    In fp64, relative to the largest output of the layer, and on noise: with constant images, many
+    operations that mix channels have no effect.
     """
     noise = torch.randn(2, *images.shape[1:], generator=torch.Generator().manual_seed(0))
     seen = [_outputs(model, noise) for model in (small, reference)]
@@ -58,14 +58,14 @@ def first_difference(
             dim = -1 if isinstance(small.get_submodule(name), nn.Linear) else 1
             theirs = theirs.index_select(dim, kept[name]["out"].nonzero().flatten())
         if ours.shape != theirs.shape:
-            continue  # a layer without channels of its own, or behind one that differs
+            continue  # a layer without channels, or after one that differs
         if not (ours - theirs).abs().max() <= TOLERANCE * theirs.abs().max():
             return name
     return None
 
 
 def _outputs(model: nn.Module, images: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
-    """What each layer of a copy of ``model`` puts out, by its name, as far as the model comes."""
+    """The (name, output) of each layer of a copy of ``model``, up to the first exception if any."""
     copied, outputs = copy.deepcopy(model).double(), []
     for name, layer in copied.named_modules():
         if isinstance(layer, LAYERS):

@@ -1,4 +1,4 @@
-"""Which channels stay, by their scores: one ranking over the network, or one in each group."""
+"""Choose channels by their scores, in one ranking over the network or in one per group."""
 
 import math
 from collections.abc import Mapping
@@ -21,56 +21,58 @@ def choose(
     round_to: int = 1,
     least: Mapping[str, int] | None = None,
 ) -> Choice:
-    """The units of each group that stay when the share ``ratio`` of all filters goes.
+    """Choose the units of each group to keep when the fraction ``ratio`` of all filters is pruned.
 
-    The score of a unit is the mean over the layers of its group that have one; units of equal score
-    go from all groups alike. Groups without a score stay whole, and each layer that writes a group
-    keeps its best channel, or as many as ``least`` has under its name. ``rescued`` are the first
-    layers of the groups that keep no more than that. UserError if there is none with a score, or
-    one is not finite.
+    The score of a unit is the mean over the layers of its group that have scores; ties are spread
+    evenly over all groups. Groups without scores are not pruned. Each layer that writes a group
+    keeps its best channel, or ``least[name]`` channels. ``rescued`` names the first layer of each
+    group that keeps no more than that. UserError if no group has scores, or one is not finite.
     """
     if not 0 <= ratio < 1 or round_to < 1:
         raise UserError(
-            f"the ratio must be from 0 to below 1, not {ratio}, and round_to at least 1"
+            f"ratio must be at least 0 and less than 1, not {ratio}, and round_to at least 1, not "
+            f"{round_to}"
         )
     found = {group.name: _unit_scores(group, scores) for group in coupled}
     by_group = {name: units for name, units in found.items() if units is not None}
     scored = [group for group in coupled if group.name in by_group]
     if not scored:
         raise UserError(
-            "no layer can be pruned: use another measure"
+            "no layer can be pruned: this measure scores none of them, use another one"
             if coupled
-            else "no layer can be pruned: all are left alone, or write the logits"
+            else "no layer can be pruned: all layers are ignored or write the logits"
         )
     if not all(by_group[group.name][group.alive].isfinite().all() for group in scored):
-        raise UserError("some importance scores are not finite: did the training diverge?")
+        raise UserError(
+            "some importance scores are not finite: check whether the training diverged"
+        )
     alive = {group.name: group.alive for group in scored}
-    may_go = {g.name: g.alive & ~_best(g, by_group[g.name], least or {}) for g in scored}
+    prunable = {g.name: g.alive & ~_best(g, by_group[g.name], least or {}) for g in scored}
     if local:
-        cuts, threshold = _lowest_of_each(scored, by_group, may_go, ratio), math.nan
+        cuts, threshold = _lowest_of_each(scored, by_group, prunable, ratio), math.nan
     else:
-        cuts, threshold = _lowest_of_all(scored, by_group, may_go, ratio)
+        cuts, threshold = _lowest_of_all(scored, by_group, prunable, ratio)
     keep, rescued, spared = {}, [], 0
     for group in scored:
         units, name = by_group[group.name], group.name
-        if cuts[name].any() and torch.equal(cuts[name], may_go[name]):
+        if cuts[name].any() and torch.equal(cuts[name], prunable[name]):
             rescued.append(group.members[0].layer)
-        shifted = units - units.min()  # `round_up` takes scores from 0
+        shifted = units - units.min()  # `round_up` needs scores of at least 0
         keep[name] = round_up(alive[name] & ~cuts[name], shifted, alive[name], round_to)
         spared += int((keep[name] & cuts[name]).sum())
     return Choice(ratio, threshold, alive, keep, rescued, spared)
 
 
 def _unit_scores(group: Group, scores: Scores) -> torch.Tensor | None:
-    """The mean of what the layers of a group score for each unit: (size,), infinite for those that
-    are not alive; None where one that is has no score."""
+    """The mean score of each unit (size,) over the layers of a group, infinite for units that are
+    not alive; None if an alive unit has no score."""
     sums = torch.zeros(group.size, dtype=torch.double)
-    layers = torch.zeros(group.size)  # with a score: not every layer has a channel of every unit
+    layers = torch.zeros(group.size)  # number of scores: a layer may lack channels of some units
     for member in group.members:
         key = f"{member.layer}:in" if member.side == "in" else member.layer
         if key in scores:
             if len(scores[key]) <= member.channels.max():
-                raise UserError(f"there are {len(scores[key])} scores for {key}: too few")
+                raise UserError(f"there are only {len(scores[key])} scores for {key}: pass more")
             own = scores[key].detach().double().cpu()[member.channels]
             count = torch.bincount(member.units, minlength=group.size)
             sums += torch.zeros_like(sums).index_add_(0, member.units, own) / count.clamp(min=1)
@@ -81,8 +83,8 @@ def _unit_scores(group: Group, scores: Scores) -> torch.Tensor | None:
 
 
 def _best(group: Group, units: torch.Tensor, least: Mapping[str, int]) -> torch.Tensor:
-    """Where the best units of each layer of a group are: of a concatenation a layer writes a part
-    of the units alone."""
+    """A mask of the best units of each layer of a group: in a concatenation, each layer writes
+    only some of the units."""
     best = torch.zeros(group.size, dtype=torch.bool)
     for member in group.members:
         own = member.units[group.alive[member.units]].unique()
@@ -91,35 +93,35 @@ def _best(group: Group, units: torch.Tensor, least: Mapping[str, int]) -> torch.
     return best
 
 
-def _lowest_of_each(scored: list[Group], by_group: Scores, may_go: Masks, ratio: float) -> Masks:
-    """Where the share ``ratio`` of each group with the lowest scores is."""
+def _lowest_of_each(scored: list[Group], by_group: Scores, prunable: Masks, ratio: float) -> Masks:
+    """Masks of the fraction ``ratio`` with the lowest scores in each group."""
     cuts = {}
     for group in scored:
         order = by_group[group.name].argsort(stable=True)
-        share = int(int(group.alive.sum()) * ratio + 1e-9)
-        gone = order[may_go[group.name][order]][:share]
-        cuts[group.name] = torch.zeros(group.size, dtype=torch.bool).index_fill_(0, gone, True)
+        count = int(int(group.alive.sum()) * ratio + 1e-9)
+        removed = order[prunable[group.name][order]][:count]
+        cuts[group.name] = torch.zeros(group.size, dtype=torch.bool).index_fill_(0, removed, True)
     return cuts
 
 
 def _lowest_of_all(
-    scored: list[Group], by_group: Scores, may_go: Masks, ratio: float
+    scored: list[Group], by_group: Scores, prunable: Masks, ratio: float
 ) -> tuple[Masks, float]:
-    """Where the lowest scores of all groups are that make up the share ``ratio`` of the filters,
-    and the highest of those."""
+    """Masks of the lowest scores over all groups that make up the fraction ``ratio`` of the
+    filters, and the highest of these scores."""
     ranking = torch.cat([by_group[group.name] for group in scored])
     place = torch.cat([_places(by_group[group.name], group.alive) for group in scored])
     filters = torch.cat([group.filters for group in scored])
-    order = place.argsort(stable=True)  # of equal scores those that stand lowest in their group
+    order = place.argsort(stable=True)  # break ties by the rank within the group
     order = order[ranking[order].argsort(stable=True)]
-    order = order[torch.cat([may_go[group.name] for group in scored])[order]]
-    gone = order[filters[order].cumsum(0) <= ratio * int(filters.sum()) + 1e-9]
-    cut = torch.zeros(len(ranking), dtype=torch.bool).index_fill_(0, gone, True)
+    order = order[torch.cat([prunable[group.name] for group in scored])[order]]
+    removed = order[filters[order].cumsum(0) <= ratio * int(filters.sum()) + 1e-9]
+    cut = torch.zeros(len(ranking), dtype=torch.bool).index_fill_(0, removed, True)
     parts = cut.split([group.size for group in scored])
-    threshold = float(ranking[gone].max()) if len(gone) else -math.inf
+    threshold = float(ranking[removed].max()) if len(removed) else -math.inf
     return {group.name: part for group, part in zip(scored, parts, strict=True)}, threshold
 
 
 def _places(units: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
-    """The place of each unit that is alive in the ranking of its group, from 0 to below 1."""
+    """The rank of each alive unit in its group, scaled to [0, 1)."""
     return units.argsort(stable=True).argsort() / int(alive.sum())

@@ -7,6 +7,7 @@ to match (Li et al., ECCV 2020, 2007.02491).
 """
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -19,7 +20,7 @@ from slimming.pruning.patches import obstacle, rows, sample
 from slimming.pruning.proof import only_logits
 from slimming.pruning.scaling import Masks
 from slimming.pruning.side_by_side import SideBySide
-from slimming.pruning.widths import BATCH_NORMS
+from slimming.pruning.widths import BATCH_NORMS, BatchNorm
 from slimming.runtime import optional
 
 LEAST = 32  # images
@@ -71,7 +72,7 @@ def repair(
 
 
 def _ready(model: nn.Module, device: torch.device) -> nn.Module:
-    return copy.deepcopy(model).float().to(device, memory_format=torch.channels_last).eval()
+    return copy.deepcopy(model).float().to(device).to(memory_format=torch.channels_last).eval()
 
 
 @torch.no_grad()
@@ -163,8 +164,11 @@ class _Repair:
             moments[b >= len(batches) - max(1, len(batches) // HELD_BACK)].add(x, short)
         return moments
 
-    def _recalibrate(self, norm: nn.Module, node: fx.Node) -> None:
+    def _recalibrate(self, norm: BatchNorm, node: fx.Node) -> None:
         """Move the running statistics of a BN as those of its input have moved."""
+        if not (self.differs or self.shifted):
+            return
+        assert norm.running_mean is not None and norm.running_var is not None  # eval needs them
         source = node.all_input_nodes[0]
         if self.differs:
             pair, name = self.pair, str(node.target)
@@ -174,11 +178,11 @@ class _Repair:
             ratio = torch.where(var_before > 0, var / var_before, 1).clamp(1e-2, 1e2)
             norm.running_mean += mean - mean_before
             norm.running_var *= ratio
-        elif self.shifted:
+        else:
             norm.running_mean -= self._shift(source, str(node.target))
 
 
-def _statistics(values) -> tuple[torch.Tensor, torch.Tensor]:
+def _statistics(values: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance (C,) of all rows of some (N, C, H, W), in fp64."""
     counts, means, variances = [], [], []
     for value in values:

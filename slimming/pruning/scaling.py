@@ -1,4 +1,4 @@
-"""The scaling factors γ of a network: which there are, which are alive."""
+"""The scaling factors γ of a network, and which channels are alive."""
 
 import torch
 from torch import nn
@@ -6,19 +6,20 @@ from torch import nn
 from slimming.pruning.coupling import is_wired
 from slimming.pruning.widths import BATCH_NORMS, BatchNorm
 
-Masks = dict[str, torch.Tensor]  # by name of a layer or group, one bool for each channel
+Masks = dict[str, torch.Tensor]  # name of a layer or group -> one bool for each channel
 
 
 def batch_norms(model: nn.Module) -> dict[str, BatchNorm]:
-    """Every BatchNorm2d of the model by its name, in the order of the forward pass."""
+    """Every BatchNorm2d of the model by name, in the order of the forward pass."""
     return {n: m for n, m in model.named_modules() if isinstance(m, BATCH_NORMS)}
 
 
 def selections(model: nn.Module) -> dict[str, str]:
-    """For each BN that stays whole, because no layer writes it, the name of the selection after it.
+    """For each BN that keeps its width, because no layer writes it, the name of the channel
+    selection after it.
 
-    The network declares with ``wiring()`` which layer reads and writes which BN; one that declares
-    nothing has no selections.
+    The ``wiring()`` of the network declares which layer reads and writes which BN; a network
+    without it has no selections.
     """
     if not is_wired(model):
         return {}
@@ -31,7 +32,7 @@ def selections(model: nn.Module) -> dict[str, str]:
 
 
 def present_channels(model: nn.Module) -> Masks:
-    """The channels of each BN that go on to the next layer: all, or those its selection keeps."""
+    """The channels of each BN that reach the next layer: all, or those that its selection keeps."""
     masks = {
         name: torch.ones(bn.num_features, dtype=torch.bool)
         for name, bn in batch_norms(model).items()
@@ -44,7 +45,7 @@ def present_channels(model: nn.Module) -> Masks:
 
 
 def alive_channels(model: nn.Module) -> Masks:
-    """The present channels that compute something: not those with γ = β = 0."""
+    """The present channels whose output is not always zero: those without γ = β = 0."""
     present = present_channels(model)
     return {
         name: present[name] & ((bn.weight != 0) | (bn.bias != 0)).detach().cpu()

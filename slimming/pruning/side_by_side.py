@@ -9,7 +9,7 @@ from torch import fx, nn
 from slimming.errors import UserError
 from slimming.pruning.activations import Activations
 from slimming.pruning.scaling import Masks
-from slimming.pruning.widths import BATCH_NORMS
+from slimming.pruning.widths import BATCH_NORMS, BatchNorm
 
 SUMS = (operator.add, operator.iadd, torch.add)
 
@@ -70,12 +70,13 @@ class SideBySide:
         value = self.wanted(total, batch, str(node.target)) - self.slim.value(shortcut, batch)
         return value if norm is None else _before(norm, value)
 
-    def _end_of_branch(self, node: fx.Node) -> tuple[nn.Module | None, fx.Node, fx.Node] | None:
+    def _end_of_branch(self, node: fx.Node) -> tuple[BatchNorm | None, fx.Node, fx.Node] | None:
         """The BN behind a layer, if any, the sum that takes its output, and the sum's other
         operand; None if there is no such sum, or if that operand is not known yet."""
         norm, last, users = None, node, list(node.users)
-        if len(users) == 1 and isinstance(self.slim.module(users[0]), BATCH_NORMS):
-            norm, last = self.slim.module(users[0]), users[0]
+        behind = self.slim.module(users[0]) if len(users) == 1 else None
+        if isinstance(behind, BATCH_NORMS):
+            norm, last = behind, users[0]
             users = list(last.users)
         if len(users) != 1 or users[0].target not in SUMS:
             return None
@@ -88,8 +89,9 @@ class SideBySide:
         return self.dense.nodes[node.name]
 
 
-def _before(norm: nn.Module, value: torch.Tensor) -> torch.Tensor:
+def _before(norm: BatchNorm, value: torch.Tensor) -> torch.Tensor:
     """What a BN in eval mode turns into ``value``; its running mean where γ is 0."""
+    assert norm.running_mean is not None and norm.running_var is not None  # eval mode needs both
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     inverse = torch.where(scale.abs() > torch.finfo(scale.dtype).eps, 1 / scale, 0)
     shape = (-1, 1, 1)

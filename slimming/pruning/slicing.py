@@ -1,5 +1,5 @@
-"""Slim any CNN: which channels stay, a network that holds those alone, and proof that it computes
-what the dense one does without the others."""
+"""Slim any CNN: choose channels, build the network that has only these, and prove that it computes
+the same as the dense network without the others."""
 
 import copy
 import math
@@ -35,8 +35,8 @@ Kept = dict[str, Masks]  # layer -> side ('out', 'in', 'mask') -> one bool for e
 
 @dataclass(frozen=True)
 class Slimmed:
-    """A slim network, what was chosen group by group, what stays of each layer (``kept``: layer ->
-    side -> one bool a channel), and the proof: the largest relative difference of the logits."""
+    """A slim network, the choice for each group, the channels that each layer keeps (``kept``:
+    layer -> side -> one bool per channel), and the largest relative difference of the logits."""
 
     model: nn.Module
     choice: Choice
@@ -45,7 +45,7 @@ class Slimmed:
 
     @property
     def cfg(self) -> dict | list:
-        """What the dense constructor needs to build ``model``: see `cfg_of`."""
+        """The ``cfg`` with which the dense constructor builds ``model``: see `cfg_of`."""
         return cfg_of(self.model)
 
 
@@ -59,13 +59,12 @@ def prune(
     round_to: int = 1,
     ignore: Iterable[str] = (),
 ) -> Slimmed:
-    """Remove the share ``ratio`` (0 to 1) of the filters, the least important first, and prove it.
+    """Remove the least important fraction ``ratio`` (0 to 1) of the filters, and prove the result.
 
-    ``scores`` come from a measure of `importance`; they are compared over the whole
-    network or, with ``local``, in each group alone. Layers that only lose channels together keep a
-    multiple of ``round_to`` of them, and always one. The classifier stays whole, as do the layers
-    called in ``ignore``. ``images`` (N, 3, H, W) are what the network reads. UserError if it cannot
-    be slimmed exactly.
+    ``scores`` come from a measure of `importance`; they are ranked over the whole network or, with
+    ``local``, within each group. Coupled layers keep a multiple of ``round_to`` channels, and at
+    least one. The classifier and the layers in ``ignore`` are not pruned. ``images`` (N, 3, H, W)
+    are inputs of the network. UserError if the network cannot be slimmed exactly.
 
     >>> from slimming.pruning.importance import Evidence, l1
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 900, 10))
@@ -78,30 +77,30 @@ def prune(
 
 
 def apply(model: nn.Module, coupled: list[Group], choice: Choice, images: torch.Tensor) -> Slimmed:
-    """Slim ``model`` to what ``choice`` keeps of its groups, and prove the result on ``images``
+    """Slim ``model`` to the units that ``choice`` keeps, and prove the result on ``images``
     (N, 3, H, W). UserError if the slim network computes something else."""
     kept = kept_channels(model, coupled, choice.keep)
     slim, reference = sliced(model, kept), masked(model, kept)
-    _count_anew(slim, kept)
+    _reset_batch_counts(slim, kept)
     try:
         difference, failure = prove_equal(slim, reference, images), None
-    except Exception as error:  # whatever the user's forward raises at widths it does not expect
+    except Exception as error:  # the user's forward may raise anything at unexpected widths
         difference, failure = math.nan, error
-    where = first_difference(slim, reference, kept, images)  # logits alone may hang on nothing
+    where = first_difference(slim, reference, kept, images)  # the logits may not depend on it
     if where or failure:
         raise UserError(
             f"the network cannot be slimmed exactly: {where or 'an operation outside its layers'} "
-            "mixes channels that were removed into those that stay, or cuts them apart. Leave the "
-            f"layers before it alone ({failure or 'the logits do not show it'})"
+            "mixes removed channels into kept ones, or splits them: ignore the layers before it "
+            f"({failure or 'the logits do not show it'})"
         ) from failure
     return Slimmed(slim, choice, kept, difference)
 
 
 def kept_channels(model: nn.Module, coupled: list[Group], keep: Masks) -> Kept:
-    """What stays of each layer when each group keeps the units that ``keep`` has under its name;
-    layers and groups that are not named stay whole."""
+    """The channels that each layer keeps when each group keeps the units ``keep[name]``; layers and
+    groups without an entry keep all."""
     if unknown := keep.keys() - {group.name for group in coupled}:
-        raise ValueError(f"{', '.join(sorted(unknown))}: no groups of this network")
+        raise ValueError(f"the network has no groups called {', '.join(sorted(unknown))}")
     kept: Kept = {}
     for group in coupled:
         if group.name not in keep or keep[group.name].all():
@@ -119,15 +118,15 @@ def kept_channels(model: nn.Module, coupled: list[Group], keep: Masks) -> Kept:
             if any((row != row[0]).any() for row in rows):
                 raise UserError(
                     f"the groups of {name} would lose different channels, because several layers "
-                    "write them: leave the layers before it alone"
+                    "write them: ignore the layers before it"
                 )
     return kept
 
 
 def sliced(model: nn.Module, kept: Kept) -> nn.Module:
-    """A copy of ``model`` on the CPU, in eval mode, that holds the kept channels alone."""
+    """A copy of ``model`` on the CPU, in eval mode, that has only the kept channels."""
     small = _to_slice(model)
-    state = small.state_dict()  # updated in place: it carries the versions of the layers
+    state = small.state_dict()  # updated in place: it has the version metadata of the layers
     state.update(slice_tensors(small, state, kept))
     try:
         for name, sides in kept.items():
@@ -143,8 +142,8 @@ def sliced(model: nn.Module, kept: Kept) -> nn.Module:
 def slice_tensors(
     model: nn.Module, tensors: dict[str, torch.Tensor], kept: Kept
 ) -> dict[str, torch.Tensor]:
-    """What stays of ``tensors``, which are named and shaped like the parameters and buffers of the
-    dense ``model``: weights, momentum, initial values, averages of gradients."""
+    """Slice ``tensors``, which have the names and shapes of the parameters and buffers of the dense
+    ``model``: weights, momentum, initial values, averages of gradients."""
     left, masks = dict(tensors), selections(model)
     for name, sides in kept.items():
         layer = model.get_submodule(name)
@@ -165,8 +164,8 @@ def slice_tensors(
 
 
 def masked(model: nn.Module, kept: Kept) -> nn.Module:
-    """A copy on the CPU of the dense network in which nothing reads the channels that are not kept:
-    the weights for them are zero in every layer that reads them."""
+    """A copy of the dense network on the CPU in which no layer reads the removed channels: its
+    weights for them are zero."""
     copied = copy.deepcopy(model).cpu().eval()
     for name, sides in kept.items():
         layer = layer_of(copied, name)
@@ -177,15 +176,15 @@ def masked(model: nn.Module, kept: Kept) -> nn.Module:
 
 
 def without_dead_channels(model: nn.Module) -> nn.Module:
-    """The slim network that one with ``wiring()`` stands for whose pruned channels have γ = β = 0;
-    a layer without any other channel keeps one. On the CPU, in eval mode."""
+    """Slim a network with ``wiring()`` by removing its channels with γ = β = 0; a layer keeps at
+    least one channel. On the CPU, in eval mode."""
     keep = keep_one(model, alive_channels(model))
     return sliced(model, kept_channels(model, declared(model), keep))
 
 
 def load_slim_state(model: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
-    """Load the state dict of a slim network into the dense ``model`` that it was made of: its
-    layers take the widths of the tensors, in place. UserError if ``state`` is of another network.
+    """Load the state dict of a slim network into the dense ``model`` that it comes from: its layers
+    get the widths of the tensors, in place. UserError if ``state`` is of another network.
 
     >>> slim = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5))
     >>> dense = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
@@ -196,14 +195,16 @@ def load_slim_state(model: nn.Module, state: dict[str, torch.Tensor]) -> nn.Modu
         fit_to(model, state).load_state_dict(state)
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"these are not the weights of this network made slim: {reason}") from error
+        raise UserError(f"these are not weights of a slim version of the network: {reason}") from (
+            error
+        )
     return _with_cfg(model)
 
 
 def cfg_of(model: nn.Module, keep: Masks | None = None) -> dict | list:
-    """What the dense constructor needs to build a network of these widths: the widths of each
-    layer by its name; of one with ``wiring()`` the list that it takes, the channels of each BN that
-    stay (those of ``keep``; by default those that go on to the next layer) with VGG's 'M'."""
+    """The ``cfg`` with which the dense constructor builds a network of these widths: a dict of the
+    widths of each layer, or for a network with ``wiring()`` the list of the kept channels of each
+    BN (of ``keep``; by default those that reach the next layer) with VGG's 'M'."""
     if not is_wired(model):
         return widths(model)
     stay = present_channels(model) | (keep or {})
@@ -212,8 +213,8 @@ def cfg_of(model: nn.Module, keep: Masks | None = None) -> dict | list:
 
 
 def _to_slice(model: nn.Module) -> nn.Module:
-    """A copy on the CPU, in eval mode, whose state dict has a place for every mask: the mask
-    implementation's networks become their ``slim_form``, which selects channels."""
+    """A copy on the CPU, in eval mode, whose state dict has all masks: networks of the mask
+    implementation become their ``slim_form``, which has channel selection."""
     build = getattr(model, "slim_form", None)
     if build is None:
         return copy.deepcopy(model).cpu().eval()
@@ -235,9 +236,9 @@ def _left_widths(layer: Layer, sides: Masks) -> list[int]:
     return shape
 
 
-def _count_anew(small: nn.Module, kept: Kept) -> None:
-    """Let each BN that was cut count its batches from 0, as in the files of every version; not one
-    whose running average goes by that count (momentum None)."""
+def _reset_batch_counts(small: nn.Module, kept: Kept) -> None:
+    """Reset the batch count of each sliced BN, as every version has done, except if its running
+    average depends on that count (momentum None)."""
     for name, sides in kept.items():
         layer = small.get_submodule(name)
         if not isinstance(layer, BATCH_NORMS) or layer.num_batches_tracked is None:
@@ -247,12 +248,12 @@ def _count_anew(small: nn.Module, kept: Kept) -> None:
 
 
 def _of_one_group(layer: nn.Module, mask: torch.Tensor) -> torch.Tensor:
-    """The mask of a layer's input channels as it stands in the second dimension of its weight."""
+    """The mask of a layer's input channels along the second dimension of its weight."""
     return mask.view(getattr(layer, "groups", 1), -1)[0]
 
 
 def _with_cfg(small: nn.Module) -> nn.Module:
-    """The network itself, whose ``cfg`` says how slim it is where its constructor takes a list."""
+    """The network itself, with its ``cfg`` updated if it has a ``wiring()``."""
     if is_wired(small):
         small.cfg = cfg_of(small)
     return small

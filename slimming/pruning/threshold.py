@@ -16,21 +16,22 @@ from slimming.pruning.scaling import (
 def choose_channels(
     model: nn.Module, ratio: float, at_least_one: bool = True, round_to: int = 1
 ) -> Choice:
-    """The channels that survive when the share ``ratio`` (0 <= ratio < 1) of those alive is pruned.
+    """Choose the channels to keep when the fraction ``ratio`` (0 <= ratio < 1) of those alive is
+    pruned.
 
-    They go by the name of their BN, as the groups of a network with ``wiring()`` do. The threshold
+    Masks have the name of their BN, like the groups of a network with ``wiring()``. The threshold
     is the value at position int(total · ratio) of the sorted |γ| of the whole network; a channel
-    stays if its |γ| is strictly greater. With ``at_least_one`` a layer that would lose every
-    channel keeps its largest |γ|. With ``round_to`` each layer keeps as many more, the largest
-    first, as make a multiple of it (or all that are alive). UserError if a scaling factor is not
+    is kept if its |γ| is strictly greater. With ``at_least_one`` a layer that would lose every
+    channel keeps its largest |γ|. With ``round_to`` each layer keeps more channels, the largest
+    first, up to a multiple of it (or all that are alive). UserError if a scaling factor is not
     finite.
     """
     factors, alive = scaling_factors(model), alive_channels(model)
     ranked = torch.cat([factors[name][alive[name]] for name in factors]).sort().values
     if not len(ranked) or not ranked.isfinite().all():
         raise UserError(
-            "the network has scaling factors that are not finite, or none at all: "
-            "prune a checkpoint of a run that did not diverge"
+            "the scaling factors of the network are not finite, or it has none: prune a "
+            "checkpoint with BatchNorm of a run that did not diverge"
         )
     threshold = ranked[int(len(ranked) * ratio)]
     keep = {name: alive[name] & (factors[name] > threshold) for name in factors}
@@ -42,7 +43,7 @@ def choose_channels(
 
 
 def keep_one(model: nn.Module, keep: Masks) -> Masks:
-    """``keep``, and in each layer that keeps no channel the one with the largest |γ|."""
+    """``keep``, plus the channel with the largest |γ| in each layer that would keep none."""
     factors, present = scaling_factors(model), present_channels(model)
     keep = {name: mask.clone() for name, mask in keep.items()}
     for name, mask in keep.items():

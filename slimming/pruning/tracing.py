@@ -1,7 +1,7 @@
-"""Which channels of a network are coupled that declares nothing: residual sums, concatenations,
+"""Trace the coupled channels of a network without ``wiring()``: residual sums, concatenations,
 depthwise convolutions, squeeze and excite, flatten before a linear layer.
 
-Torch-Pruning's dependency graph works it out (Fang et al., CVPR 2023).
+Uses the dependency graph of Torch-Pruning (Fang et al., CVPR 2023).
 """
 
 import contextlib
@@ -28,37 +28,37 @@ MIXING = (nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.MultiheadAttentio
 
 
 def need_library(network: object) -> None:
-    """UserError if Torch-Pruning is unavailable and ``network``, a module or its class, has no
-    ``wiring()`` that makes do without it."""
+    """UserError if Torch-Pruning is unavailable and ``network``, a module or its class, needs it
+    because it has no ``wiring()``."""
     if not is_wired(network):
         optional.need("torch_pruning", "torch-pruning", "finding the coupled channels of a network")
 
 
 def traced(model: nn.Module, images: torch.Tensor, ignore: Iterable[str] = ()) -> list[Group]:
-    """The groups of any network that can be traced, each under the name of its first layer.
+    """The groups of any network that can be traced, each with the name of its first layer.
 
-    See `slimming.pruning.groups.groups`, which calls it where a network declares nothing.
+    `slimming.pruning.groups.groups` calls this for networks without ``wiring()``.
     """
     copied = copy.deepcopy(model).cpu().float().requires_grad_()  # the library follows gradients
     names = {module: name for name, module in copied.named_modules()}
     for module, name in names.items():
         if hasattr(module, "indexes"):
             raise UserError(
-                f"{name} selects channels, which cannot be traced: the network needs a wiring() "
-                "that says which layer reads and writes which BatchNorm, as models.resnet has it"
+                f"{name} selects channels, which cannot be traced: add a wiring() method that "
+                "declares which layer reads and writes which BatchNorm, as in models.resnet"
             )
         if isinstance(module, MIXING):
             raise UserError(
-                f"{name} ({type(module).__name__}) normalises over channels, so what is removed "
-                "would change what stays: such a network cannot be slimmed exactly"
+                f"{name} ({type(module).__name__}) normalises over channels, so removing some "
+                "changes the others: such a network cannot be slimmed exactly"
             )
     graph = _dependencies(copied, images)
     if unseen := _only_in_training(copied, images):
         raise UserError(
-            f"{', '.join(unseen)} run in training alone, so what they read cannot be followed: "
-            "turn them off (aux_logits=False, say) or prune without them"
+            f"{', '.join(unseen)} run only in training mode, so they cannot be traced: disable "
+            "them (for example with aux_logits=False), or remove them before pruning"
         )
-    raw = [group for group in graph.get_all_groups() if _may_go(graph, group, names, ignore)]
+    raw = [group for group in graph.get_all_groups() if _is_prunable(graph, group, names, ignore)]
     order = {name: place for place, name in enumerate(names.values())}
     coupled = [_group(graph, group, names) for group in raw]
     return sorted(coupled, key=lambda group: min(order[member.layer] for member in group.members))
@@ -78,17 +78,17 @@ def _dependencies(model: nn.Module, images: torch.Tensor) -> "DependencyGraph":
         ):
             warnings.simplefilter("ignore")
             return torch_pruning.DependencyGraph().build_dependency(model, image, verbose=False)
-    except Exception as error:  # the library raises as many kinds as there are networks
+    except Exception as error:  # the library raises many types of exceptions
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(
-            f"Torch-Pruning cannot trace the channels of {type(model).__name__} ({reason}): it may "
-            "cut or shuffle channels, which cannot be slimmed exactly"
+            f"Torch-Pruning cannot trace the channels of {type(model).__name__} ({reason}): if it "
+            "splits or shuffles channels, it cannot be slimmed exactly"
         ) from error
 
 
 @torch.no_grad()
 def _only_in_training(model: nn.Module, images: torch.Tensor) -> list[str]:
-    """The layers of a copy of ``model`` that run in training mode and not in eval mode."""
+    """The layers of ``model`` that run in training mode but not in eval mode."""
     copied = copy.deepcopy(model)
     ran: dict[bool, set[str]] = {True: set(), False: set()}
     for name, layer in copied.named_modules():
@@ -100,10 +100,11 @@ def _only_in_training(model: nn.Module, images: torch.Tensor) -> list[str]:
     return sorted(ran[True] - ran[False])
 
 
-def _may_go(
+def _is_prunable(
     graph: "DependencyGraph", raw: "RawGroup", names: dict[nn.Module, str], ignore: Iterable[str]
 ) -> bool:
-    """Whether a group of the library neither is the logits nor is written by what to ``ignore``."""
+    """Whether a group of the library can be pruned: it does not contain the logits, and no layer in
+    ``ignore`` writes it."""
     if any(item.dep.target.type.name == "OUTPUT" for item in raw):
         return False
     layers = [item.dep for item in raw if item.dep.target.module in names]
@@ -114,7 +115,7 @@ def _may_go(
 
 
 def _group(graph: "DependencyGraph", raw: "RawGroup", names: dict[nn.Module, str]) -> Group:
-    """One of the library's groups, with names for modules and tensors for lists."""
+    """Convert a group of the library: modules to names, lists to tensors."""
     parts, repeats = [], 1
     for item in raw:
         layer = item.dep.target.module
@@ -123,15 +124,17 @@ def _group(graph: "DependencyGraph", raw: "RawGroup", names: dict[nn.Module, str
         side = "out" if _writes(graph, item.dep) else "in"
         if max(item.idxs) >= width(layer, side):
             raise UserError(
-                f"{names[layer]} has fewer channels than {names[raw[0].dep.target.module]} gives "
-                "it: something between them cuts or shuffles channels"
+                f"{names[layer]} has fewer channels than {names[raw[0].dep.target.module]} passes "
+                "to it: an operation between them splits or shuffles channels, which cannot be "
+                "slimmed exactly"
             )
         if isinstance(layer, nn.Conv2d) and not is_depthwise(layer):
             repeats = math.lcm(repeats, layer.groups)
         parts.append((layer, side, item.idxs, item.root_idxs))
     channels = len(raw[0].idxs)
-    size = channels // repeats if channels % repeats == 0 else 1  # a grouped convolution loses the
-    members = []  # same places of each of its groups: they go together
+    # a grouped convolution loses the same positions of each of its groups: these are coupled
+    size = channels // repeats if channels % repeats == 0 else 1
+    members = []
     filters = torch.zeros(size, dtype=torch.long)
     for layer, side, indices, roots in parts:
         units = torch.tensor(roots) % size
@@ -142,18 +145,21 @@ def _group(graph: "DependencyGraph", raw: "RawGroup", names: dict[nn.Module, str
 
 
 def _has_channels(graph: "DependencyGraph", layer: nn.Module, names: dict[nn.Module, str]) -> bool:
-    """Whether there is anything to slice in a node of the library; UserError if it cannot be."""
+    """Whether a node of the library can be sliced; UserError if it would have to be but cannot."""
     if layer not in names:
         if isinstance(layer, nn.Parameter):
             name = graph._param_to_name.get(layer, "a parameter")
-            raise UserError(f"{name} is a parameter without a layer: it cannot be sliced")
+            raise UserError(
+                f"{name} is a parameter outside of any layer and cannot be sliced: put it in a "
+                "layer, or ignore the layers that write to it"
+            )
         return False  # the library's own nodes: sums, concatenations, views
     if not isinstance(layer, LAYERS):
         raise UserError(
-            f"{names[layer]} ({type(layer).__name__}) is none of the layers that can be sliced "
-            f"({', '.join(kind.__name__ for kind in LAYERS)}): leave alone what writes to it"
+            f"{names[layer]} ({type(layer).__name__}) cannot be sliced, only "
+            f"{', '.join(kind.__name__ for kind in LAYERS)} can: ignore the layers that write to it"
         )
-    return not (isinstance(layer, nn.PReLU) and layer.num_parameters == 1)  # a slope for all
+    return not (isinstance(layer, nn.PReLU) and layer.num_parameters == 1)  # one shared slope
 
 
 def _writes(graph: "DependencyGraph", dependency: "Dependency") -> bool:

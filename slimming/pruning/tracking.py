@@ -1,4 +1,4 @@
-"""Importance that is averaged while a network trains (Lubana and Dick, 2009.11839)."""
+"""Track importance during training as a moving average (Lubana and Dick, 2009.11839)."""
 
 from typing import Any
 
@@ -19,13 +19,12 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class Tracker:
-    """Importance averaged over the last ``batches`` minibatches of every ``steps`` of training.
+    """Average importance over the last ``batches`` minibatches of every ``steps`` of training.
 
-    A callback of training, between backward and step: A = ``alpha`` · A + (1 − ``alpha``) · now,
-    which starts afresh every ``steps``. Of each minibatch it keeps the scores, but |θ·g| for
-    biased_loss_tracked. Training has dropped the graph that measures of second order differentiate:
-    they take passes of their own through the batch. ``options`` are ``temperature``, ``initial``,
-    ``use_l2`` and ``use_init`` of `Evidence`.
+    A training callback, between backward and step: A = ``alpha`` · A + (1 − ``alpha``) · now, reset
+    every ``steps``. It averages the scores of each minibatch, or |θ·g| for biased_loss_tracked.
+    Second-order measures run their own passes through the batch, because training has freed the
+    graph. ``options`` are ``temperature``, ``initial``, ``use_l2`` and ``use_init`` of `Evidence`.
     """
 
     name = "tracker"
@@ -41,28 +40,28 @@ class Tracker:
     ):
         self.model, self.measure, self.alpha = model, measure, alpha
         self.steps, self.start, self.options = steps, max(0, steps - batches), options
-        self._evidence()  # fails now rather than after an epoch
+        self._evidence()  # raises now rather than after an epoch
         self.count = 0
         self.average: Tensors | Scores = {}
 
     @torch.no_grad()
     def on_gradients(self, batch: Batch | None = None) -> None:
-        """Take the gradients of a ``batch``: images (N, 3, H, W) and labels (N,), which measures of
-        second order alone look at."""
+        """Add the gradients of a ``batch`` to the average. Only second-order measures need the
+        batch itself: images (N, 3, H, W) and labels (N,)."""
         position, self.count = self.count % self.steps, self.count + 1
         if position == self.start:
             self.average = {}
         if position >= self.start:
             now = self._now(batch)
             finite = torch.stack([value.isfinite().all() for value in now.values()]).all()
-            if finite:  # else the gradient scaler of fp16 skips this step too
+            if finite:  # otherwise the gradient scaler of fp16 skips this step too
                 old = self.average or now
                 self.average = {n: now[n].lerp(old[n], self.alpha) for n in now}
 
     def scores(self) -> Scores:
-        """The average so far; UserError if there is none."""
+        """The current average; UserError if there is none."""
         if not self.average:
-            raise UserError("no minibatch has been tracked: train for longer first")
+            raise UserError("no minibatch has been tracked yet: train longer before pruning")
         if self.measure != "biased_loss_tracked":
             return dict(self.average)
         evidence = self._evidence()
@@ -74,7 +73,7 @@ class Tracker:
         return {"count": self.count, "average": dict(self.average)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the average of a `state_dict`."""
+        """Continue with the average of a `state_dict`."""
         values = self._evidence().values
         self.count = state["count"]
         self.average = {n: v.to(values.get(n, v)) for n, v in state["average"].items()}
@@ -86,7 +85,7 @@ class Tracker:
         evidence = self._evidence()
         if self.measure in SECOND_ORDER:
             if batch is None:
-                raise UserError(f"{self.measure} cannot be tracked without the images of a batch")
+                raise UserError(f"{self.measure} needs the images of a batch: pass it to the call")
             evidence.batches = [batch]
             return MEASURES[self.measure](evidence)
         weights = evidence.parameters

@@ -1,18 +1,17 @@
-"""How many channels each layer of a network reads and writes, and layers of other widths in their
-place."""
+"""Read and change the widths of layers: the numbers of channels that they read and write."""
 
 import torch
 from torch import nn
 
-BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)  # --sync-bn turns the one into the other
-LAYERS = (nn.Conv2d, nn.Linear, *BATCH_NORMS, nn.PReLU)  # what can be sliced
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)  # --sync-bn converts one to the other
+LAYERS = (nn.Conv2d, nn.Linear, *BATCH_NORMS, nn.PReLU)  # the layers that can be sliced
 BatchNorm = nn.BatchNorm2d | nn.SyncBatchNorm
 Layer = nn.Conv2d | nn.Linear | BatchNorm | nn.PReLU
 
 
 def widths(model: nn.Module) -> dict[str, list[int]]:
-    """The widths of each layer that has channels, by its name: a Conv2d and a Linear as [in, out],
-    a BatchNorm2d and a PReLU as [channels].
+    """The widths of each layer with channels, by name: [in, out] of a Conv2d or Linear, [channels]
+    of a BatchNorm2d or PReLU.
 
     >>> widths(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()))
     {'0': [3, 8], '1': [8]}
@@ -38,21 +37,21 @@ def layer_widths(layer: Layer) -> list[int]:
 
 
 def width(layer: Layer, side: str) -> int:
-    """How many channels one of the LAYERS reads (side 'in') or writes (any other side)."""
+    """The number of channels that one of the LAYERS reads (side 'in') or writes (other sides)."""
     return layer_widths(layer)[0 if side == "in" else -1]
 
 
 def is_depthwise(conv: nn.Conv2d) -> bool:
-    """Whether each filter reads one channel, its own."""
+    """Whether each filter reads one channel, with the same index."""
     return conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
 
 
 def set_widths(layer: Layer, shape: list[int]) -> None:
     """Give one of the LAYERS the widths ``shape`` (see `layer_widths`), in place.
 
-    Its tensors are uninitialized then, on their device and in their dtype. A depthwise convolution
-    gets as many groups as channels, another grouped one keeps its groups. ValueError, with the
-    layer as it was, unless there is at least one channel and groups divide them.
+    Its tensors become uninitialized, with the same device and dtype. A depthwise convolution gets
+    as many groups as channels; any other grouped convolution keeps its groups. ValueError, with
+    the layer unchanged, if it would have no channels or the groups do not divide them.
     """
     groups = _groups(layer, shape)
     sizes = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), shape[-1:])
@@ -72,10 +71,10 @@ def set_widths(layer: Layer, shape: list[int]) -> None:
 
 
 def fit_to(model: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
-    """Give each layer of a dense ``model`` the widths that its tensors have in the state dict
-    ``state``, in place; return the model. Loading ``state`` comes next.
+    """Give each layer of a dense ``model`` the widths of its tensors in the state dict ``state``,
+    in place, so that ``state`` can be loaded; return the model.
 
-    ValueError, with the model as it was, if a layer would be wider or have other dimensions.
+    ValueError, with the model unchanged, if a layer would be wider or have other dimensions.
 
     >>> slim = nn.Conv2d(3, 5, 3)
     >>> fit_to(nn.Conv2d(3, 8, 3), slim.state_dict())
@@ -91,7 +90,7 @@ def fit_to(model: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
         if isinstance(layer, nn.Conv2d) and len(shape) == 2:
             shape[0] *= shape[1] if is_depthwise(layer) else layer.groups
         if len(shape) != len(dense) or any(a > b for a, b in zip(shape, dense, strict=True)):
-            raise ValueError(f"{name} has widths {shape}, the dense layer {dense}")
+            raise ValueError(f"{name} has widths {shape}, but the dense layer has {dense}")
         if shape != dense:
             shapes[layer] = shape
             _groups(layer, shape)
@@ -101,16 +100,17 @@ def fit_to(model: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
 
 
 def _groups(layer: Layer, shape: list[int]) -> int:
-    """The groups of a layer of this shape. ValueError if it has no channels or they do not fit."""
+    """The groups of a layer of this shape. ValueError if they do not divide its channels, or it
+    has none."""
     groups = getattr(layer, "groups", 1)
     if isinstance(layer, nn.Conv2d) and is_depthwise(layer):
         groups = shape[-1]
     if min(shape) < 1 or any(size % groups for size in shape):
-        raise ValueError(f"a layer of {groups} groups cannot have widths {shape}")
+        raise ValueError(f"a layer with {groups} groups cannot have widths {shape}")
     return groups
 
 
 def _empty_like(old: torch.Tensor, size: list[int]) -> torch.Tensor:
-    """A parameter or buffer of another size, as ``old`` in all else."""
+    """An uninitialized parameter or buffer like ``old``, with another size."""
     new = old.new_empty(size)
     return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new

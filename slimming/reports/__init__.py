@@ -1,1 +1,1 @@
-"""Figures -> people: tables, plots, TensorBoard, pages."""
+"""Present figures: tables, plots, TensorBoard, HTML pages."""

@@ -8,9 +8,9 @@ from slimming.training.trainer import Trainer
 
 
 class TensorBoard:
-    """A callback of training: scalars and a histogram of every BN's γ after each epoch.
+    """A training callback: writes scalars and a histogram of every BN's γ after each epoch.
 
-    Epochs from the trainer's first on that an earlier, killed run wrote are hidden.
+    Hides the events that an earlier, killed run wrote for the same epochs.
     """
 
     def __init__(self, trainer: Trainer, folder: Path):

@@ -1,4 +1,4 @@
-"""Figures as people read them: the title and the format of each, for text and for HTML pages."""
+"""The titles and formats of figures, for text and HTML."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ FEWER, SMALLER, FASTER = ("fewer", "more"), ("smaller", "larger"), ("faster", "s
 
 @dataclass(frozen=True)
 class Row:
-    """How one figure is shown: by ``form``, a format of its value times ``scale``.
+    """How one figure is shown: its value times ``scale``, in the format ``form``.
 
-    ``key``: its name in metrics.json. ``words``: what a smaller and a larger value is called beside
-    another; None where a ratio says nothing. ``page_form``: the format on an HTML page, which has
-    more room. ``part_of``: the key of the count that this one is a part of.
+    ``key``: its name in metrics.json. ``words``: adjectives for a smaller and a larger value, None
+    if ratios are meaningless. ``page_form``: the format on an HTML page, which has more space.
+    ``part_of``: the key of the count that includes this one.
     """
 
     key: str
@@ -33,7 +33,7 @@ class Row:
         return (self.page_form or self.form).format(value * self.scale)
 
     def difference(self, old: float, new: float) -> str:
-        """With its sign; that of fractions in percentage points."""
+        """The signed difference; of percentages, in points."""
         if self.form.endswith("%}"):
             return f"{100 * (new - old):+.2f} points"
         return self.form.replace("{:", "{:+").format((new - old) * self.scale)
@@ -52,13 +52,13 @@ SECONDS = Row("seconds", "time taken (s)", "{:,.0f}")  # of a stage of run.py
 
 
 def flat(record: Mapping) -> dict:
-    """A record of `Figures` with one entry for each batch size of its latency."""
+    """A record of `Figures` with one entry for the latency at each batch size."""
     latency = {f"latency {n}": value for n, value in (record.get("latency") or {}).items()}
     return {**record, **latency}
 
 
 def rows_of(records: Iterable[Mapping]) -> dict[str, Row]:
-    """By key the rows of flat records: ROWS, then one for each batch size of latency."""
+    """The rows of flat records by key: ROWS, then one for the latency at each batch size."""
     keys = dict.fromkeys(key for record in records for key in record)
     latency = [_latency_row(key) for key in keys if key.startswith("latency ")]
     return {row.key: row for row in (*ROWS, *latency)}
@@ -70,7 +70,7 @@ def _latency_row(key: str) -> Row:
 
 
 def before_after_text(before: Figures, after: Figures) -> str:
-    """A table of both networks: before, after, their ratio and their difference."""
+    """A table that compares both networks: before, after, ratio and difference."""
     old, new = flat(before.record()), flat(after.record())
     lines = []
     for key, row in rows_of([old]).items():
@@ -81,17 +81,17 @@ def before_after_text(before: Figures, after: Figures) -> str:
 
 
 def ratio(first: float, second: float) -> str:
-    """How many times ``second`` goes into ``first``: 3.20x; "-" where it is 0."""
+    """``first`` / ``second`` as text: 3.20x; "-" if ``second`` is 0."""
     return f"{first / second:.2f}x" if second else "-"
 
 
 def size_text(figures: Figures) -> str:
-    """Parameters and FLOPs in half a line."""
+    """Parameters and FLOPs, in one phrase."""
     return f"{figures.parameters:,} parameters, {figures.flops / 1e6:.1f} MFLOPs"
 
 
 def stage_text(name: str, figures: Figures) -> str:
-    """One line: accuracy, size and work of the network called ``name``."""
+    """One line with the accuracy, size and FLOPs of the network ``name``."""
     text = f"{name}: top-1 {figures.top1:.2%}, loss {figures.loss:.4f}, "
     text += f"{size_text(figures)} an image"
     if figures.effective_parameters == figures.parameters:

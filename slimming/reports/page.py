@@ -1,4 +1,4 @@
-"""The page an experiment leaves behind: one HTML file without scripts, links or other files."""
+"""The report of an experiment: one HTML file without scripts, links or other files."""
 
 import base64
 from collections.abc import Iterable, Sequence
@@ -14,12 +14,12 @@ NOTE = (
     "of a forward pass of the deployment form."
 )
 EFFECTIVE = (
-    "Effective counts leave out weights that are exactly zero: what a program that skips them "
-    "would need. The other counts are what a plain program needs."
+    "Effective counts exclude weights that are exactly zero: they are the cost for a program that "
+    "skips zeros. The other counts are the cost for a program that does not."
 )
 PROOF = (
-    "The slim network computes what the dense one computes with the pruned weights set to zero: "
-    "the logits differ by {:.1e} at most (relative)."
+    "The slim network computes the same as the dense network with the pruned weights set to zero: "
+    "the logits differ by at most {:.1e} (relative)."
 )
 STYLE = """
 :root { color-scheme: light dark; --page: #f5f7fa; --card: #fff; --text: #1c2733; --soft: #5b6875;
@@ -50,12 +50,12 @@ normal; min-width: 6rem; } } @media print { body { padding: 0; background: none;
 
 
 def write_report(path: str | Path, config: dict, metrics: dict, pictures: dict[str, bytes]) -> None:
-    """Write the page of one experiment to ``path``. UserError if that fails.
+    """Write the report of an experiment to ``path``. UserError if that fails.
 
-    ``config``: every setting by its name; ``config["command"]`` is the line that repeats the run.
+    ``config``: every setting by name; ``config["command"]`` is the command that repeats the run.
     ``metrics``: network, device, versions, method, ratio, stages, layers (what is counted -> rows
     of name, before, after), difference, warnings, date, base_from (the file of a base network that
-    was not trained here); what is missing or None is left out. ``pictures``: caption -> PNG.
+    was not trained here); missing entries and None are skipped. ``pictures``: caption -> PNG.
     """
     files.write_bytes(path, page(config, metrics, pictures).encode())
 
@@ -77,7 +77,7 @@ def page(config: dict, metrics: dict, pictures: dict[str, bytes]) -> str:
         f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>",
         f"<h1>{text(title)}</h1>",
         f'<p class="soft">{text(" · ".join(str(part) for part in where if part))}</p>',
-        f'<p class="soft">The base network was given: {text(given)}</p>' if given else "",
+        f'<p class="soft">The base network was loaded from {text(given)}</p>' if given else "",
         tiles(stages) if stages else "",
         *(f'<p class="warning">{text(warning)}</p>' for warning in metrics.get("warnings") or []),
         stages_table(stages) if stages else "",
@@ -92,18 +92,17 @@ def page(config: dict, metrics: dict, pictures: dict[str, bytes]) -> str:
 
 
 def text(value: object) -> str:
-    """Any value as text of an HTML page, inside or outside quotes."""
+    """Any value as HTML text, escaped for use inside and outside of quotes."""
     return NONE if value is None else escape(str(value))
 
 
 def entries(stage: dict) -> dict:
-    """The figures of a stage, one entry for each batch size of its latency, and the name that is
-    shown."""
+    """The figures of a stage, with one entry for the latency at each batch size, and its title."""
     return {**flat(stage), "name": "dense" if stage["name"] == "base" else stage["name"]}
 
 
 def shown_rows(stages: list[dict]) -> dict[str, Row]:
-    """By key the rows that these stages call for: effective counts only where weights are zero."""
+    """The rows for these stages by key; effective counts only if some weights are zero."""
 
     def says_more(key: str, row: Row) -> bool:
         return any(stage.get(key) not in (None, stage.get(row.part_of)) for stage in stages)
@@ -119,7 +118,7 @@ def cell(stage: dict, row: Row) -> str:
 
 
 def change(stages: list[dict], row: Row) -> str:
-    """From the first stage to the last: "3.20× fewer", a difference, or NONE where unknown."""
+    """The change from the first stage to the last: "3.20× fewer", a difference, or NONE."""
     old, new = stages[0].get(row.key), stages[-1].get(row.key)
     if old is None or new is None or row == SECONDS or len(stages) == 1:
         return NONE
@@ -133,7 +132,7 @@ def change(stages: list[dict], row: Row) -> str:
 
 
 def tiles(stages: list[dict]) -> str:
-    """The key figures: what came of top-1, and how much smaller and faster the last stage is."""
+    """The key figures: top-1, and how much smaller and faster the last stage is."""
     rows, made = shown_rows(stages), []
     latency = [key for key in rows if key.startswith("latency ")][-1:]
     for key in ("top-1", "parameters", "FLOPs", *latency):
@@ -150,7 +149,7 @@ def tiles(stages: list[dict]) -> str:
 
 
 def stages_table(stages: list[dict]) -> str:
-    """All figures of all stages, and what changed from the first to the last."""
+    """All figures of all stages, and the change from the first to the last."""
     rows = shown_rows(stages)
     cells = [
         [row.title, *(cell(stage, row) for stage in stages), change(stages, row)]
@@ -162,18 +161,18 @@ def stages_table(stages: list[dict]) -> str:
 
 
 def layers_table(counted: str, layers: list) -> str:
-    """How many filters, or whatever is ``counted``, each layer and all together had and have."""
-    total = ["all", *(sum(layer[i] for layer in layers) for i in (1, 2))]
+    """The number of filters (or of what is ``counted``) before and after, per layer and total."""
+    sums = ["all", *(sum(layer[i] for layer in layers) for i in (1, 2))]
     rows = [
         [name, f"{before:,}", f"{after:,}", f"{1 - after / before:.1%}" if before else NONE]
-        for name, before, after in [*layers, total]
+        for name, before, after in [*layers, sums]
     ]
     header = ["layer", "before", "after", "removed"]
     return f"<h2>Layers: {text(counted)}</h2>\n{table(header, rows)}"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], kind: str = "") -> str:
-    """Rows of text; the first cell of each names it."""
+    """An HTML table; the first cell of each row is its title."""
     head = "".join(f'<th scope="col">{text(cell)}</th>' for cell in header)
     lines = [f"<thead><tr>{head}</tr></thead>\n" if header else "", "<tbody>"]
     for name, *cells in rows:
@@ -183,7 +182,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], kind: str = "
 
 
 def picture(caption: str, png: bytes) -> str:
-    """A picture inside the page, its caption also its alt text."""
+    """An embedded picture; its caption is also its alt text."""
     data, words = base64.b64encode(png).decode(), text(caption)
     source = f'<img alt="{words}" src="data:image/png;base64,{data}">'
     return f"<figure>{source}<figcaption>{words}</figcaption></figure>"

@@ -17,7 +17,7 @@ Drawn = ParamSpec("Drawn")
 
 
 def picture(draw: Callable[Drawn, bytes]) -> Callable[Drawn, bytes | None]:
-    """``draw``, but None where there is no matplotlib to draw with."""
+    """``draw``, returning None if matplotlib is unavailable."""
 
     @functools.wraps(draw)
     def drawn(*args: Drawn.args, **more: Drawn.kwargs) -> bytes | None:
@@ -27,7 +27,7 @@ def picture(draw: Callable[Drawn, bytes]) -> Callable[Drawn, bytes | None]:
 
 
 def write_picture(path: Path, drawn: bytes | None) -> list[Path]:
-    """Write a picture, if there is one; the files that were written."""
+    """Write a picture, if there is one; return the files that were written."""
     if drawn is None:
         return []
     files.write_bytes(path, drawn)
@@ -36,7 +36,7 @@ def write_picture(path: Path, drawn: bytes | None) -> list[Path]:
 
 @picture
 def draw_curves(history: list[dict], title: str) -> bytes:
-    """A PNG picture of loss and top-1 over the epochs, from the records of each epoch."""
+    """A PNG picture of loss and top-1 by epoch, from the records of each epoch."""
     figure, (losses, accuracies) = blank_figure(1, 2, (10, 3.8))
     epochs = [record["epoch"] + 1 for record in history]
     for part, style in (("train", ".--"), ("test", ".-")):
@@ -58,9 +58,9 @@ def draw_curves(history: list[dict], title: str) -> bytes:
 def draw_rounds(
     history: list[dict], rounds: list[dict], phases: tuple[int, int], title: str
 ) -> bytes:
-    """A PNG picture: top-1 over the epochs, with the rounds of pruning (the epochs from
-    ``phases[0]`` to ``phases[1]``) shaded, and the FLOPs and filters of the dense network
-    (``rounds[0]``) and after each round."""
+    """A PNG picture of top-1 by epoch, with the pruning rounds (epochs ``phases[0]`` to
+    ``phases[1]``) shaded, and of FLOPs and filters, of the dense network (``rounds[0]``) and
+    after each round."""
     figure, (accuracies, sizes) = blank_figure(1, 2, (10, 3.8))
     epochs = [record["epoch"] + 1 for record in history]
     for part, style in (("train", ".--"), ("test", ".-")):
@@ -86,7 +86,7 @@ def draw_rounds(
 
 @picture
 def draw_pruning(choice: Choice, factors: torch.Tensor, title: str) -> bytes:
-    """A PNG picture: the kept channels of each layer, the distribution of |γ|, the threshold."""
+    """A PNG picture of the kept channels per layer and the distribution of |γ| with threshold."""
     figure, (layers, spread) = blank_figure(1, 2, (12, 4.2))
     before = [int(mask.sum()) for mask in choice.alive.values()]
     after = [int(mask.sum()) for mask in choice.keep.values()]
@@ -105,8 +105,8 @@ def draw_pruning(choice: Choice, factors: torch.Tensor, title: str) -> bytes:
 
 @picture
 def draw_weights(before: nn.Module, after: nn.Module) -> bytes:
-    """A PNG picture: the distribution of the convolutions' weights, those that are zero said
-    apart."""
+    """A PNG picture of the distribution of the nonzero weights of convolutions, with the number
+    of zeros in the legend."""
     figure, axes = blank_figure(1, 1, (10, 3.8))
     axes.set_yscale("log")
     tallest = 5.0
@@ -115,10 +115,12 @@ def draw_weights(before: nn.Module, after: nn.Module) -> bytes:
     for (weights, name), color in zip(both, ("#a9b8c8", "#1f5a96"), strict=True):
         rest = weights[weights != 0]
         zeros = len(weights) - len(rest)
-        share = f"{zeros:,} of {len(weights):,} are zero ({zeros / max(1, len(weights)):.1%})"
+        zeros_text = f"{zeros:,} of {len(weights):,} are zero ({zeros / max(1, len(weights)):.1%})"
         counts, edges = torch.histogram(rest, 121, range=(-widest, widest))
         tallest = max(tallest, float(counts.max()))
-        axes.stairs(counts, edges, color=color, fill=name == "before", label=f"{name}: {share}")
+        axes.stairs(
+            counts, edges, color=color, fill=name == "before", label=f"{name}: {zeros_text}"
+        )
     axes.set(xlabel="weight of a convolution, without zeros", ylabel="weights")
     axes.set_ylim(0.8, 2 * tallest)
     axes.legend()
@@ -135,8 +137,8 @@ def conv_weights(model: nn.Module) -> torch.Tensor:
 
 @picture
 def draw_layers(rows: list[tuple[str, int, int]], counted: str) -> bytes:
-    """A PNG picture: how many filters, or whatever is ``counted``, each layer (name, before, after)
-    had and kept."""
+    """A PNG picture of the number of filters (or of what is ``counted``) in each layer (name,
+    before, after)."""
     figure, axes = blank_figure(1, 1, (10, 4.2))
     names, before, after = zip(*rows, strict=True) if rows else ((), (), ())
     draw_bars(axes, names, before, after)
@@ -145,7 +147,7 @@ def draw_layers(rows: list[tuple[str, int, int]], counted: str) -> bytes:
 
 
 def draw_bars(axes: Any, names: Sequence[str], before: Sequence[int], after: Sequence[int]) -> None:
-    """Two bars at each layer, one inside the other; the names below where there is room."""
+    """Two overlaid bars for each layer, with layer names if there is space."""
     places = range(1, len(names) + 1)
     axes.bar(places, before, width=0.9, color="#c9d3de", label="before")
     axes.bar(places, after, width=0.9, color="#1f5a96", label="kept")
@@ -165,7 +167,7 @@ def blank_figure(rows: int, columns: int, inches: tuple[float, float]) -> tuple[
 
 
 def to_png(figure: Any, title: str) -> bytes:
-    """The figure under its title as a PNG picture."""
+    """The figure with a title, as PNG."""
     figure.suptitle(title)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)

@@ -1,5 +1,4 @@
-"""What pruning costs and brings, in the lines of the suite that spells its networks
-preact_res<depth>."""
+"""The summary of pruning in the format of the suite that calls its networks preact_res<depth>."""
 
 import os
 from pathlib import Path
@@ -15,7 +14,7 @@ MEBIBYTE = 2**20
 
 
 class Dense(Protocol):
-    """The network before pruning, the file it is from and the one that the slim one went to."""
+    """The network before pruning, its file, and the file of the slim network."""
 
     path: Path
     target: Path
@@ -23,8 +22,8 @@ class Dense(Protocol):
 
 
 def text(dense: Dense, slim: nn.Module, choice: Choice, before: dict, after: dict) -> str:
-    """Its lines for what `before_after.save_pruned` returned. As there, parameters count the
-    masks of channel selection too, and sizes are those of the two files."""
+    """The summary of the records that `before_after.save_pruned` returned. As in that suite,
+    parameters include the masks of channel selection, and sizes are those of the two files."""
     files, cfg = (dense.path, dense.target), slicing.cfg_of(slim)
     sizes = [path.stat().st_size / MEBIBYTE for path in files]
     counts = [sum(p.numel() for p in model.parameters()) for model in (dense.model, slim)]
@@ -48,8 +47,8 @@ def _layer(name: str, alive: torch.Tensor, keep: torch.Tensor) -> str:
     return f"BN layer name: {name}\tpruned {gone / max(1, before):.2%}({gone}/{before})"
 
 
-def _score(found: dict) -> str:
-    top1, loss, seconds = found["top-1"], found["loss"], found["seconds"]
+def _score(record: dict) -> str:
+    top1, loss, seconds = record["top-1"], record["loss"], record["seconds"]
     return f"acc:{100 * top1:.3f} loss: {loss:.3f} time: {seconds:.3f}s"
 
 

@@ -1,4 +1,4 @@
-"""Tables that a person reads."""
+"""Text tables."""
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """Aligned columns, the first to the left, the others to the right."""
+    """Aligned columns, the first one left-aligned, the others right-aligned."""
     widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
 
     def line(cells: list[str]) -> str:
@@ -21,10 +21,10 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def sparsity_text(model: nn.Module) -> str:
-    """How sparse γ is: what can be pruned without harm."""
+    """The sparsity of γ, which tells how much can be pruned without harm."""
     factors = alive_factors(model)
     if not len(factors):
-        return "scaling factors: there are none"
+        return "scaling factors: none"
     values = factors.quantile(torch.tensor(QUANTILES)).tolist()
     return (
         f"scaling factors: {near_zero(model):.1%} of {len(factors)} channels have |γ| < "
@@ -37,7 +37,7 @@ def sparsity_text(model: nn.Module) -> str:
 
 
 def layers_text(choice: Choice) -> str:
-    """Layer by layer the channels before and after pruning."""
+    """The channels of each layer before and after pruning."""
     rows = []
     for name, alive in choice.alive.items():
         before, after = int(alive.sum()), int(choice.keep[name].sum())
@@ -56,6 +56,6 @@ def rounding_warnings(choice: Choice) -> list[str]:
         return []
     would = choice.spared + before - after
     return [
-        f"--round-to keeps {choice.spared} of the {would} channels that would have been pruned: a "
-        "smaller multiple, or a larger share to prune, removes more"
+        f"--round-to keeps {choice.spared} of the {would} channels that would have been pruned: "
+        "use a smaller multiple, or prune a larger fraction, to remove more"
     ]

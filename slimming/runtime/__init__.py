@@ -1,1 +1,1 @@
-"""The machine and its quirks: device, precision, processes, memory, strides."""
+"""The machine: device, precision, processes, memory, and workarounds for libraries."""

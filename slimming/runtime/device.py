@@ -9,37 +9,37 @@ from torch import nn
 from slimming.errors import UserError
 from slimming.runtime import distributed
 
-LAYOUT = torch.channels_last  # of weights and images: oneDNN and cuDNN convolve it fastest
+LAYOUT = torch.channels_last  # of weights and images: fastest with oneDNN and cuDNN
 
 
 def choose_device(name: str | None = None, no_cuda: bool = False) -> torch.device:
-    """The device called ``name``; without a name CUDA if there is one and ``no_cuda`` is not set.
+    """The device ``name``; by default CUDA if it is available and ``no_cuda`` is not set.
 
-    UserError if there is no such device.
+    UserError if the device is unavailable.
     """
     name = distributed.local_device(name, no_cuda)
     if no_cuda and (name or "cpu") != "cpu":
-        raise UserError(f"--no-cuda and --device {name} contradict each other")
+        raise UserError(f"--no-cuda and --device {name} contradict each other: use one of them")
     automatic = "cuda" if torch.cuda.is_available() and not no_cuda else "cpu"
     try:
         device = torch.device(name or automatic)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
-            f"the device {name!r} cannot be used here: leave --device out, or use --device cpu"
+            f"device {name!r} is unavailable: omit --device, or use --device cpu"
         ) from error
     return device
 
 
 def compiled(model: nn.Module, device: torch.device) -> nn.Module:
-    """``model`` for torch.compile; on CUDA its kernels are replayed as CUDA graphs.
+    """``model`` compiled with torch.compile; on CUDA with CUDA graphs.
 
-    The first step of each batch size compiles it. UserError on the CPU without a C++ compiler.
+    The first step with each batch size compiles it. UserError on the CPU without a C++ compiler.
     """
     if device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
         raise UserError(
-            "--compile needs a C++ compiler on the CPU: install g++, name another in CXX, or leave "
-            "--compile out"
+            "--compile needs a C++ compiler on the CPU: install g++, set CXX to another compiler, "
+            "or omit --compile"
         )
     mode = "reduce-overhead" if device.type == "cuda" else "default"
     fast = torch.compile(model, mode=mode, dynamic=False)

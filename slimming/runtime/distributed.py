@@ -1,4 +1,4 @@
-"""Processes that torchrun started: who this one is, sums over all of them, one voice."""
+"""Processes started by torchrun: their ranks, their collectives, and which one prints."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from slimming.errors import UserError
 
-PATIENCE = 10  # seconds by which processes may meet the same error one after another
+PATIENCE = 10  # seconds between the same error in one process and in another
 
 
 def launched() -> bool:
@@ -23,25 +23,26 @@ def launched() -> bool:
     return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def speaks() -> bool:
-    """Whether this is the process that speaks for all: the first one, known before `start`."""
+def is_first_process() -> bool:
+    """Whether this is the first process, the one that prints; works before `start` too."""
     return not launched() or os.environ.get("RANK", "0") == "0"
 
 
-def let_others_speak(explained: bool) -> None:
-    """Wait with an error for another process to tell its own: torchrun then ends this one.
+def wait_for_other_errors(explained: bool) -> None:
+    """Delay an error so that another process can print its own: torchrun then ends this one.
 
-    The first process tells at once what it can explain. Another one gives it the time to meet the
-    same error; and what cannot be explained is as a rule a connection to a process that failed.
+    The first process prints an ``explained`` error immediately. Another process waits until the
+    first one has had time to raise the same error. An unexplained error is usually a lost
+    connection to a process that failed, so it waits too.
     """
-    turns = (not explained) + (not speaks())
+    turns = (not explained) + (not is_first_process())
     if launched() and turns:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of the waiting
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while it waits prints no traceback
         time.sleep(turns * PATIENCE)
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """The rank of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -51,7 +52,7 @@ def world_size() -> int:
 
 
 def local_device(name: str | None, no_cuda: bool) -> str | None:
-    """The device of this process: the GPU of its local rank where several share a machine."""
+    """The device of this process; on CUDA, the GPU of its local rank."""
     cuda = not no_cuda and (name or "cuda") == "cuda" and torch.cuda.is_available()
     return f"cuda:{os.environ['LOCAL_RANK']}" if launched() and cuda else name
 
@@ -76,12 +77,12 @@ def start(device: torch.device) -> None:
 def store_of_this_attempt(
     store: dist.Store, number: int, processes: int, patience: float = 300
 ) -> dist.Store:
-    """The part of torchrun's store that belongs to this start of all processes.
+    """The part of torchrun's store that belongs to the current start of all processes.
 
-    torchrun keeps one store over its restarts. A process that found there the address of one that
-    was killed would wait for it for ever (pytorch/pytorch issue 135712), and the counts of restarts
-    differ between machines. So the first process numbers the attempts, and tells each other process
-    the number under a key that only that process knows. RuntimeError after ``patience`` seconds.
+    torchrun keeps one store across restarts. A process that reads the address of a killed process
+    from it would wait forever (pytorch/pytorch issue 135712), and restart counts differ between
+    machines. So the first process numbers the attempts, and sends the number to every other process
+    under a key that only that process knows. RuntimeError after ``patience`` seconds.
     """
     if number:
         key = uuid.uuid4().hex
@@ -93,7 +94,7 @@ def store_of_this_attempt(
     missing, deadline = set(range(1, processes)), time.monotonic() + patience
     while missing:
         for other in missing:
-            if store.check([f"key/{other}"]):  # perhaps of a dead process: it is told in vain
+            if store.check([f"key/{other}"]):  # possibly of a dead process, which is harmless
                 store.set(store.get(f"key/{other}").decode(), attempt)
         missing = {other for other in missing if not store.check([f"{attempt}/here/{other}"])}
         if time.monotonic() > deadline:
@@ -103,15 +104,15 @@ def store_of_this_attempt(
 
 
 def stop() -> None:
-    """Leave the group together: a process that left early could end while others still talk."""
+    """Leave the group together: a process must not exit while others still communicate."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
 @contextlib.contextmanager
-def first_goes_first() -> Iterator[None]:
-    """The first process runs the block alone, then the others: it downloads, they read."""
+def first_process_first() -> Iterator[None]:
+    """The first process runs the block before the others: it downloads, they read."""
     if world_size() > 1 and rank():
         dist.barrier()
     yield
@@ -119,15 +120,15 @@ def first_goes_first() -> Iterator[None]:
         dist.barrier()
 
 
-def total(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of ``tensor`` over all processes, in place."""
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum ``tensor`` over all processes, in place."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
-def of_the_first(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The first process's ``tensor`` in every process, sent over ``device``."""
+def broadcast_from_first(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The ``tensor`` of the first process, in every process, sent over ``device``."""
     if world_size() == 1:
         return tensor
     sent = tensor.to(device)
@@ -144,15 +145,15 @@ def check_same(number: int, device: torch.device, message: str) -> None:
             raise UserError(message)
 
 
-def share_buffers(model: nn.Module) -> None:
-    """Give every process the running statistics of the first."""
+def broadcast_buffers(model: nn.Module) -> None:
+    """Copy the running statistics of the first process to all others."""
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
 
 def wrap(model: nn.Module) -> nn.Module:
-    """The model with gradients that are averaged over the processes in each backward pass."""
+    """The model in DistributedDataParallel, which averages gradients in each backward pass."""
     if world_size() == 1:
         return model
     device = next(model.parameters()).device
@@ -160,7 +161,7 @@ def wrap(model: nn.Module) -> nn.Module:
 
 
 def synchronize_bn(model: nn.Module, device: torch.device) -> nn.Module:
-    """Batch statistics over all processes. UserError off CUDA, where PyTorch has none."""
+    """Compute batch statistics over all processes. UserError unless ``device`` is CUDA."""
     if device.type != "cuda":
-        raise UserError("--sync-bn needs CUDA: PyTorch has no synchronised BatchNorm elsewhere")
+        raise UserError("--sync-bn needs CUDA: SyncBatchNorm of PyTorch runs only there; omit it")
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)

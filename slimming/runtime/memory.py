@@ -1,4 +1,4 @@
-"""Memory that one training step frees and the next one takes again, without asking the system."""
+"""Reuse memory that a training step frees in the next step, without returning it to the system."""
 
 import ctypes
 import sys
@@ -8,10 +8,10 @@ TRIM_THRESHOLD, MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """Let the process keep the memory it frees; whether that could be set.
+    """Let the process keep the memory that it frees; return whether that succeeded.
 
-    By default glibc returns large blocks to the system, which hands them out again as new pages,
-    each cleared and mapped at its first touch: feature maps on the CPU pay for it in every step.
+    By default glibc returns large blocks to the system and gets them back as new pages, which the
+    system clears and maps on first use: every step pays that for its feature maps on the CPU.
     Does nothing without glibc.
     """
     if not sys.platform.startswith("linux"):

@@ -1,5 +1,5 @@
-"""Libraries that not every run needs: without one, what it adds is left out, or one line says what
-to install."""
+"""Optional libraries: a missing one disables a feature, or raises an error that says what to
+install."""
 
 import functools
 import importlib
@@ -9,7 +9,7 @@ from typing import Any
 
 from slimming.errors import UserError
 
-LEFT_OUT = {  # without this library
+LEFT_OUT = {  # what is missing without the library
     "tensorboard": "no event files are written",
     "matplotlib": "no pictures are drawn",
     "tqdm": "no progress bars are shown",
@@ -18,22 +18,22 @@ LEFT_OUT = {  # without this library
 
 @functools.cache
 def load(library: str, module: str | None = None) -> ModuleType | None:
-    """The ``module`` that needs ``library``, by default that itself; None where it is unavailable.
+    """The ``module`` that needs ``library``, by default the library itself; None if unavailable.
 
-    The first time that it is, a line says what is `LEFT_OUT`.
+    Prints once what is `LEFT_OUT`.
     """
     try:
         return importlib.import_module(module or library)
     except ImportError as error:
         reason = " ".join(str(error).split())[:200]
-        told = f"{LEFT_OUT[library]} (pip install {library})"
-        print(f"note: {library} is unavailable ({reason}): {told}", flush=True)
+        consequence = f"{LEFT_OUT[library]} (pip install {library})"
+        print(f"note: {library} is unavailable ({reason}): {consequence}", flush=True)
         return None
 
 
 def need(module: str, library: str, purpose: str) -> None:
-    """UserError if ``module``, a part of what pip calls ``library``, is unavailable: ``purpose``
-    needs it."""
+    """UserError if ``module`` of the pip package ``library``, which ``purpose`` needs, is
+    unavailable."""
     try:
         importlib.import_module(module)
     except ImportError as error:
@@ -43,13 +43,13 @@ def need(module: str, library: str, purpose: str) -> None:
 
 
 def bar(items: Iterable = (), **settings: Any) -> Any:
-    """tqdm's progress bar over ``items``, with its ``settings``; without tqdm a silent one."""
+    """tqdm's progress bar over ``items`` with ``settings``; without tqdm, a disabled one."""
     tqdm = load("tqdm")
     return tqdm.tqdm(items, **settings) if tqdm else _Silent(items)
 
 
 class _Silent:
-    """As much of tqdm's progress bar as is used here, disabled."""
+    """A disabled progress bar with the part of tqdm's interface that is used here."""
 
     disable = True
 

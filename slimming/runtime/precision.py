@@ -6,7 +6,7 @@ import torch
 
 
 class Precision:
-    """fp32, or with ``amp`` bf16 where the device has it, else fp16 with a gradient scaler."""
+    """fp32, or with ``amp`` bf16 if the device supports it, else fp16 with a gradient scaler."""
 
     def __init__(self, device: torch.device, amp: bool = False):
         self.device, self.dtype = device, torch.float32

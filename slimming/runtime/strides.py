@@ -1,4 +1,4 @@
-"""A way around a fault of oneDNN in strided 1x1 convolutions of few channels."""
+"""A workaround for a bug of oneDNN in strided 1x1 convolutions with few input channels."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ BLOCK = 16  # channels that oneDNN computes at a time, at most
 
 @contextlib.contextmanager
 def unit_strides(model: nn.Module) -> Iterator[None]:
-    """Meanwhile 1x1 convolutions with a stride read only the pixels that they need, at stride 1:
+    """Inside the context, strided 1x1 convolutions subsample their input and run at stride 1, with
     the same outputs and gradients.
 
-    Where one on the CPU reads fewer channels than a block, as after pruning, oneDNN's backward pass
-    writes past its memory, and the process may die (uxlfoundation/oneDNN issue 6035).
+    If such a convolution on the CPU reads fewer channels than a block, as after pruning, oneDNN's
+    backward pass writes out of bounds and may crash (uxlfoundation/oneDNN issue 6035).
     """
     undo = []
     for conv in model.modules():

@@ -1,27 +1,26 @@
-"""The threads that PyTorch computes with on the CPU, and the load of the machine."""
+"""The CPU threads that PyTorch uses, and the load of the machine."""
 
 import os
 
 import torch
 
-MOST = 1024  # OpenMP ends the process where the system refuses it a thread
+MAX_THREADS = 1024  # OpenMP aborts the process if the system cannot create a thread
 
 
 def use(count: int | None) -> None:
-    """Compute with this many threads, before any work starts. None leaves it to PyTorch, which goes
-    by OMP_NUM_THREADS (torchrun sets it to 1) or takes one for each core."""
+    """Use ``count`` threads; call it before any computation. None keeps PyTorch's default:
+    OMP_NUM_THREADS (torchrun sets it to 1), or one thread per core."""
     if count:
         torch.set_num_threads(count)
 
 
-def tell_load(device: torch.device) -> None:
-    """Where the work is done by the CPU and the load of the machine is above its number of cores,
-    print what helps: two runs of two threads on two cores do 195 images/s each, of one thread 480.
-    """
+def print_load_note(device: torch.device) -> None:
+    """On the CPU, print a note if the load of the machine exceeds its number of cores: on two
+    cores, two runs with two threads process 195 images/s each, with one thread 480."""
     try:
         load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    except (AttributeError, OSError):  # Windows has no such average
+    except (AttributeError, OSError):  # unavailable on Windows
         return
     if device.type == "cpu" and load > cores and torch.get_num_threads() > 1:
-        told = f"note: the load of this machine is {load:.1f} (cores: {cores})"
-        print(f"{told}: runs side by side are faster with --threads 1", flush=True)
+        note = f"note: the load of this machine is {load:.1f} (cores: {cores})"
+        print(f"{note}: concurrent runs are faster with --threads 1", flush=True)

@@ -1,1 +1,1 @@
-"""Bytes on disk: files, checkpoints, and the networks in them."""
+"""Files on disk: writing them atomically, checkpoints, and the networks in them."""

@@ -1,7 +1,6 @@
-"""Which network a checkpoint holds, and the network itself.
+"""Rebuild the network of a checkpoint.
 
-A checkpoint always says which network it holds (`Architecture`), so that nobody needs flags to
-load it.
+A checkpoint records its `Architecture`, so that it loads without flags.
 """
 
 from dataclasses import asdict, dataclass, fields, replace
@@ -31,13 +30,13 @@ STORED = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """Which network: what ``--arch``, ``--depth`` and ``--dataset`` say, the widths of a slim one
-    (``cfg``; None for a full network, one with a mask too), and the height and width of its images
-    in pixels.
+    """The description of a network: ``--arch``, ``--depth`` and ``--dataset``, the widths of a slim
+    network (``cfg``; None for a full or a masked one), and the height and width of its images in
+    pixels.
 
-    ``depth`` is None where the name says it all; ``cfg`` is a list for the networks of the paper,
-    for all others a dict of each layer's widths (`models.resize`). ``options``: what else its
-    constructor was given, such as the growthRate of a DenseNet.
+    ``depth`` is None if the architecture has one depth only. ``cfg`` is a list for the networks of
+    the paper, and a dict of the widths of each layer for all others (`models.resize`). ``options``
+    are further arguments of the constructor, such as the growthRate of a DenseNet.
     """
 
     arch: str
@@ -61,21 +60,21 @@ class Architecture:
         return f"{self.arch}-{self.depth}" if self.depth else self.arch
 
     def check(self, networks: dict = NETWORKS) -> None:
-        """UserError if there is no such network; costs next to nothing."""
+        """UserError if there is no such network. Builds it on the meta device, which is fast."""
         with torch.device("meta"):
             self.build(networks)
 
     def build(self, networks: dict = NETWORKS) -> nn.Module:
-        """A new network with fresh weights. UserError if there is no such network."""
+        """A new network with random weights. UserError if there is no such network."""
         make = constructor(self.arch) if networks is NETWORKS else networks.get(self.arch)
         if make is None:
-            raise UserError(f"no network is called {self.arch!r}: use {', '.join(networks)}")
+            raise UserError(f"unknown network {self.arch!r}: use {', '.join(networks)}")
         shape = {"dataset": self.dataset, "cfg": self.cfg, "num_classes": self.num_classes}
         shape |= self.options or {}
         if self.arch in PAPER_DEPTH:
             shape["depth"] = self.depth
         elif self.depth:
-            raise UserError(f"{self.arch} has one depth alone: leave --depth {self.depth} out")
+            raise UserError(f"{self.arch} has only one depth: omit --depth {self.depth}")
         elif self.arch not in NETWORKS:
             shape["image_size"] = self.image_size
         try:
@@ -85,11 +84,11 @@ class Architecture:
 
 
 def describe(path: str | Path | None, contents: dict, given: dict) -> dict[str, Any]:
-    """What the checkpoint says of its network, completed by the flags in ``given``.
+    """What the checkpoint records of its network, completed by the flags in ``given``.
 
-    Flags that are None were not given. A file of the original suite knows less than ours: there
-    the flags count. Where neither says, ``--arch preact_res<depth>`` (``spelled``) is a network for
-    CIFAR-10. UserError where a flag contradicts the file; it names both.
+    Flags that are None were not given. Files of the original suite record less; the flags fill in
+    the rest. If neither gives a dataset, ``--arch preact_res<depth>`` (``spelled``) implies
+    CIFAR-10. UserError, with both values, if a flag contradicts the file.
     """
     known: dict[str, Any] = {}
     for field in fields(Architecture):
@@ -101,20 +100,20 @@ def describe(path: str | Path | None, contents: dict, given: dict) -> dict[str, 
             raise UserError(f"{path} is damaged: its {field.name} is {stored!r}")
         if flag is not None and stored is not None and flag != stored:
             name = field.name.replace("_", " ")
-            raise UserError(f"{path} holds {name} {stored!r}, but {flag!r} was asked for")
+            raise UserError(f"{path} has {name} {stored!r}, but {flag!r} was requested")
         known[field.name] = flag if stored is None else stored
     if known["dataset"] is None and str(given.get("spelled")).startswith("preact_res"):
-        known["dataset"] = "cifar10"  # what the suite that spells the network so trains it on
+        known["dataset"] = "cifar10"  # the default of the suite that uses this name
     return known
 
 
 def _options(path: str | Path | None, stored: dict | None, asked: dict | None) -> dict | None:
-    """The options in a file, and of those ``asked`` for that it does not have; those that it has
-    must be the same."""
+    """The ``stored`` options of a file, completed by the ``asked`` ones. UserError if they
+    differ."""
     stored = stored or {}
     for name, value in (asked or {}).items():
         if name in stored and stored[name] != value:
-            raise UserError(f"{path} holds {name} {stored[name]!r}, but {value!r} was asked for")
+            raise UserError(f"{path} has {name} {stored[name]!r}, but {value!r} was requested")
     return {**(asked or {}), **stored} or None
 
 
@@ -123,35 +122,35 @@ def load_network(
 ) -> nn.Module:
     """The network of a checkpoint with its weights, on the CPU.
 
-    ``networks`` are the constructors by name: those with channel selection or those without. Full
-    weights of the one load into the other. UserError if the weights do not fit ``network``.
+    ``networks`` are the constructors by name, with or without channel selection. Full weights
+    load into both. UserError if the weights do not fit ``network``.
     """
     model = network.build(networks)
     state = _match_masks(contents["state_dict"], model)
     own = model.state_dict()
     masks = {name for name in state.keys() - own.keys() if name.endswith(MASKS)}
     if masks and state.keys() - masks <= own.keys():
-        raise UserError(f"{path} selects channels: it is for the main suite, not for mask-impl")
+        raise UserError(f"{path} uses channel selection: load it with main.py, not with mask-impl")
     for name in {**state, **own}:
         if name.endswith("num_batches_tracked"):
-            continue  # PyTorch before 0.4.1 wrote none
+            continue  # missing in files of PyTorch before 0.4.1
         if name not in state or name not in own:
             where = "has no" if name not in state else "has an unexpected"
-            raise UserError(f"{path} does not hold a {network}: it {where} {name}")
+            raise UserError(f"{path} does not contain a {network}: it {where} {name}")
         if state[name].shape != own[name].shape:
             raise UserError(
-                f"{path} does not hold a {network}: {name} is "
-                f"{tuple(state[name].shape)} and should be {tuple(own[name].shape)}"
+                f"{path} does not contain a {network}: {name} has shape "
+                f"{tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
             )
     try:
-        own.update(state)  # which carries the versions of the layers
+        own.update(state)  # in place: `own` has the version metadata of the layers
         model.load_state_dict(own)
         with torch.no_grad():
             images = torch.zeros(1, 3, network.image_size, network.image_size)
-            model.eval()(images)  # selected channels must fit the layer behind
+            model.eval()(images)  # the selected channels must fit the next layer
     except RuntimeError as error:
         raise UserError(
-            f"{path} does not hold a working {network}: its masks and widths contradict each other"
+            f"{path} does not contain a valid {network}: its masks and widths do not match"
         ) from error
     return model
 
@@ -161,7 +160,7 @@ def load(
 ) -> tuple[nn.Module, Architecture, dict]:
     """Read a checkpoint and rebuild its network: (model, network, the whole contents).
 
-    ``given``: what flags say of the network; needed for files that do not say it themselves.
+    ``given``: flags that describe the network, for files that do not record it.
 
     >>> model, network, contents = load("logs/pruned.pth.tar")  # doctest: +SKIP
     """
@@ -180,7 +179,7 @@ def rebuild(
     missing = [name for name in needed if known[name] is None]
     if missing:
         raise UserError(
-            f"{path} does not say its {' and '.join(missing)}: give "
+            f"{path} does not record its {' and '.join(missing)}: add "
             f"{' '.join('--' + name for name in missing)}"
         )
     known["num_classes"] = known["num_classes"] or _count_outputs(contents["state_dict"])
@@ -192,21 +191,21 @@ def rebuild(
 
 
 def _counts_kept_channels(network: Architecture, state: dict, networks: dict) -> bool:
-    """Whether ``cfg`` counts the channels that are kept by mask, which may be none in a layer,
-    beside weights of the full network: so it is in the pruned files of mask-impl. Elsewhere it
-    says which shapes the weights have."""
+    """Whether ``cfg`` counts the channels that a mask keeps (possibly none in a layer) while the
+    weights are those of the full network, as in the pruned files of mask-impl. In all other files
+    it gives the shapes of the weights."""
     if not isinstance(network.cfg, list):
         return False
     with torch.device("meta"):
         full = replace(network, cfg=None).build(networks)
     if not _is_part(network.cfg, getattr(full, "cfg", [])):
         return False
-    own = full.state_dict()  # compared is what each layer reads: the classes are another question
+    own = full.state_dict()  # compare input channels only: the number of classes may differ
     return all(state[n].shape[1:] == own[n].shape[1:] for n in own.keys() & state.keys())
 
 
 def _is_part(cfg: list, full: list) -> bool:
-    """Whether ``cfg`` has as many channels as ``full`` or fewer, down to none, at each place."""
+    """Whether each width in ``cfg`` is from 0 to the one in ``full``."""
     return len(cfg) == len(full) and all(
         kept == whole if whole == "M" else type(kept) is int and 0 <= kept <= whole
         for kept, whole in zip(cfg, full, strict=True)
@@ -221,7 +220,7 @@ def contents_of(
     optimizer: dict | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """The dict that is saved: the keys of every checkpoint, then ``more``.
+    """The contents of a checkpoint: the keys that every checkpoint has, then ``more``.
 
     ``epoch`` counts the finished epochs, ``best_prec1`` is a fraction from 0 to 1.
     """
@@ -236,7 +235,7 @@ def contents_of(
 
 
 def _match_masks(state: dict, model: nn.Module) -> dict:
-    """Give weights without masks full masks, or drop full masks that the model has no place for."""
+    """Add masks of ones that are missing in ``state``; drop those that the model does not have."""
     own = model.state_dict()
     full = {
         name: torch.ones_like(own[name])
@@ -252,7 +251,7 @@ def _match_masks(state: dict, model: nn.Module) -> dict:
 
 
 def _count_outputs(state: dict) -> int | None:
-    """The rows of the classifier's weight; of one by another name, the last in the network."""
+    """The outputs of the classifier: the rows of its weight, or of the last weight."""
     weights = {name: weight for name, weight in state.items() if weight.dim() > 1}
     heads = [weights[name] for name in ("classifier.weight", "fc.weight") if name in weights]
     heads += list(weights.values())[-1:]

@@ -1,4 +1,4 @@
-"""Checkpoint files: read without running code, written whole or not at all.
+"""Checkpoint files: loading runs no code, writing is atomic.
 
 A checkpoint is a dict of tensors, numbers, strings, lists and dicts.
 """
@@ -12,7 +12,7 @@ import torch
 from slimming.errors import UserError
 from slimming.storage import files
 
-WRAPPED = "module."  # what DataParallel and DistributedDataParallel put before each name
+WRAPPED = "module."  # the prefix that DataParallel and DistributedDataParallel add to each name
 
 
 def serialize(contents: dict) -> bytes:
@@ -28,11 +28,11 @@ def write(path: str | Path, contents: dict) -> None:
 
 
 def read(path: str | Path) -> dict:
-    """The contents of a checkpoint, on the CPU. It is data only: code in a file is refused.
+    """The contents of a checkpoint, on the CPU. Code in a file is never run.
 
-    A file that is a state dict itself is read as a checkpoint that holds nothing else, and names
-    that DataParallel gave as those of the network in it. UserError if the file is missing, empty,
-    cut short, something else, or holds more than tensors and plain values.
+    A bare state dict is read as a checkpoint that contains nothing else; the prefix of
+    DataParallel is removed from names. UserError if the file is missing, empty, truncated, no
+    checkpoint, or contains more than tensors and plain values.
     """
     try:
         data = Path(path).read_bytes()
@@ -40,25 +40,28 @@ def read(path: str | Path) -> dict:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is wrong is said once, below
+            warnings.simplefilter("ignore")  # the error below says what is wrong
             contents = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises a dozen kinds, one for each way to be broken
+    except Exception as error:  # torch.load raises many types of exceptions
         pickled = data.startswith((b"PK", b"\x80"))
         if pickled and "weights_only" in str(error).lower():
             raise UserError(
-                f"{path} is not a checkpoint of plain tensors (or is damaged): it was "
-                "not loaded, because loading it could run code"
+                f"{path} is damaged or contains more than tensors and plain values: it was not "
+                "loaded, because that could run code"
             ) from error
         raise UserError(
-            f"{path} is not a readable checkpoint: empty, cut short or another kind of file"
+            f"{path} is not a readable checkpoint: it is empty, truncated or another type of file"
         ) from error
     if isinstance(contents, dict) and contents and _is_state_dict(contents):
         contents = {"state_dict": contents}
     if not isinstance(contents, dict) or not isinstance(contents.get("state_dict"), dict):
-        raise UserError(f"{path} is no checkpoint of this suite: it holds no state_dict")
+        raise UserError(f"{path} is not a checkpoint of this suite: it has no state_dict")
     state = contents["state_dict"]
     if not _is_state_dict(state):
-        raise UserError(f"{path} is no checkpoint of this suite: its state_dict is not of tensors")
+        raise UserError(
+            f"{path} is not a checkpoint of this suite: its state_dict has values that are not "
+            "tensors"
+        )
     if all(name.startswith(WRAPPED) for name in state):
         state = {name.removeprefix(WRAPPED): value for name, value in state.items()}
     return {**contents, "state_dict": state}
@@ -72,8 +75,8 @@ def _is_state_dict(value: object) -> bool:
 
 
 def save_checkpoint(state: dict, is_best: bool, filepath: str | Path) -> None:
-    """Write ``state`` as checkpoint.pth.tar of the folder ``filepath`` and, if it is the best, as
-    model_best.pth.tar without its optimizer. The original scripts call it so."""
+    """Write ``state`` to checkpoint.pth.tar in the folder ``filepath`` and, if it is the best, to
+    model_best.pth.tar without its optimizer. Same signature as in the original scripts."""
     write(Path(filepath) / "checkpoint.pth.tar", state)
     if is_best:
         write(Path(filepath) / "model_best.pth.tar", {**state, "optimizer": None})

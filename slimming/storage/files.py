@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and found in the folders where scripts put them."""
+"""Write files atomically, and find them in the folders of the scripts."""
 
 import contextlib
 import os
@@ -9,11 +9,11 @@ from slimming.errors import UserError
 
 
 def write_bytes(path: str | Path, data: bytes, suffix: str = ".tmp") -> None:
-    """Replace the file at ``path`` so that a reader sees the old file or the new one, never half.
+    """Replace the file at ``path`` atomically: a reader sees the old file or the new one.
 
-    The bytes go to a file beside it (its name ends in ``suffix``; where several processes may
-    write the same file, each needs its own), are flushed to disk, and take the name in one step.
-    UserError if that fails (a full disk, no permission); an older file is then still there.
+    The bytes go to a temporary file beside it (its name ends in ``suffix``; several processes that
+    write the same file need different ones), are flushed to disk, and the file is renamed.
+    UserError if that fails (a full disk, no permission); an existing file is then kept.
     """
     path = Path(path)
     beside = path.with_name(path.name + suffix)
@@ -31,15 +31,15 @@ def write_bytes(path: str | Path, data: bytes, suffix: str = ".tmp") -> None:
         if not isinstance(error, OSError):
             raise
         reason = error.strerror or error
-        raise UserError(f"cannot write {path}: {reason}; what was there before is kept") from error
+        raise UserError(f"cannot write {path}: {reason}; an existing file was kept") from error
 
 
 def find(path: Path, *patterns: str) -> Path:
-    """A path to a file as it is; in a folder, the one file that matches the first pattern which
-    matches any. UserError if none does, or several.
+    """``path`` itself if it is no folder; in a folder, the file that matches the first pattern
+    with a match. UserError if no file matches, or several do.
 
-    ``best_acc`` is the folder in which another suite keeps its best model under a name of its own;
-    where there is no checkpoint in it, the folder above is meant.
+    ``best_acc`` is the folder in which another suite stores its best model, under any name; if it
+    contains no checkpoint, its parent folder is searched.
     """
     if path.name == "best_acc" and not path.is_file():
         own = ("*.pth.tar", "*.pth")
@@ -48,18 +48,19 @@ def find(path: Path, *patterns: str) -> Path:
     if not path.is_dir():
         return path
     for pattern in patterns:
-        found = sorted(path.glob(pattern))
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise UserError(f"{path} holds {', '.join(f.name for f in found)}: name the file")
-    raise UserError(f"{path} is a folder without {' or '.join(patterns)}: name the file")
+        matches = sorted(path.glob(pattern))
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            names = ", ".join(file.name for file in matches)
+            raise UserError(f"{path} contains several files ({names}): give the path of one")
+    raise UserError(f"{path} is a folder without {' or '.join(patterns)}: give the path of a file")
 
 
 @contextlib.contextmanager
 def no_empty_folders(*folders: Path) -> Iterator[None]:
-    """Where the block fails, remove those of the ``folders`` (inner ones first) that it made and
-    left empty."""
+    """If the block fails, remove the ``folders`` (inner ones first) that it created and left
+    empty."""
     missing = [folder for folder in folders if not folder.exists()]
     try:
         yield
@@ -71,7 +72,7 @@ def no_empty_folders(*folders: Path) -> Iterator[None]:
 
 
 def _flush_folder(folder: Path) -> None:
-    """The new name survives a power cut too, where the system can promise that."""
+    """Make the rename survive a power failure, if the system supports it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,1 +1,1 @@
-"""Batches -> weights."""
+"""Train networks: loop, trainer, callbacks, penalties."""

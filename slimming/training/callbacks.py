@@ -1,4 +1,4 @@
-"""What takes part in training besides the loop: one protocol, all of it optional."""
+"""Callbacks of training: one protocol, with optional methods only."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +14,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]  # images (N, 3, H, W), labels (N,)
 
 
 class Callback(Protocol):
-    """What a training trick is: any object with some of these methods.
+    """The protocol of a callback: any object with some of these methods.
 
     >>> class Clip:
     ...     "Keep gradients small."
@@ -23,29 +23,29 @@ class Callback(Protocol):
     ...     def on_gradients(self, batch):
     ...         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.limit)
 
-    ``name`` is the key of its state in a checkpoint; one without a state needs none.
+    ``name`` is the key of its state in a checkpoint; a callback without state needs none.
     """
 
     name: str
 
     def before_epoch(self, epoch: int) -> None:
-        """Before epoch ``epoch``, counted from 0. It may replace the network of the trainer."""
+        """Called before epoch ``epoch``, from 0. It may replace the network of the trainer."""
 
     def on_gradients(self, batch: Batch) -> None:
-        """Between backward and step, when gradients are whole: unscaled under mixed precision,
-        averaged over processes."""
+        """Called between backward and step, when gradients are final: unscaled under mixed
+        precision, and averaged over processes."""
 
     def after_epoch(self, epoch: int) -> None:
-        """After the evaluation that ends an epoch; the trainer's history has its record."""
+        """Called after the evaluation of an epoch; the trainer's history has its record."""
 
     def close(self) -> None:
-        """After the last epoch, or an error."""
+        """Called after the last epoch, or after an error."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What ``--resume`` needs: tensors, numbers, strings, lists and dicts."""
+        """The state for ``--resume``: tensors, numbers, strings, lists and dicts."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`."""
+        """Continue from a `state_dict`."""
 
 
 class Run(Protocol):
@@ -62,14 +62,14 @@ class Run(Protocol):
 
 
 def call(callbacks: Iterable[Any], method: str, *args: Any) -> None:
-    """Call ``method`` of each of the ``callbacks`` that has it."""
+    """Call ``method`` of each callback that has it."""
     for callback in callbacks:
         if hasattr(callback, method):
             getattr(callback, method)(*args)
 
 
 class EarlyStopping:
-    """End a training whose top-1 has not risen for ``patience`` epochs; 0: never."""
+    """Stop training when top-1 has not improved for ``patience`` epochs; 0 disables it."""
 
     def __init__(self, trainer: Run, patience: int):
         self.trainer, self.patience = trainer, patience
@@ -80,12 +80,12 @@ class EarlyStopping:
             return
         if max(scores[-self.patience :]) <= max(scores[: -self.patience]):
             self.trainer.stopped = True
-            told = f"no better top-1 for {self.patience} epochs"
-            print(f"{told}: training ends after {len(scores)}")
+            reason = f"top-1 has not improved for {self.patience} epochs"
+            print(f"{reason}: training stops after {len(scores)}")
 
 
 class CheckpointWriter:
-    """Write the last and the best checkpoint after each epoch, in the first process."""
+    """Save the last and the best checkpoint after each epoch, in the first process."""
 
     def __init__(self, trainer: Run, last: Path, best: Path):
         self.trainer, self.last, self.best = trainer, last, best
@@ -95,7 +95,7 @@ class CheckpointWriter:
 
 
 class EpochPrinter:
-    """Print what an epoch brought, and how long the rest will take."""
+    """Print the scores of an epoch, and the estimated time left."""
 
     def __init__(self, trainer: Run):
         self.trainer = trainer
@@ -113,6 +113,6 @@ class EpochPrinter:
 
 
 def _duration(seconds: float) -> str:
-    """Hours and minutes, or seconds where they are few."""
+    """Hours and minutes; below 100 s, seconds."""
     minutes = round(seconds / 60)
     return f"{seconds:.0f} s" if seconds < 100 else f"{minutes // 60}:{minutes % 60:02d} h"

@@ -13,7 +13,7 @@ from torch import nn
 
 from slimming.data import loading
 from slimming.data.batches import Batches
-from slimming.data.order import Loader, weight
+from slimming.data.order import Loader, loss_weight
 from slimming.errors import Diverged
 from slimming.runtime import distributed, optional
 from slimming.runtime.device import LAYOUT
@@ -40,13 +40,13 @@ def train(
     temperature: float = 1.0,
 ) -> Score:
     """Train one epoch on the (images, labels) of ``loader``: `Batches`, a DataLoader of torch, or
-    any other iterable. ``callbacks`` that have ``on_gradients(batch)`` edit the gradients between
+    any other iterable. ``callbacks`` with ``on_gradients(batch)`` edit the gradients between
     backward and step (`slimming.training.callbacks`).
 
-    They find gradients that are whole: unscaled under mixed precision, and averaged over the
-    processes if ``model`` is what `distributed.wrap` made. Diverged if the loss is not finite,
-    found when a line is printed and at the end of the epoch. What is minimised is the cross entropy
-    of logits / ``temperature``; what is returned is that of the logits.
+    They get final gradients: unscaled under mixed precision, and averaged over the processes if
+    ``model`` comes from `distributed.wrap`. Raises Diverged if the loss is not finite, which is
+    checked whenever a line is printed and at the end of the epoch. Minimises the cross entropy of
+    logits / ``temperature``, and returns that of the logits.
     """
     device = next(model.parameters()).device
     precision = precision or Precision(device)
@@ -54,7 +54,7 @@ def train(
     loader.epoch = epoch
     model.train()
     meter = _Meter(device)
-    with unit_strides(model), _progress(loader, epoch, log_interval) as report:
+    with unit_strides(model), _progress(loader, epoch, log_interval) as show_progress:
         for step, (images, labels) in enumerate(loader, start=1):
             images = images.to(memory_format=LAYOUT)
             optimizer.zero_grad()
@@ -62,16 +62,16 @@ def train(
                 logits = model(images)
                 softened = logits if temperature == 1 else logits / temperature
                 loss = F.cross_entropy(softened, labels)
-            share = weight(loader, step - 1, len(labels))
-            precision.scaler.scale(loss if share == 1 else loss * share).backward()
+            weight = loss_weight(loader, step - 1, len(labels))
+            precision.scaler.scale(loss if weight == 1 else loss * weight).backward()
             precision.scaler.unscale_(optimizer)
             call(callbacks, "on_gradients", (images, labels))
             precision.scaler.step(optimizer)
             precision.scaler.update()
             plain = loss if temperature == 1 else F.cross_entropy(logits.detach(), labels)
             meter.add(plain, logits, labels)
-            report(step, meter)
-    return check_finite(meter.score_of_all(), epoch)
+            show_progress(step, meter)
+    return check_finite(meter.global_score(), epoch)
 
 
 @torch.no_grad()
@@ -86,11 +86,11 @@ def test(model: nn.Module, loader: Batches | Iterable, precision: Precision | No
             logits = model(images.to(memory_format=LAYOUT))
             loss = F.cross_entropy(logits, labels)
         meter.add(loss, logits, labels)
-    return meter.score_of_all()
+    return meter.global_score()
 
 
 class _Meter:
-    """Sums of loss and hits that stay on the device until somebody asks."""
+    """Sums of loss and correct predictions, which stay on the device until they are read."""
 
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(2, device=device)
@@ -103,13 +103,13 @@ class _Meter:
         self.count += len(labels)
 
     def score(self) -> Score:
-        """Of this process so far."""
-        return Score(*(total / self.count for total in self.sums.tolist()))
+        """The score of this process so far."""
+        return Score(*(value / self.count for value in self.sums.tolist()))
 
-    def score_of_all(self) -> Score:
-        """Of all processes together."""
+    def global_score(self) -> Score:
+        """The score of all processes together."""
         counted = torch.tensor([float(self.count)], device=self.sums.device)
-        loss, hits, count = distributed.total(torch.cat((self.sums, counted))).tolist()
+        loss, hits, count = distributed.all_reduce_sum(torch.cat((self.sums, counted))).tolist()
         return Score(loss / count, hits / count)
 
 
@@ -118,7 +118,7 @@ def check_finite(score: Score, epoch: int) -> Score:
     if not math.isfinite(score.loss):
         raise Diverged(
             f"the loss is {score.loss} in epoch {epoch}: the run diverged. Lower --lr "
-            "(or --s), and continue from the last checkpoint or start again"
+            "(or --s), and resume from the last checkpoint or start again"
         )
     return score
 
@@ -127,31 +127,35 @@ def check_finite(score: Score, epoch: int) -> Score:
 def _progress(
     loader: Loader, epoch: int, log_interval: int
 ) -> Iterator[Callable[[int, "_Meter"], None]]:
-    """A bar on a terminal, a line every ``log_interval`` batches elsewhere."""
-    total, start, shown = loader.num_images, time.perf_counter(), 0.0
+    """Show a progress bar on a terminal; elsewhere print a line every ``log_interval`` batches."""
+    num_images, start, shown = loader.num_images, time.perf_counter(), 0.0
     first = distributed.rank() == 0
     terminal = first and sys.stderr.isatty() and sys.stdout.isatty()
     bar = optional.bar(
-        total=total or None, desc=f"epoch {epoch}", unit="img", leave=False, disable=not terminal
+        total=num_images or None,
+        desc=f"epoch {epoch}",
+        unit="img",
+        leave=False,
+        disable=not terminal,
     )
     terminal = not bar.disable
 
-    def report(step: int, meter: _Meter) -> None:
+    def show_progress(step: int, meter: _Meter) -> None:
         nonlocal shown
-        done = min(step * loader.batch_size, total) if total else meter.count
+        done = min(step * loader.batch_size, num_images) if num_images else meter.count
         elapsed = time.perf_counter() - start
         due = elapsed - shown > 1 if terminal else step % log_interval == 0
-        if not first or (not due and done != total):
+        if not first or (not due and done != num_images):
             return
         shown = elapsed
-        score = check_finite(meter.score(), epoch)  # waits for the device: once a second, or a line
+        score = check_finite(meter.score(), epoch)  # synchronises: once per second or line
         if terminal:
             bar.set_postfix_str(f"loss {score.loss:.4f}, top-1 {score.prec1:.2%}", refresh=False)
             bar.update(done - bar.n)
-        if terminal and done != total:
+        if terminal and done != num_images:
             return
         bar.clear()
-        part = f"{done}/{total} ({done / total:.0%})" if total else f"{done} images"
+        part = f"{done}/{num_images} ({done / num_images:.0%})" if num_images else f"{done} images"
         print(
             f"Train Epoch: {epoch} [{part}]\t"
             f"Loss: {score.loss:.6f}\tTop-1: {score.prec1:.2%}\t"
@@ -160,4 +164,4 @@ def _progress(
         )
 
     with bar:
-        yield report
+        yield show_progress

@@ -1,4 +1,4 @@
-"""SGD and its schedule."""
+"""SGD and its learning rate schedule."""
 
 import torch
 from torch import nn
@@ -7,34 +7,34 @@ from torch import nn
 def make_optimizer(
     model: nn.Module, lr: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """SGD over everything that has a gradient, scaling factors included, as in the paper."""
-    learned = [p for p in model.parameters() if p.requires_grad]
-    fused = learned[0].device.type in ("cpu", "cuda")
-    optimizer = torch.optim.SGD(learned, lr, momentum, weight_decay=weight_decay, fused=fused)
-    if momentum:  # zeros, because the fused kernel leaves a first step that overflows undefined
-        for parameter in learned:
+    """SGD over all parameters that need a gradient, scaling factors included, as in the paper."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    fused = trainable[0].device.type in ("cpu", "cuda")
+    optimizer = torch.optim.SGD(trainable, lr, momentum, weight_decay=weight_decay, fused=fused)
+    if momentum:  # zeros, because the fused kernel does not define a first step that overflows
+        for parameter in trainable:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
 @torch.no_grad()
 def load_momentum(optimizer: torch.optim.Optimizer, saved: dict | None) -> bool:
-    """Take the momentum of a saved optimizer, but not its settings: those are what the flags say.
+    """Load the momentum of a saved optimizer, but not its settings, which come from the flags.
 
-    False, with nothing changed, if it does not fit the parameters.
+    Returns False, with nothing changed, if it does not fit the parameters.
     """
     if saved is None:
         return False
     parameters = optimizer.param_groups[0]["params"]
     try:
-        # in order; that of the original suite has gaps, because it numbers masks as parameters
+        # sorted; in files of the original suite the indices have gaps, because it counts masks too
         stored = [saved["state"][i]["momentum_buffer"] for i in sorted(saved["state"])]
         fits = [s.shape == p.shape for s, p in zip(stored, parameters, strict=True)]
     except (TypeError, KeyError, ValueError, AttributeError):
         return False
     if all(fits):
         for parameter, buffer in zip(parameters, stored, strict=True):
-            own = torch.empty_like(parameter).copy_(buffer)  # the fused kernel needs its layout
+            own = torch.empty_like(parameter).copy_(buffer)  # in the layout of the parameter
             optimizer.state[parameter]["momentum_buffer"] = own
     return all(fits)
 

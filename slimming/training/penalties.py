@@ -1,4 +1,4 @@
-"""The L1 subgradient on the scaling factors, and the mask that keeps pruned channels pruned."""
+"""The L1 subgradient of the scaling factors, and a gradient mask that keeps pruned weights zero."""
 
 import torch
 from torch import nn
@@ -11,9 +11,9 @@ from slimming.training.callbacks import Batch
 class L1Penalty:
     """Add the subgradient of s · Σ|γ| to the gradients: grad(γ) += s · sign(γ).
 
-    γ are the weights of every BatchNorm2d of ``model`` that learns (Network Slimming, eq. 1); one
-    that had no part in the loss is left alone. A callback of training: between backward and step,
-    when the gradients are whole: unscaled, reduced and accumulated.
+    γ are the trainable weights of every BatchNorm2d of ``model`` (Network Slimming, eq. 1); those
+    without a gradient are skipped. A training callback, between backward and step, when the
+    gradients are final: unscaled, reduced and accumulated.
 
     >>> bn = nn.BatchNorm2d(2)
     >>> bn.weight.grad = torch.zeros(2)
@@ -27,7 +27,7 @@ class L1Penalty:
         weights = [bn.weight for bn in batch_norms(model).values() if bn.affine]
         self.gammas: list[torch.Tensor] = [weight for weight in weights if weight.requires_grad]
         if not self.gammas:
-            raise UserError("the network has no BatchNorm, so no scaling factors for -sr to shrink")
+            raise UserError("the network has no BatchNorm, so -sr has no scaling factors: omit it")
 
     @torch.no_grad()
     def on_gradients(self, batch: Batch | None = None) -> None:
@@ -38,11 +38,12 @@ class L1Penalty:
 
 
 class GradientMask:
-    """Zero the gradients of what is pruned: of γ and β of the channels with γ = β = 0, or of the
+    """Zero the gradients of pruned weights: γ and β of the channels with γ = β = 0, or the
     parameters in ``keep`` where their mask is 0.
 
-    What is pruned is found once, here. With zero gradient, weight decay of a zero and no momentum
-    it stays at exactly zero; so the momentum that ``optimizer`` may already hold is cleared too.
+    The pruned weights are determined once, in the constructor. Without gradient, momentum and
+    weight decay (that of zero is zero) they stay exactly zero, so their momentum in ``optimizer``
+    is cleared too.
     """
 
     @torch.no_grad()
@@ -74,17 +75,17 @@ def _live_channels(model: nn.Module) -> dict[torch.Tensor, torch.Tensor]:
 
 
 def updateBN(model: nn.Module, s: float = 1e-4) -> None:
-    """One call of `L1Penalty`, under the name it has in the original scripts."""
+    """One call of `L1Penalty`, with the name and signature of the original scripts."""
     L1Penalty(model, s).on_gradients()
 
 
-update_bn = updateBN  # its name in the suite of preact_res20
+update_bn = updateBN  # the name in the suite of preact_res20
 
 
 @torch.no_grad()
 def BN_grad_zero(model: nn.Module) -> None:
     """Zero the gradients of γ and β of every channel whose γ is exactly zero, as the original
-    scripts do in each step. A `GradientMask` finds such channels once, before training."""
+    scripts do in each step. `GradientMask` determines such channels once, before training."""
     for bn in batch_norms(model).values():
         for parameter in (bn.weight, bn.bias):
             if parameter is not None and parameter.grad is not None:

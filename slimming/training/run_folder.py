@@ -1,4 +1,4 @@
-"""The files of a training run, by name."""
+"""The files of a training run."""
 
 import os
 import shlex
@@ -8,15 +8,15 @@ from pathlib import Path
 from slimming.errors import UserError
 from slimming.runtime import distributed
 
-OF_THE_START = ("--refine", "--resume", "--start-epoch")  # not of a run that goes on
+START_FLAGS = ("--refine", "--resume", "--start-epoch")  # dropped when a run continues
 
 
 class RunFolder:
-    """Where a run writes: ``last`` and ``best`` checkpoint, ``curves``, TensorBoard ``events``.
+    """The files of a run: ``last`` and ``best`` checkpoint, ``curves``, TensorBoard ``events``.
 
-    ``resumed``: the checkpoint that is continued, if any. The folder is ``path``, else the one of
-    ``resumed``, else ./logs. ``name`` stands in the names of files instead of checkpoint and
-    model_best; a run that stays in its folder keeps the name it has.
+    ``resumed``: the checkpoint to resume from, if any. The folder is ``path``, else the one of
+    ``resumed``, else ./logs. ``name`` replaces checkpoint and model_best in file names; a run that
+    is resumed in its folder keeps its name.
     """
 
     def __init__(
@@ -31,14 +31,16 @@ class RunFolder:
         self.events = self.path / (f"tensorboard_{name}" if name else "tensorboard")
 
     def prepare(self) -> None:
-        """Make the folder. Another run's results in it are moved aside, not overwritten.
+        """Create the folder. Results of another run in it are moved aside, not overwritten.
 
-        Events alone are no results: those of a run that stopped before its first checkpoint.
+        Events alone do not count: they are of a run that stopped before its first checkpoint.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
-            raise UserError(f"{self.path} cannot be a folder: {error.strerror}") from error
+            raise UserError(
+                f"cannot create the folder {self.path}: {error.strerror}; use another --save"
+            ) from error
         older = [p for p in (self.best, self.curves, self.events, self.last) if p.exists()]
         continued = self.resumed and self.last.exists() and self.last.samefile(self.resumed)
         if continued or older in ([], [self.events]):
@@ -48,30 +50,30 @@ class RunFolder:
             number += 1
         aside = self.path / f"previous-{number}"
         aside.mkdir()
-        for path in older:  # the checkpoint last: until it is gone, the folder counts as used
+        for path in older:  # the checkpoint last, so that an interrupted move is completed later
             os.replace(path, aside / path.name)
-        print(f"note: {self.path} held another run; its files are now in {aside}")
+        print(f"note: {self.path} contained another run; its files were moved to {aside}")
 
     def _name_of_resumed(self, elsewhere: bool) -> str | None:
-        """The ``--filename`` that the resumed checkpoint was written with."""
+        """The ``--filename`` of the run that wrote the resumed checkpoint."""
         if not self.resumed or elsewhere:
             return None
         name = self.resumed.name.removesuffix(".pth.tar").removesuffix("_best")
         return None if name in ("checkpoint", "model") else name
 
     def how_to_continue(self) -> str:
-        """What to type after an interruption."""
+        """The command that continues the run after an interruption."""
         if not self.last.exists():
             return "interrupted before the first checkpoint was written: start again"
         words, skip = ["python"], False
         if distributed.launched():
             here, everywhere = (os.environ[n] for n in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-            how = f"--nproc-per-node={here}" if here == everywhere else "(its flags as before)"
+            how = f"--nproc-per-node={here}" if here == everywhere else "(same flags as before)"
             words = [f"torchrun {how} --"]
         for word in sys.argv:
-            if not skip and not word.startswith(tuple(f"{flag}=" for flag in OF_THE_START)):
+            if not skip and not word.startswith(tuple(f"{flag}=" for flag in START_FLAGS)):
                 words.append(word)
-            skip = word in OF_THE_START
+            skip = word in START_FLAGS
             if skip:
                 words.pop()
         command = f"{words[0]} {shlex.join([*words[1:], '--resume', str(self.last)])}"

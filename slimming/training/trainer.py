@@ -1,4 +1,4 @@
-"""A training run: its network, data and optimizer, and the record that lets it go on."""
+"""A training run: its network, data and optimizer, and the state to resume it."""
 
 import functools
 import time
@@ -29,13 +29,13 @@ RECORD = ("epoch", "lr", "train_loss", "train_prec1", "test_loss", "test_prec1",
 
 
 class Trainer:
-    """Train ``model`` as ``settings`` say; after each epoch, evaluate.
+    """Train ``model`` with ``settings``, and evaluate it after each epoch.
 
-    ``schedule`` gives the learning rate of an epoch, by default the paper's; ``temperature`` is
-    that of the training loss; ``kept`` are the settings that its checkpoints keep. What else takes
-    part is in ``callbacks`` (see `slimming.training.callbacks`); it may `replace` the network.
-    ``history`` has a record (RECORD) of each epoch, ``full_score`` what the network scored before
-    it was pruned, if it was.
+    ``schedule`` returns the learning rate of an epoch, by default that of the paper;
+    ``temperature`` is that of the training loss; ``kept`` are the settings to save in checkpoints.
+    The ``callbacks`` (see `slimming.training.callbacks`) may `replace` the network. ``history`` has
+    a record (RECORD) of each epoch, ``full_score`` the score of the network before it was pruned,
+    if it was.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.full_score: Score | None = None
         self.epoch, self.seconds, self.stopped = settings.start_epoch or 0, 0.0, False
-        self.resumed: dict[str, Any] = {}  # the checkpoint that is continued
+        self.resumed: dict[str, Any] = {}  # the checkpoint that is resumed
         self.replace(model, architecture)
 
     def replace(self, model: nn.Module, architecture: Architecture) -> None:
@@ -77,7 +77,7 @@ class Trainer:
         )
 
     def add(self, *callbacks: Any) -> None:
-        """Let ``callbacks`` take part. Those with a state go on from that of a resumed run."""
+        """Add ``callbacks``. Those with a state get that of the resumed run, if any."""
         for callback in callbacks:
             name = getattr(callback, "name", None)
             if name and self.resumed and hasattr(callback, "load_state_dict"):
@@ -85,15 +85,15 @@ class Trainer:
             self.callbacks.append(callback)
 
     def fit(self) -> None:
-        """Train to the last epoch. Diverged if a loss is not finite."""
+        """Train to the last epoch. Raises Diverged if a loss is not finite."""
         try:
             for epoch in range(self.epoch, self.settings.epochs):
                 started = time.perf_counter()
                 call(self.callbacks, "before_epoch", epoch)
                 if self.stopped:
                     break
-                learned, score = self.one_epoch(epoch)
-                self._note(epoch, learned, score)
+                train_score, score = self.one_epoch(epoch)
+                self._add_record(epoch, train_score, score)
                 self.seconds = time.perf_counter() - started
                 call(self.callbacks, "after_epoch", epoch)
         finally:
@@ -102,10 +102,10 @@ class Trainer:
     def one_epoch(self, epoch: int) -> tuple[Score, Score]:
         """Train one epoch and evaluate."""
         seed = epoch_generator(self.settings.seed, epoch, distributed.rank()).initial_seed()
-        torch.manual_seed(seed)  # dropout is a function of the epoch: a resumed run draws the same
+        torch.manual_seed(seed)  # dropout depends on the epoch, so that a resumed run repeats it
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(epoch)
-        learned = loop.train(
+        train_score = loop.train(
             self.trained,
             self.train_loader,
             self.optimizer,
@@ -115,30 +115,30 @@ class Trainer:
             self.settings.log_interval,
             self.temperature,
         )
-        distributed.share_buffers(self.model)
+        distributed.broadcast_buffers(self.model)
         score = loop.test(self.model, self.test_loader, self.precision)
-        return learned, loop.check_finite(score, epoch)
+        return train_score, loop.check_finite(score, epoch)
 
-    def _note(self, epoch: int, learned: Score, score: Score) -> None:
+    def _add_record(self, epoch: int, train_score: Score, score: Score) -> None:
         lr = self.optimizer.param_groups[0]["lr"]
-        values = (epoch, lr, *learned, *score, near_zero(self.model))
+        values = (epoch, lr, *train_score, *score, near_zero(self.model))
         self.history.append(dict(zip(RECORD, values, strict=True)))
 
     def save(self, last: Path, best: Path) -> None:
-        """Write the checkpoint of the last epoch and, if it is the best so far, of the best."""
+        """Write the checkpoint of the last epoch, and also as the best one if it is."""
         prec1 = self.history[-1]["test_prec1"]
         is_best = prec1 > self.best_prec1 or self.best_is_older or not best.exists()
         self.best_is_older, self.best_prec1 = False, max(self.best_prec1, prec1)
         if distributed.rank():
             return
         contents = self.to_contents()
-        if is_best:  # first: if the run dies between the two, the epoch is trained and saved again
+        if is_best:  # first: if the run is killed in between, it repeats and saves the epoch
             checkpoint.write(best, {**contents, "optimizer": None})
         states = {c.name: c.state_dict() for c in self.callbacks if hasattr(c, "state_dict")}
         checkpoint.write(last, {**contents, **states})
 
     def to_contents(self) -> dict[str, Any]:
-        """What a checkpoint holds of the run. `from_contents` reads it."""
+        """The contents of a checkpoint of the run. `from_contents` reads them."""
         return contents_of(
             self.model,
             self.architecture,
@@ -153,10 +153,10 @@ class Trainer:
         )
 
     def from_contents(self, path: str, contents: dict[str, Any]) -> None:
-        """Go on with the run that the checkpoint at ``path`` holds; the network has its weights.
-        UserError if its record is damaged or missing."""
+        """Resume the run of the checkpoint at ``path``, whose weights are already in the network.
+        UserError if its state is damaged or missing."""
         if not contents.get("epoch") and not contents.get("optimizer"):
-            raise UserError(f"{path} holds no run to continue, only weights: --refine trains them")
+            raise UserError(f"{path} has only weights, no run to resume: train them with --refine")
         try:
             self.epoch, self.best_prec1 = int(contents["epoch"]), float(contents["best_prec1"])
             self.best_is_older, self.resumed = False, contents
@@ -172,8 +172,8 @@ class Trainer:
                 self.precision.scaler.load_state_dict(contents["scaler"])
         except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise UserError(
-                f"{path} cannot be resumed: its record of the run is damaged or missing; --refine "
-                "starts from its weights"
+                f"{path} cannot be resumed, because the state of its run is damaged or missing: "
+                "use --refine to start from its weights"
             ) from error
         if not load_momentum(self.optimizer, contents.get("optimizer")):
-            print(f"note: {path} carries no momentum that fits: training goes on without")
+            print(f"note: {path} has no momentum that fits: training continues without it")

@@ -1,1 +1,1 @@
-"""What the scripts call, one file a command."""
+"""The workflows that the scripts run."""

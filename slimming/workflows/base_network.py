@@ -1,4 +1,4 @@
-"""The network that an experiment prunes: whether it can be, and where its weights come from."""
+"""The network that an experiment prunes: check that it can be pruned, and find its weights."""
 
 from pathlib import Path
 
@@ -18,13 +18,13 @@ from slimming.workflows.scoring import evaluate
 
 
 def check(settings: ExperimentSettings) -> None:
-    """UserError now, rather than after days of training, if the data is not there or the network
-    cannot be pruned by --pruning-method."""
+    """UserError, before any training, if the data is unavailable or the network cannot be pruned by
+    --pruning-method."""
     pruning = settings.pruning
     slices = not settings.execution.skip_pruning and pruning.pruning_method != "intra-kernel"
     if slices:
         need_library(constructor(settings.architecture(1).arch))
-    loader = _one_by_one(settings)
+    loader = _test_images(settings)
     network = settings.architecture(len(loader.classes))
     model = network.build().eval()
     check_names(model, pruning.ignore)
@@ -38,8 +38,8 @@ def check(settings: ExperimentSettings) -> None:
 
 
 def given(settings: ExperimentSettings) -> Path | None:
-    """The network that base training starts from or, with --skip-base-training, is replaced by;
-    None for fresh weights. UserError if it cannot be had."""
+    """The checkpoint that base training starts from, or that replaces it with --skip-base-training;
+    None for random weights. UserError if it is unavailable."""
     path = settings.execution.model_path
     if path:
         evaluate(settings, path)
@@ -48,11 +48,11 @@ def given(settings: ExperimentSettings) -> Path | None:
         return _pretrained(settings)
     if not settings.execution.skip_base_training:
         return None
-    return _newest(settings) or _pretrained(settings)
+    return _latest(settings) or _pretrained(settings)
 
 
-def _newest(settings: ExperimentSettings) -> Path | None:
-    """The base network that the last experiment with this network and data has kept, if any."""
+def _latest(settings: ExperimentSettings) -> Path | None:
+    """The base network that the latest experiment with this network and data saved, if any."""
     model, data = settings.network.model, settings.data.name
     pattern, depth = f"{model}_*_{data}_*/{model}_base.pth", settings.architecture(1).depth
     kept = (settings.network.output_dir / data).glob(pattern)
@@ -63,15 +63,15 @@ def _newest(settings: ExperimentSettings) -> Path | None:
 
 
 def _pretrained(settings: ExperimentSettings) -> Path:
-    """torchvision's weights as a checkpoint for this data."""
+    """Save torchvision's weights as a checkpoint for this data."""
     model = settings.network.model
     arch = settings.asked()["arch"]
     if arch in NETWORKS:
         raise UserError(
-            f"{arch} is not torchvision's, so no weights for it can be had: leave --weights "
-            "and --skip-base-training out, or name a network with --model-path"
+            f"pretrained weights of {arch} are unavailable, because it is not from torchvision: "
+            "omit --weights and --skip-base-training, or give a network with --model-path"
         )
-    loader = _one_by_one(settings)
+    loader = _test_images(settings)
     network = settings.architecture(len(loader.classes))
     try:
         pretrained = zoo.classifier(
@@ -82,8 +82,8 @@ def _pretrained(settings: ExperimentSettings) -> Path:
         )
     except (ValueError, TypeError) as error:
         raise UserError(
-            f"no pretrained {model} can be had ({error}): train one with --save-model and "
-            "without --skip-base-training, or name one with --model-path"
+            f"pretrained weights of {model} are unavailable ({error}): train it with --save-model "
+            "and without --skip-base-training, or give a network with --model-path"
         ) from error
     path = settings.network.output_dir / f"{model}_pretrained.pth"
     contents = architecture.contents_of(pretrained, network, 0, 0.0, classes=loader.classes)
@@ -91,8 +91,8 @@ def _pretrained(settings: ExperimentSettings) -> Path:
     return path
 
 
-def _one_by_one(settings: ExperimentSettings) -> Batches | Stream:
-    """The test images on the CPU: which classes there are."""
+def _test_images(settings: ExperimentSettings) -> Batches | Stream:
+    """The test images on the CPU, one per batch, for the classes of the data."""
     network = settings.architecture(num_classes=1)
     size, data = network.image_size, settings.data.source
     return loading.batches(network.dataset, "test", 1, torch.device("cpu"), size, data)

@@ -1,4 +1,4 @@
-"""What pruning cost and what it brought: both networks measured, compared, and written down."""
+"""Load a network to prune, compare it with the result, and write the result."""
 
 import os
 import shlex
@@ -28,18 +28,18 @@ from slimming.storage.architecture import Architecture
 from slimming.training import loop
 from slimming.workflows.settings import PruningRun
 
-LOST = 0.005  # a drop in top-1 that fine-tuning should win back
+NOTABLE_DROP = 0.005  # a larger drop in top-1 calls for fine-tuning
 
 
-# In a folder, the first of them that is there.
+# In a folder, the first pattern that matches a file.
 PRUNED = ("pruned.pth.tar", "*_pruned.pth.tar")
 TO_PRUNE = ("model_best.pth.tar", "*_best.pth.tar", *PRUNED)
 
 
 @dataclass
 class Dense:
-    """The network to prune, on the CPU, the file it is from and the one it goes to, and the test
-    images that judge the result."""
+    """The network to prune, on the CPU, its file, the target file, and the test images that the
+    result is evaluated on."""
 
     run: PruningRun
     path: Path
@@ -51,25 +51,25 @@ class Dense:
 
     @property
     def images(self) -> torch.Tensor:
-        """The real images that pruning is proved on, normalised, on the test data's device."""
+        """Normalised test images for the proof, on the device of the test data."""
         return self.test_loader.first(64)
 
 
 def load(run: PruningRun, arch: str | None, networks: dict = NETWORKS) -> Dense:
-    """The network that ``run`` prunes, and its test data. UserError if it is not of ``arch``, or
-    if what would be written replaces anything but an earlier result of pruning."""
+    """Load the network that ``run`` prunes, and its test data. UserError if it is not an ``arch``,
+    or if the result would overwrite a file that is not a result of pruning."""
     one_process("pruning")
     if not run.prune.model:
-        raise UserError("--model FILE is needed: the checkpoint of the network to prune")
+        raise UserError("--model FILE is required: the checkpoint of the network to prune")
     asked = run.network.asked(run.data)
     if arch and asked["arch"] not in (None, arch):
-        raise UserError(f"--arch {run.network.arch} is not for this script: it slims a {arch}")
+        raise UserError(f"--arch {run.network.arch} is not supported: this script prunes a {arch}")
     path = files.find(Path(run.prune.model), *TO_PRUNE)
     folder = Path(run.output.save or path.parent)
     asked["arch"] = arch or asked["arch"]
     target = folder / f"{run.output.filename or 'pruned'}.pth.tar"
     if target.exists() and not _replaceable(target, path):
-        raise UserError(f"{target} is there and would be lost: give another --save or --filename")
+        raise UserError(f"{target} would be overwritten: use another --save or --filename")
     model, network, contents = architecture.load(path, asked, networks)
     device = choose_device(run.data.device, run.data.no_cuda)
     loader = loading.batches(
@@ -80,14 +80,14 @@ def load(run: PruningRun, arch: str | None, networks: dict = NETWORKS) -> Dense:
 
 
 def one_process(work: str) -> None:
-    """UserError if torchrun started several processes."""
+    """UserError if torchrun started several processes; ``work`` is what does not support them."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError(f"{work} is work for one process: start it without torchrun")
+        raise UserError(f"{work} runs in a single process: start it without torchrun")
 
 
 def _replaceable(target: Path, model: Path) -> bool:
-    """Whether ``target`` is the result of an earlier pruning, which says how wide the network is,
-    and not what is to be pruned now."""
+    """Whether ``target`` is an earlier result of pruning, which has a cfg and is not trained, and
+    is not the network to prune now."""
     try:
         contents = checkpoint.read(target)
     except UserError:
@@ -103,11 +103,11 @@ def save_pruned(
     difference: float,
     masked: nn.Module | None = None,
 ) -> tuple[dict, dict]:
-    """Print the channels layer by layer and both networks side by side; write the result.
+    """Print the channels of each layer and a comparison of both networks; write the result.
 
-    ``difference``: what `proof.prove_equal` found. Writes the slim network, or the ``masked`` one
-    that it stands for, a summary in text and a picture. Returns the records of the `Figures` before
-    and after, each with the "seconds" that the test images took.
+    ``difference``: the result of `proof.prove_equal`. Writes the slim network, or the ``masked``
+    one that is equal to it, a text summary and a picture. Returns the records of the `Figures`
+    before and after, each with the "seconds" of its evaluation.
     """
     print_choice(choice)
     print(f"\nslim equals masked: largest difference of the logits {difference:.1e} (relative)\n")
@@ -117,13 +117,13 @@ def save_pruned(
     before, after = measure(models, images, (len(images),), scores)
     print(before_after_text(before, after))
     if masked:
-        print("after: the slim network that the mask stands for; the file keeps the full shape")
+        print("after: the equivalent slim network; the file contains the masked one in full shape")
 
     kept = slicing.cfg_of(dense.model, choice.keep)
     network = dense.network if masked else replace(dense.network, cfg=kept)
-    full = dense.contents.get("before_pruning") or scores[0]._asdict()  # of the first pass
+    full = dense.contents.get("before_pruning") or scores[0]._asdict()  # before the first pruning
     more = {"before_pruning": full, "classes": dense.test_loader.classes}
-    more["cfg"] = network.cfg or kept  # beside the weights of a full network: what a mask keeps
+    more["cfg"] = network.cfg or kept  # in a masked file: the channels that the mask keeps
     contents = architecture.contents_of(masked or slim, network, 0, scores[1].prec1, **more)
     text = (
         f"Configuration:\n{kept}\nNumber of parameters:\n{after.parameters}\n"
@@ -153,21 +153,21 @@ def _timed_test(model: nn.Module, loader: Batches | Stream) -> tuple[loop.Score,
 
 
 def print_choice(choice: Choice) -> None:
-    """The threshold and the channels of each layer, with a warning for each that was rescued."""
+    """Print the threshold and the channels of each layer, and warnings."""
     before, after = choice.channels
     print(f"threshold {choice.threshold:.6g}: {choice.ratio:.0%} of {before} channels")
     print(tables.layers_text(choice))
     for name in choice.rescued:
         print(
-            f"warning: {name} would have lost every channel; it keeps the one with the largest "
-            "scaling factor"
+            f"warning: {name} would lose every channel; it keeps the one with the largest scaling "
+            "factor"
         )
     for line in tables.rounding_warnings(choice):
         print(f"warning: {line}")
     if 1 - after / before > choice.ratio + 0.01:
         print(
-            f"warning: {1 - after / before:.0%} were pruned, because many scaling factors equal "
-            "the threshold; was the network trained with -sr?"
+            f"warning: {1 - after / before:.0%} of the channels were pruned, because many scaling "
+            "factors equal the threshold; train the network with -sr before pruning"
         )
 
 
@@ -178,9 +178,9 @@ def against_full(
     before: loop.Score,
     loader: Batches | Stream,
 ) -> str:
-    """A fine-tuned slim network beside the full one, which scored ``before`` when it was pruned.
+    """Compare a fine-tuned slim network with the full one, which scored ``before`` at pruning.
 
-    A masked network is measured as the slim one that it stands for.
+    A masked network is measured as the equivalent slim one.
     """
     full = replace(network, cfg=None).build().to(loader.device)
     if not network.cfg and is_wired(model):
@@ -190,8 +190,8 @@ def against_full(
 
 
 def print_next_step(dense: Dense, before: float, after: float, script: str) -> None:
-    """Where accuracy was lost, say how to win it back."""
-    if after > before - LOST:
+    """If accuracy dropped, print the command for fine-tuning."""
+    if after > before - NOTABLE_DROP:
         return
     data, filename = dense.run.data, dense.run.output.filename
     words = ["python", script, "--refine", dense.target, "--epochs", 160]
@@ -200,5 +200,5 @@ def print_next_step(dense: Dense, before: float, after: float, script: str) -> N
     words += ["--no-cuda"] if data.no_cuda else []
     refined = f"{filename}_refined" if filename else "refined"
     words += ["--save", dense.target.with_name(refined)]
-    print(f"top-1 fell from {before:.2%} to {after:.2%}: fine-tune the network next")
+    print(f"top-1 dropped from {before:.2%} to {after:.2%}: fine-tune the network with")
     print("  " + shlex.join(map(str, words)))

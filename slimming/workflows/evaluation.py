@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and how it does: what eval.py answers."""
+"""Describe and evaluate a checkpoint, for eval.py."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,8 +24,8 @@ from slimming.workflows.evaluation_settings import EvaluationRun
 
 @dataclass(frozen=True)
 class Subject:
-    """A checkpoint and the networks of it: the one in the file, the slim one that it stands for,
-    and the dense one that it was."""
+    """A checkpoint and its networks: the one in the file, the equivalent slim one, and the original
+    dense one."""
 
     run: EvaluationRun
     path: Path
@@ -36,32 +36,32 @@ class Subject:
     dense: nn.Module
     device: torch.device
     pruned: bool
-    layers: dict[str, list[int]]  # the channels that each puts out: of the slim, of the dense
+    layers: dict[str, list[int]]  # output channels in the slim and in the dense network
 
 
 def load(run: EvaluationRun) -> Subject:
-    """The network that ``run`` is about. UserError where its settings contradict the file."""
+    """Load the checkpoint of ``run``. UserError if its settings contradict the file."""
     path = run.subject.path
     contents = checkpoint.read(path)
     run = replace(run, data=run.data.resolved(contents.get("dataset")))
     asked = run.subject.asked(run.data, num_classes=run.subject.num_classes)
     if asked["arch"] == "resnet" and str(contents.get("arch")).startswith("resnet"):
-        asked["arch"] = contents["arch"]  # the original says --model resnet to its ResNet-56
+        asked["arch"] = contents["arch"]  # in the original, --model resnet is ResNet-56
     model, network = architecture.rebuild(path, contents, asked)
     slim, dense = without_masked_channels(model, network), replace(network, cfg=None).build()
     left = channels(slim)
     layers = {name: [left[name], count] for name, count in channels(dense).items()}
     pruned = is_pruned(slim, layers)
     if run.subject.pruned not in (None, pruned):
-        held, asked_for = "pruned" if pruned else "dense", run.subject.pruned
-        raise UserError(f"{path} holds a {held} network, but --pruned {asked_for} was given")
+        actual, requested = "pruned" if pruned else "dense", run.subject.pruned
+        raise UserError(f"{path} contains a {actual} network, but --pruned {requested} was given")
     device = choose_device(run.data.device, run.data.no_cuda)
     model, slim, dense = (m.to(device).eval() for m in (model, slim, dense))
     return Subject(run, path, contents, network, model, slim, dense, device, pruned, layers)
 
 
 def without_masked_channels(model: nn.Module, network: Architecture) -> nn.Module:
-    """The slim network that a masked one (of mask-impl) stands for; any other as it is."""
+    """The slim network that is equivalent to a masked one of mask-impl; any other unchanged."""
     alive = alive_channels(model)
     if network.cfg or not is_wired(model) or all(m.all() for m in alive.values()):
         return model
@@ -69,21 +69,20 @@ def without_masked_channels(model: nn.Module, network: Architecture) -> nn.Modul
 
 
 def channels(model: nn.Module) -> dict[str, int]:
-    """The channels that each layer puts out; of a BN those that its selection passes on."""
+    """The output channels of each layer; for a BN, those that its channel selection keeps."""
     present = {name: int(mask.sum()) for name, mask in present_channels(model).items()}
     return {name: shape[-1] for name, shape in widths(model).items()} | present
 
 
 def is_pruned(slim: nn.Module, layers: dict[str, list[int]]) -> bool:
-    """Whether channels are gone, or many weights are exactly zero."""
+    """Whether channels are missing, or many weights are exactly zero."""
     whole, zeros = profiling.count_parameters(slim), sum(profiling.count_zeros(slim).values())
     sparse = whole - zeros < (1 - kernels.SPARSE) * whole
     return sparse or any(left != full for left, full in layers.values())
 
 
 def evaluate(subject: Subject) -> dict:
-    """What the settings ask for: accuracies as fractions of 1, latencies in ms, FLOPs of an
-    image."""
+    """The requested figures: accuracies as fractions, latencies in ms, FLOPs per image."""
     settings = subject.run.answers
     answer = describe(subject) if settings.everything else {}
     if settings.everything or settings.test_acc:
@@ -96,7 +95,7 @@ def evaluate(subject: Subject) -> dict:
 
 
 def describe(subject: Subject) -> dict:
-    """Which network it is, and what its file records: None for what it does not."""
+    """The network, and what its file records, None if missing."""
     path, contents = subject.path, subject.contents
     known = {"checkpoint": str(path), "file_bytes": path.stat().st_size}
     known |= {"network": str(subject.network), **asdict(subject.network)}
@@ -109,7 +108,7 @@ def describe(subject: Subject) -> dict:
 
 
 def compare_sizes(subject: Subject) -> dict:
-    """What is asked for of the sizes and latencies of the slim network and of the dense one."""
+    """The requested sizes and latencies of the slim network and the dense one."""
     settings, pixels = subject.run.answers, subject.network.image_size
     batches = BATCHES if settings.everything else ()
     images = torch.zeros(max(batches, default=1), 3, pixels, pixels, device=subject.device)
@@ -126,20 +125,20 @@ def compare_sizes(subject: Subject) -> dict:
 
 
 def score(subject: Subject, part: str) -> dict[str, float]:
-    """Top-1 and loss on a part of the data set, not augmented. UserError if it is unavailable."""
+    """Top-1 and loss on a split of the dataset, not augmented. UserError if it is unavailable."""
     settings, network, device = subject.run.data, subject.network, subject.device
     batch = settings.test_batch_size
     folder = settings.folder(network.dataset)
     archive = datasets.ON_DISK.get(network.dataset)
     if archive and not settings.download and not (folder / archive).is_dir():
         raise UserError(
-            f"{network.dataset} is not in {folder}: add --download, say with --data where it is, "
-            "or ask for --flops or --compression alone"
+            f"{network.dataset} is not in {folder}: add --download, set --data to its folder, or "
+            "use only --flops or --compression, which need no data"
         )
     loader = loading.batches(network.dataset, part, batch, device, network.image_size, settings)
     loader.augment = False
-    if isinstance(loader, Stream):  # which would still crop at random
-        samples, classes = loader.pictures.samples, loader.classes
+    if isinstance(loader, Stream):  # it would still use random crops
+        samples, classes = loader.dataset.samples, loader.classes
         size, workers = network.image_size, settings.workers
         loader = Stream(samples, classes, size, device, workers, batch, augment=False)
     asked = None if subject.contents.get("classes") else subject.run.subject.num_classes

@@ -1,4 +1,4 @@
-"""An experiment of run.py: its settings, its folder, and what its stages find."""
+"""An experiment of run.py: its settings, its folder, and the results of its stages."""
 
 import contextlib
 import json
@@ -16,14 +16,13 @@ from slimming.storage import files
 from slimming.workflows.experiment_settings import ExperimentSettings
 from slimming.workflows.record import Record
 
-PASSING = {"resume", "save_model", "eval_only", "command"}  # another run may have others
-PASSING |= {"workers", "threads", "device", "no_cuda"}  # of the machine
+PASSING = {"resume", "save_model", "eval_only", "command"}  # may differ when resuming
+PASSING |= {"workers", "threads", "device", "no_cuda"}  # depend on the machine
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment under way: several stages that write into ``folder``, each into ``record``
-    what it found."""
+    """A running experiment: its stages write files to ``folder`` and results to ``record``."""
 
     settings: ExperimentSettings
     folder: Path
@@ -35,14 +34,14 @@ class Experiment:
         return config_of(self.settings)
 
     def network_file(self, suffix: str) -> Path:
-        """The network that the stage of this ``suffix`` leaves: base, pruned or rebuilt."""
+        """The file of the network from the stage ``suffix``: base, pruned or rebuilt."""
         return self.folder / f"{self.settings.network.model}_{suffix}.pth"
 
 
 @contextlib.contextmanager
 def begin_experiment(settings: ExperimentSettings) -> Iterator[Experiment]:
-    """A new experiment or, with --resume, the one that was stopped. What is printed goes into its
-    log.txt too; Ctrl-C says how to go on."""
+    """Start a new experiment or, with --resume, continue an unfinished one. Printed output is also
+    written to log.txt; Ctrl-C prints the command that continues it."""
     folder = _choose_folder(settings)
     files.write_bytes(folder / "config.json", json.dumps(config_of(settings), indent=1).encode())
     method = {}
@@ -54,7 +53,7 @@ def begin_experiment(settings: ExperimentSettings) -> Iterator[Experiment]:
 
 
 def config_of(settings: ExperimentSettings) -> dict[str, Any]:
-    """Every setting of the experiment by name, and the command that repeats it."""
+    """All settings of the experiment by name, and the command that repeats it."""
     values = flat(settings) | {
         "importance": settings.pruning.importance_or_default,
         "ignore": list(settings.pruning.ignore),
@@ -67,7 +66,7 @@ def config_of(settings: ExperimentSettings) -> dict[str, Any]:
 
 
 def same_settings(config: Path, settings: ExperimentSettings) -> bool:
-    """Whether the experiment of this file has these ``settings``."""
+    """Whether the experiment of the file ``config`` has these ``settings``."""
     try:
         recorded = json.loads(config.read_text())
     except (OSError, ValueError):
@@ -77,8 +76,8 @@ def same_settings(config: Path, settings: ExperimentSettings) -> bool:
 
 
 def _choose_folder(settings: ExperimentSettings) -> Path:
-    """<output-dir>/<dataset>/<model>_<method>_<dataset>_<time>; with --resume that of the newest
-    unfinished experiment of the same settings, if there is one."""
+    """<output-dir>/<dataset>/<model>_<method>_<dataset>_<time>; with --resume, the folder of the
+    latest unfinished experiment with the same settings, if there is one."""
     network, data = settings.network, settings.data.name
     parent = network.output_dir / data
     stem = f"{network.model}_{settings.pruning.pruning_method}_{data}"
@@ -86,9 +85,9 @@ def _choose_folder(settings: ExperimentSettings) -> Path:
         for config in sorted(parent.glob(f"{stem}_*/config.json"), reverse=True):
             unfinished = not (config.parent / "report.html").exists()
             if unfinished and same_settings(config, settings):
-                print(f"going on in {config.parent}")
+                print(f"resuming {config.parent}")
                 return config.parent
-        print("note: no unfinished experiment of these settings is there: a new one begins")
+        print("note: there is no unfinished experiment with these settings: starting a new one")
     name, number = f"{stem}_{datetime.now():%Y%m%d_%H%M%S}", 1
     folder = parent / name
     while folder.exists():
@@ -100,7 +99,7 @@ def _choose_folder(settings: ExperimentSettings) -> Path:
 
 @contextlib.contextmanager
 def _interruption(folder: Path) -> Iterator[None]:
-    """Ctrl-C says how to go on."""
+    """Ctrl-C prints the command that continues the experiment."""
     try:
         yield
     except (Interrupted, KeyboardInterrupt):
@@ -111,13 +110,13 @@ def _interruption(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    """What is printed goes into the file too."""
+    """Printed output is also written to the file."""
     with open(path, "a") as file, contextlib.redirect_stdout(_Tee(sys.stdout, file)):
         yield
 
 
 class _Tee:
-    """Two streams as one; what they are asked beyond writing, the first answers."""
+    """Write to two streams; all other attributes are those of the first."""
 
     def __init__(self, screen: TextIO, file: TextIO):
         self.screen, self.file = screen, file

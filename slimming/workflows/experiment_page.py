@@ -1,4 +1,4 @@
-"""The last stage of an experiment: what all stages found, side by side on one page."""
+"""The last stage of an experiment: a report that compares all stages."""
 
 from pathlib import Path
 
@@ -12,15 +12,15 @@ from slimming.workflows.experiment import Experiment
 from slimming.workflows.scoring import batches
 
 CAPTIONS = {
-    "curves-base": "Base training, epoch by epoch",
-    "curves-fine-tuned": "Fine-tuning, epoch by epoch",
-    "weights": "The weights of all convolutions, before and after",
-    "layers": "Each layer, before and after",
+    "curves-base": "Base training, by epoch",
+    "curves-fine-tuned": "Fine-tuning, by epoch",
+    "weights": "Weights of all convolutions, before and after",
+    "layers": "Layers, before and after",
 }
 
 
 def write(experiment: Experiment) -> None:
-    """Latency of all stages side by side, pictures, report.html; drop what --save-model keeps."""
+    """Measure latency, write pictures and report.html; delete what only --save-model keeps."""
     folder, record, models = experiment.folder, experiment.record, {}
     pictures: dict[str, bytes | None] = {}
     for stage in record.facts["stages"]:
@@ -45,10 +45,10 @@ def write(experiment: Experiment) -> None:
 def _measure_latency(
     experiment: Experiment, models: list[nn.Module], network: Architecture
 ) -> None:
-    """Latency at batch 1 and 64 of all stages, in turns."""
+    """Measure the latency of all stages at batch sizes 1 and 64, in turns."""
     record = experiment.record
     images = batches(experiment.settings, network, "test").first(64)
-    images = images.repeat(-(-64 // len(images)), 1, 1, 1)[:64]  # of a smaller data set some twice
+    images = images.repeat(-(-64 // len(images)), 1, 1, 1)[:64]  # small datasets repeat images
     models = [model.to(images.device) for model in models]
     latencies = latency_by_batch(models, images)
     for stage, latency in zip(record.facts["stages"], latencies, strict=True):
@@ -61,4 +61,4 @@ def _drop_others(folder: Path, last: Path) -> None:
     for path in (*folder.glob("*/*.pth.tar"), *folder.glob("*.pth")):
         if path != last:
             path.unlink()
-    print(f"of the networks {last.name} alone is kept: --save-model keeps all")
+    print(f"kept only the network {last.name}: --save-model keeps all")

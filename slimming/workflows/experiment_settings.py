@@ -1,4 +1,4 @@
-"""The settings of an experiment: all that run.py can be told."""
+"""Settings of run.py."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +14,12 @@ from slimming.settings import (
     build,
     count,
     count_from_zero,
+    fraction,
     not_negative,
     number,
     part,
     seed,
     setting,
-    share,
 )
 from slimming.storage import files
 from slimming.storage.architecture import Architecture
@@ -27,18 +27,18 @@ from slimming.workflows.methods import METHODS
 from slimming.workflows.settings import NetworkSettings, architecture_name
 
 _DEPTHS = ", ".join(f"{arch} {depth}" for arch, depth in PAPER_DEPTH.items())
-UNTRACKED = tuple(name for name in MEASURES if name != "biased_loss_tracked")  # that takes training
+UNTRACKED = tuple(name for name in MEASURES if name != "biased_loss_tracked")  # needs training
 epochs_or_none = number(int, 0, 10**6)
 
 
 def _worker_count(text: str) -> int:
-    """0, which means no workers elsewhere, is 1."""
+    """An integer; 0, which means no workers in other programs, becomes 1."""
     return max(1, count_from_zero(text))
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The network, and where results go."""
+    """The network, and the folder of the results."""
 
     title: ClassVar[str] = "network and results"
     model: str = setting(
@@ -53,64 +53,71 @@ class ModelSettings:
     )
     weights: str | None = setting(
         None,
-        "start from torchvision's weights of this name instead of fresh ones: DEFAULT",
+        "start from these weights of torchvision instead of random ones, such as DEFAULT",
         metavar="NAME",
     )
     output_dir: Path = setting(
-        Path("experiments"), "where experiments go", metavar="DIR", parse=Path
+        Path("experiments"), "folder of all experiments", metavar="DIR", parse=Path
     )
 
     def __post_init__(self) -> None:
         if self.depth and NetworkSettings(arch=self.model).spelled_preact:
-            raise UserError(f"--model {self.model} says its depth: leave --depth out")
+            raise UserError(f"--model {self.model} implies its depth: omit --depth")
 
 
 @dataclass(frozen=True)
 class BaseTrainingSettings:
-    """How the base network is trained; fine-tuning has epochs and a learning rate of its own."""
+    """How the base network is trained; fine-tuning has its own epochs and learning rate."""
 
     title: ClassVar[str] = "base training"
-    base_train_epochs: int = setting(100, "epochs", metavar="N", parse=count)
-    learning_rate: float = setting(0.05, "/ 10 at 1/2 and at 3/4", metavar="R", parse=not_negative)
-    batch_size: int = setting(128, "images a step", metavar="N", parse=count)
+    base_train_epochs: int = setting(100, "number of epochs", metavar="N", parse=count)
+    learning_rate: float = setting(
+        0.05,
+        "learning rate, divided by 10 after 1/2 and 3/4 of the epochs",
+        metavar="R",
+        parse=not_negative,
+    )
+    batch_size: int = setting(128, "batch size", metavar="N", parse=count)
     weight_decay: float = setting(5e-4, "weight decay", metavar="W", parse=not_negative)
     patience: int = setting(
         0,
-        "end a training whose top-1 has not risen for N epochs; 0: never",
+        "stop training when top-1 has not improved for N epochs; 0: never",
         metavar="N",
         parse=epochs_or_none,
     )
     s: float = setting(
         1e-4,
-        "L1 penalty on the scaling factors, with --pruning-method slimming",
+        "strength of the L1 penalty on the scaling factors, for --pruning-method slimming",
         *("--s", "--sparsity"),
         metavar="S",
         parse=not_negative,
     )
-    seed: int = setting(1, "seed of everything", metavar="N", parse=seed)
+    seed: int = setting(1, "random seed", metavar="N", parse=seed)
 
 
 @dataclass(frozen=True)
 class PruningSettings:
-    """What goes, how much of it, and how it is chosen."""
+    """What is pruned, how much of it, and how it is chosen."""
 
     title: ClassVar[str] = "pruning"
     pruning_method: str = setting(
         "channel",
-        "channel: whole filters; kernel: k x k kernels; intra-kernel: patterns of weights in "
-        "kernels; slimming: channels by scaling factor",
+        "channel: remove whole filters; kernel: zero k x k kernels; intra-kernel: zero weights "
+        "inside kernels, in patterns; slimming: remove channels by scaling factor",
         choices=tuple(METHODS),
     )
-    pruning_ratio: float = setting(0.5, "share to remove, 0 <= P < 1", metavar="P", parse=share)
+    pruning_ratio: float = setting(
+        0.5, "fraction to prune, 0 <= P < 1", metavar="P", parse=fraction
+    )
     global_pruning: bool = setting(
         False,
-        "one ranking over the whole network; else each layer loses the same share",
+        "rank over the whole network; by default each layer loses the same fraction",
         kind="switch",
     )
     importance: str | None = setting(
         None,
-        f"of --pruning-method channel: {', '.join(UNTRACKED)} (default: l1; lamp with "
-        "--global-pruning, whose ranking needs scores that compare over layers)",
+        f"measure for --pruning-method channel: {', '.join(UNTRACKED)} (default: l1, or lamp with "
+        "--global-pruning, which needs scores that are comparable between layers)",
         metavar="M",
         choices=UNTRACKED,
     )
@@ -119,25 +126,25 @@ class PruningSettings:
     )
     ignore: Sequence[str] = setting(
         (),
-        "leave this layer, or the layers inside this module, alone; can be repeated",
+        "do not prune this layer, or the layers inside this module; can be repeated",
         metavar="LAYER",
         kind="list",
     )
 
     def __post_init__(self) -> None:
         if self.importance and self.pruning_method != "channel":
-            raise UserError("--importance is of --pruning-method channel: leave one of them out")
+            raise UserError("--importance needs --pruning-method channel: omit one of them")
         if self.round_to > 1 and self.masks:
-            raise UserError("--round-to is of --pruning-method channel and slimming: leave it out")
+            raise UserError("--round-to needs --pruning-method channel or slimming: omit it")
 
     @property
     def masks(self) -> bool:
-        """Whether weights become zero inside filters that stay."""
+        """Whether weights are set to zero inside filters that are kept."""
         return "kernel" in self.pruning_method
 
     @property
     def importance_or_default(self) -> str:
-        """``importance``; without it a measure that suits the ranking."""
+        """``importance``, or by default a measure that suits the ranking."""
         return self.importance or ("lamp" if self.global_pruning else "l1")
 
     @property
@@ -152,48 +159,58 @@ class FineTuningSettings:
     """How the pruned network is fine-tuned."""
 
     title: ClassVar[str] = "fine-tuning"
-    finetune_epochs: int = setting(20, "epochs; 0: none", metavar="N", parse=epochs_or_none)
-    finetune_lr: float = setting(0.01, "/ 10 at 1/2 and at 3/4", metavar="R", parse=not_negative)
+    finetune_epochs: int = setting(
+        20, "number of epochs; 0: no fine-tuning", metavar="N", parse=epochs_or_none
+    )
+    finetune_lr: float = setting(
+        0.01,
+        "learning rate, divided by 10 after 1/2 and 3/4 of the epochs",
+        metavar="R",
+        parse=not_negative,
+    )
 
 
 @dataclass(frozen=True)
 class ExecutionSettings:
-    """Which stages run, and what they leave."""
+    """Which stages run, and which files they keep."""
 
     title: ClassVar[str] = "execution"
     no_fp16: bool = setting(
-        False, "train in fp32 (else mixed precision: bf16, fp16 on old GPUs)", kind="switch"
+        False,
+        "train in fp32 instead of mixed precision (bf16, or fp16 on older GPUs)",
+        kind="switch",
     )
     resume: bool = setting(
-        False, "go on with the newest unfinished experiment of these settings", kind="switch"
+        False, "continue the latest unfinished experiment with these settings", kind="switch"
     )
     skip_base_training: bool = setting(
         False,
-        "start from --model-path, --weights, or the newest base model in --output-dir",
+        "start from --model-path, --weights, or the latest base model in --output-dir",
         kind="switch",
     )
-    skip_pruning: bool = setting(False, "train and report the base model alone", kind="switch")
+    skip_pruning: bool = setting(False, "only train and report the base model", kind="switch")
     eval_only: bool = setting(False, "only evaluate --model-path", kind="switch")
     save_model: bool = setting(
         False, "keep the base model and the last epoch of each training", kind="switch"
     )
-    model_path: Path | None = setting(None, "saved network to load", metavar="FILE", parse=Path)
+    model_path: Path | None = setting(None, "checkpoint to load", metavar="FILE", parse=Path)
 
     def __post_init__(self) -> None:
         if self.eval_only and not self.model_path:
-            raise UserError("--eval-only needs --model-path FILE, the network to evaluate")
+            raise UserError("--eval-only needs the network to evaluate: add --model-path FILE")
         if self.model_path and not (self.eval_only or self.skip_base_training):
-            raise UserError("--model-path goes with --skip-base-training or with --eval-only")
+            raise UserError("--model-path needs --skip-base-training or --eval-only: add one")
 
 
 @dataclass(frozen=True)
 class ExperimentDataSettings(DataSettings):
-    """The data of an experiment: ImageNet too, a folder of larger images."""
+    """The data of an experiment, including ImageNet, a folder of larger images."""
 
     dataset: str | None = dataset_field(", else cifar10", (*NAMES, "imagenet"))
     workers: int = setting(
         DataSettings.workers,
-        "threads or processes that decode image files; 0 is 1",
+        "number of threads or processes that decode image files; 0 means 1 (default: number of "
+        "CPU cores)",
         *("--workers", "--num-workers"),
         metavar="N",
         parse=_worker_count,
@@ -201,12 +218,12 @@ class ExperimentDataSettings(DataSettings):
 
     @property
     def name(self) -> str:
-        """What the data set is called: it stands in the names of folders."""
+        """The name of the dataset, as in the names of folders."""
         return self.dataset or "cifar10"
 
     @property
     def source(self) -> DataSettings:
-        """What is read; ``dataset`` is None where a checkpoint may say which."""
+        """The data to load; ``dataset`` is None if the checkpoint may give it."""
         if self.dataset != "imagenet":
             return self
         folder, pixels = self.data or "./data.imagenet", self.image_size or 224
@@ -225,12 +242,12 @@ class ExperimentSettings:
     data: ExperimentDataSettings = part(ExperimentDataSettings)
 
     def asked(self) -> dict[str, Any]:
-        """The network that is asked for, see `slimming.workflows.settings.NetworkSettings`."""
+        """The requested network, see `slimming.workflows.settings.NetworkSettings`."""
         network = NetworkSettings(arch=self.network.model, depth=self.network.depth)
         return network.asked(self.data.source)
 
     def architecture(self, num_classes: int) -> Architecture:
-        """The network where no checkpoint says more of it."""
+        """The network, if there is no checkpoint that describes it."""
         asked = self.asked()
         arch, dataset = asked["arch"], asked["dataset"] or self.data.name
         depth = asked["depth"] or PAPER_DEPTH.get(arch)
@@ -239,8 +256,8 @@ class ExperimentSettings:
 
 
 def read_settings(typed: Mapping[str, Any]) -> ExperimentSettings:
-    """The experiment that was ``typed`` (see `slimming.cli.flags.parse`); of a folder as
-    --model-path the network in it. UserError where it contradicts itself."""
+    """The settings from the ``typed`` flags (see `slimming.cli.flags.parse`). If --model-path is a
+    folder, it becomes the network in it. UserError if flags contradict each other."""
     settings = build(ExperimentSettings, typed)
     path = settings.execution.model_path
     if path is None:

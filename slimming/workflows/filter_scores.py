@@ -1,4 +1,4 @@
-"""The importance of the filters of a network that trains, for the round that is next."""
+"""The importance of filters during training, for the next round of pruning."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ from slimming.workflows.flow_settings import FlowRun
 
 
 class FilterScores:
-    """Scores by the measure of ``run``: of images when it is time, or averaged by a ``tracker``
-    through the epoch before.
+    """Scores by the measure of ``run``: computed on images at the start of a round, or averaged by
+    a ``tracker`` over the epoch before it.
 
-    ``initial`` are the values that --use_init measures the distance from.
+    ``initial`` are the initial values for --use_init.
     """
 
     def __init__(self, run: FlowRun, trainer: Trainer):
@@ -30,13 +30,13 @@ class FilterScores:
             self.initial = {name: p.detach().clone() for name, p in named}
 
     def of_filters(self, epoch: int) -> Scores:
-        """The importance of each filter at the beginning of an epoch, the same in every process."""
+        """The importance of each filter at the start of an epoch, the same in every process."""
         scores = self.tracker.scores() if self.tracker else self._measure(epoch)
         device = self.trainer.device
-        return {name: distributed.of_the_first(score, device) for name, score in scores.items()}
+        return {n: distributed.broadcast_from_first(score, device) for n, score in scores.items()}
 
     def track(self, epoch: int) -> None:
-        """Average importance through this epoch if the next one is a round that needs it."""
+        """Average importance over this epoch if the next one starts with a round that needs it."""
         self.tracker = None
         if self.run.tracks and epoch + 1 in self.run.rounds.epochs:
             self.tracker = Tracker(
@@ -49,7 +49,7 @@ class FilterScores:
             )
 
     def follow(self, slimmed: Slimmed) -> None:
-        """Keep of the initial values of the trainer's network what is kept of its channels."""
+        """Slice the initial values to the channels that the trainer's network keeps."""
         if self.initial:
             model = self.trainer.model
             self.initial = slicing.slice_tensors(model, self.initial, slimmed.kept)
@@ -62,7 +62,7 @@ class FilterScores:
         self.initial = state["initial"]
         if state["tracked"]:
             self.track(self.trainer.epoch - 1)
-            if self.tracker:  # else no longer asked for
+            if self.tracker:  # not if the flags disable it now
                 self.tracker.load_state_dict(state["tracked"])
 
     def _measure(self, epoch: int) -> Scores:
@@ -76,6 +76,6 @@ class FilterScores:
         return MEASURES[self.measure](evidence)
 
     def _options(self) -> dict[str, Any]:
-        """Those of `Evidence`."""
+        """The options of `Evidence`."""
         bias = {"use_l2": self.run.importance.use_l2, "use_init": self.run.importance.use_init}
         return {"temperature": self.run.temperature, "initial": self.initial, **bias}

@@ -1,4 +1,4 @@
-"""The pruning methods of run.py, by name: each makes a `Pruned` network of a `Task`."""
+"""The pruning methods of run.py, by name: each turns a `Task` into a `Pruned` network."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -16,17 +16,17 @@ from slimming.pruning.coupling import inside
 from slimming.pruning.groups import groups
 from slimming.pruning.scaling import Masks
 
-SAMPLES = 2560  # training images that measures with gradients look at
+SAMPLES = 2560  # training images for measures with gradients
 
 
 @dataclass(frozen=True)
 class Task:
     """A dense network on the CPU, and how to prune it.
 
-    The share ``ratio`` (0 to below 1) goes, of each layer alone if ``local``, else by one ranking
-    over the network; ``measure`` names that of `slimming.pruning.importance` which ranks channels.
-    ``images`` (N, 3, H, W) are those of the test data that the result is proved on, where the work
-    is done; ``training`` loads the training batches, for a measure that needs them.
+    The fraction ``ratio`` (0 <= ratio < 1) is pruned: of each layer if ``local``, else in one
+    ranking over the network. ``measure`` is a name in `slimming.pruning.importance`. ``images``
+    (N, 3, H, W) are test images for the proof, on the device to use; ``training`` loads the
+    training batches, for measures that need them.
     """
 
     model: nn.Module
@@ -42,8 +42,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Pruned:
-    """A pruned network, what was chosen (None if it keeps its shape), and the largest relative
-    difference of its logits from those of the dense network by mask (None if it is that one)."""
+    """A pruned network, the choice of channels, and the largest relative difference between its
+    logits and those of the masked dense network; both None if the network keeps its shape."""
 
     model: nn.Module
     choice: Choice | None = None
@@ -72,7 +72,7 @@ def channels(task: Task) -> Pruned:
 
 
 def whole_kernels(task: Task) -> Pruned:
-    """Mask kernels; remove the channels that no filter reads any more."""
+    """Zero kernels; remove the channels that no filter reads any more."""
     model, image = copy.deepcopy(task.model), task.images[:1]
     masks = kernels.kernel_masks(model, task.ratio, task.local)
     inner = {m.layer for group in groups(model, image) for m in group.members}
@@ -85,7 +85,7 @@ def whole_kernels(task: Task) -> Pruned:
 
 
 def patterns(task: Task) -> Pruned:
-    """Mask the weights outside of each kernel's pattern; the network keeps its shape."""
+    """Zero the weights outside the pattern of each kernel; the network keeps its shape."""
     model = copy.deepcopy(task.model)
     masks = kernels.pattern_masks(model, task.ratio, task.local)
     kernels.zero_weights(model, _without(masks, task.ignore))

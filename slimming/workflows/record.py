@@ -1,4 +1,4 @@
-"""What the stages of an experiment found."""
+"""The results of the stages of an experiment."""
 
 import json
 import time
@@ -21,8 +21,7 @@ WEIGHTS = "weights that are not zero"
 
 
 class Record:
-    """What the stages found, kept in metrics.json: ``facts``, beginning with those that are
-    given."""
+    """The results of the stages, ``facts``, saved to metrics.json; initially the given ones."""
 
     def __init__(self, path: Path, **facts: Any):
         self.path = path
@@ -31,11 +30,11 @@ class Record:
             self.facts = json.loads(path.read_text())
 
     def done(self, name: str) -> bool:
-        """Whether the stage called ``name`` has ended."""
+        """Whether the stage ``name`` is finished."""
         return any(stage["name"] == name for stage in self.facts["stages"])
 
     def stage(self, name: str) -> dict[str, Any]:
-        """What the stage called ``name`` found."""
+        """The results of the stage ``name``."""
         return next(stage for stage in self.facts["stages"] if stage["name"] == name)
 
     def add(
@@ -47,7 +46,7 @@ class Record:
         history: Sequence[dict[str, Any]] = (),
         **more: Any,
     ) -> None:
-        """A stage that ended with the network in ``path``; ``history``: its epochs."""
+        """Add a finished stage, with its network in ``path``; ``history``: its epochs."""
         model, network, _ = architecture.load(path)
         figures = figures_of(model, network, score)
         stage = {"name": name, **figures.record(), "file": path.name, "history": list(history)}
@@ -56,13 +55,13 @@ class Record:
         print(stage_text(name, figures), flush=True)
 
     def update(self, **facts: Any) -> None:
-        """Note ``facts``, and write the file."""
+        """Add ``facts``, and write the file."""
         self.facts.update(facts)
         files.write_bytes(self.path, json.dumps(self.facts, indent=1).encode())
 
 
 def figures_of(model: nn.Module, network: Architecture, score: loop.Score) -> Figures:
-    """Accuracy, size and work of a network."""
+    """The figures of a network: accuracy, size and FLOPs."""
     images = torch.zeros(1, 3, network.image_size, network.image_size)
     (figures,) = measure([model], images, scores=[score])
     return figures
@@ -70,8 +69,8 @@ def figures_of(model: nn.Module, network: Architecture, score: loop.Score) -> Fi
 
 def layer_by_layer(before: nn.Module, after: nn.Module, weights: bool) -> dict[str, list]:
     """What is counted -> [name, before, after] of each layer: filters and, with ``weights``, the
-    weights that are not zero; then filters only where some are removed. Of a channel selection the
-    channels count that it passes on."""
+    nonzero weights; then filters only if some are removed. For a channel selection, the channels
+    that it keeps."""
     old, new = importance.layers(before), importance.layers(after)
     counts: dict[str, Callable[[torch.Tensor], int | torch.Tensor]] = {"filters": len}
     if weights:

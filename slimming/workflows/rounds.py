@@ -1,4 +1,4 @@
-"""flowprune.py: pruning that is spread over epochs of training (Lubana and Dick, ICLR 2021)."""
+"""flowprune.py: pruning in rounds during training (Lubana and Dick, ICLR 2021)."""
 
 import json
 from collections.abc import Mapping
@@ -25,17 +25,17 @@ from slimming.training.optimizer import load_momentum
 from slimming.training.trainer import Trainer
 from slimming.workflows.filter_scores import FilterScores
 from slimming.workflows.flow_settings import FlowOutputSettings, FlowRun
-from slimming.workflows.rounds_settings import MOST, RoundsSettings
+from slimming.workflows.rounds_settings import MAX_PERCENT, RoundsSettings
 from slimming.workflows.training import Start, begin, find_start, open_network, recorded
 
 PRETRAINED = ("model_best.pth.tar",)  # in a folder
 
 
 def flow_run(typed: Mapping[str, Any]) -> tuple[FlowRun, Start]:
-    """The run that was ``typed`` (see `slimming.cli.flags.parse`), and where it starts.
+    """The run of the ``typed`` flags (see `slimming.cli.flags.parse`), and where it starts.
 
-    With ``--resume`` what was not typed is as the checkpoint keeps it. UserError where files are
-    missing or contradict what was typed.
+    With ``--resume``, other settings come from the checkpoint. UserError if files are missing or
+    contradict the flags.
     """
     rounds, output = build(RoundsSettings, typed), build(FlowOutputSettings, typed)
     pretrained = None if rounds.pretrained_path == "0" else rounds.pretrained_path
@@ -47,7 +47,7 @@ def flow_run(typed: Mapping[str, Any]) -> tuple[FlowRun, Start]:
 
 
 def prepare(run: FlowRun, start: Start) -> Trainer:
-    """The trainer of a run. UserError where settings, files or data contradict each other."""
+    """The trainer of a run. UserError if settings, files or data contradict each other."""
     need_library(constructor(run.rounds.model))
     settings = run.train.settings
     model, network, loaders = open_network(settings, run.data, run.asked(start.contents), start)
@@ -64,24 +64,24 @@ def prepare(run: FlowRun, start: Start) -> Trainer:
 
 
 class Rounds:
-    """Prune at the beginning of some epochs: a callback of training.
+    """A training callback that prunes at the start of some epochs.
 
-    ``dense`` says how large the network was before the first round (`size_of`), ``done`` after each
-    of them.
+    ``dense`` is the size of the network before the first round (`size_of`), ``done`` its size after
+    each round.
     """
 
     name = "flow"
 
     def __init__(self, run: FlowRun, trainer: Trainer):
         self.run, self.trainer, self.folder = run, trainer, run.folder.path
-        self.writes = distributed.rank() == 0  # asked now: after `fit` the processes are strangers
+        self.writes = distributed.rank() == 0  # now: the process group is gone after `fit`
         self.done: list[dict[str, Any]] = []
         self.dense: dict[str, Any] = {}
-        self.least: dict[str, int] = {}  # how many channels each layer keeps
+        self.least: dict[str, int] = {}  # the minimal number of channels of each layer
         self.scores = FilterScores(run, trainer)
 
     def before_epoch(self, epoch: int) -> None:
-        """Prune if the epoch is a round; track importance if the next one is."""
+        """Prune if the epoch starts with a round; track importance if the next one does."""
         if epoch in self.run.rounds.epochs:
             self._prune(epoch)
         self.scores.track(epoch)
@@ -91,15 +91,15 @@ class Rounds:
             self.scores.tracker.on_gradients(batch)
 
     def after_epoch(self, epoch: int) -> None:
-        """With --track_stats: stats.json, as far as the run has come."""
+        """With --track_stats, write stats.json with the epochs so far."""
         if self.run.output.track_stats and self.writes:
             rounds = {"rounds": self.done, "dense": self.dense}
-            told = statistics(self.trainer.history, self.run.rounds.epochs) | rounds
-            files.write_bytes(self.folder / "stats.json", json.dumps(told, indent=1).encode())
+            stats = statistics(self.trainer.history, self.run.rounds.epochs) | rounds
+            files.write_bytes(self.folder / "stats.json", json.dumps(stats, indent=1).encode())
 
     def state_dict(self) -> dict[str, Any]:
-        told = {"rounds": self.done, "dense": self.dense, "least": self.least}
-        return told | self.scores.state_dict()
+        own = {"rounds": self.done, "dense": self.dense, "least": self.least}
+        return own | self.scores.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         try:
@@ -108,10 +108,13 @@ class Rounds:
             self.scores.load_state_dict(state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             path = self.run.train.resume
-            raise UserError(f"{path} holds no record of rounds to go on with") from error
+            raise UserError(
+                f"{path} has no state of pruning rounds to resume: start a new run from it with "
+                "--pretrained_path"
+            ) from error
 
-    def report(self) -> None:
-        """The picture of the rounds and, with --track_stats, their figures as JSON."""
+    def write_results(self) -> None:
+        """Write a picture of the rounds and, with --track_stats, stats.json."""
         history, rounds = self.trainer.history, self.run.rounds
         if not self.writes or not history:
             return
@@ -125,8 +128,8 @@ class Rounds:
             print(f"wrote {self.folder / 'stats.json'}")
 
     def _prune(self, epoch: int) -> None:
-        """One round: of what is left, the share p / (r p + n (1 - p)) with r rounds to go, so that
-        each round removes equally many of the original filters."""
+        """One round. With r rounds left of n, it prunes the fraction p / (r p + n (1 - p)) of the
+        remaining filters, so that each round removes the same number of filters."""
         trainer, rounds = self.trainer, self.run.rounds
         model, images = trainer.model, trainer.test_loader.first(64)
         coupled = groups(model, images)
@@ -135,11 +138,11 @@ class Rounds:
             self.dense = size_of(trainer, left)
             if not rounds.bypass:
                 full = widths(model).items()
-                self.least = {n: int(width[-1] * (1 - MOST / 100)) + 1 for n, width in full}
+                self.least = {n: int(width[-1] * (1 - MAX_PERCENT / 100)) + 1 for n, width in full}
             trainer.full_score = loop.test(model, trainer.test_loader, trainer.precision)
         stay = self.dense["filters"] * (1 - rounds.removed(rounds.epochs.index(epoch) + 1))
-        share = max(0.0, 1 - stay / left)
-        choice = ranking.choose(coupled, self.scores.of_filters(epoch), share, least=self.least)
+        ratio = max(0.0, 1 - stay / left)
+        choice = ranking.choose(coupled, self.scores.of_filters(epoch), ratio, least=self.least)
         slimmed = slicing.apply(model, coupled, choice, images)
         self._replace(slimmed)
         gone = sum(
@@ -147,10 +150,10 @@ class Rounds:
         )
         size = size_of(trainer, left - gone)
         self.done.append({"epoch": epoch, **size, "difference": slimmed.difference})
-        self._tell(left, slimmed)
+        self._print_round(left, slimmed)
 
     def _replace(self, slimmed: Slimmed) -> None:
-        """Go on with the slim network; initial values and momentum follow their channels."""
+        """Continue with the slim network, and with its initial values and momentum."""
         self.scores.follow(slimmed)
         trainer, dense = self.trainer, self.trainer.model
         names = [name for name, p in dense.named_parameters() if p.requires_grad]
@@ -166,7 +169,7 @@ class Rounds:
             saved = {"state": {i: {"momentum_buffer": sliced[n]} for i, n in enumerate(names)}}
             load_momentum(trainer.optimizer, saved)
 
-    def _tell(self, before: int, slimmed: Slimmed) -> None:
+    def _print_round(self, before: int, slimmed: Slimmed) -> None:
         size, full = self.done[-1], self.dense["filters"]
         left = size["filters"]
         print(
@@ -177,19 +180,19 @@ class Rounds:
         )
         if slimmed.choice.rescued:
             names = ", ".join(slimmed.choice.rescued)
-            print(f"warning: these keep no more channels than a layer must: {names}")
+            print(f"warning: these layers keep only the minimal number of channels: {names}")
 
 
 def size_of(trainer: Trainer, filters: int) -> dict[str, Any]:
-    """Filters, parameters and FLOPs of the network as it is."""
+    """Filters, parameters and FLOPs of the current network."""
     model, size = trainer.model, trainer.architecture.image_size
     (figures,) = measure([model], torch.zeros(1, 3, size, size))
     return {"filters": filters, "parameters": figures.parameters, "flops": figures.flops}
 
 
 def statistics(history: list[dict[str, Any]], rounds: range) -> dict[str, Any]:
-    """Loss and top-1 in train and test, each by warm-up, pruning (the epochs in ``rounds``) and
-    final training."""
+    """Loss and top-1 in training and test, by phase: warm-up, pruning (the epochs in ``rounds``)
+    and final training."""
     phases = {"warmup": range(rounds.start), "pruning": rounds}
     stats: dict[str, dict[str, list[dict[str, Any]]]] = {
         part: {phase: [] for phase in (*phases, "final")} for part in ("train", "test")

@@ -1,4 +1,4 @@
-"""Pruning in rounds: how much of a network goes when, and by which measure."""
+"""Settings of pruning in rounds: how much is pruned when, and by which measure."""
 
 import json
 from dataclasses import dataclass
@@ -7,22 +7,22 @@ from typing import Any, ClassVar
 from models import PAPER_DEPTH
 from slimming.errors import UserError
 from slimming.pruning.importance import MEASURES
-from slimming.settings import count, number, setting, share, truth
+from slimming.settings import boolean, count, fraction, number, setting
 
 MODELS = ("vgg", "mobilenet", "resnet-56", "resnet-34", "resnet-18", "resnet", "densenet")
-DEPTHS = {**PAPER_DEPTH, "vgg": 13}  # that of Lubana and Dick
-FULL_RATE = 80  # epochs at the full learning rate, of 160: rounds and warm-up fit into them
-MOST = 95  # percent of all filters, and of the channels of any layer; more with --bypass
+DEPTHS = {**PAPER_DEPTH, "vgg": 13}  # the depth in Lubana and Dick
+FULL_RATE_EPOCHS = 80  # of 160: warm-up and rounds must end while the learning rate is full
+MAX_PERCENT = 95  # percent of all filters, and of the channels of any layer; more with --bypass
 _DEPTHS = ", ".join(f"{model} {depth}" for model, depth in DEPTHS.items())
 
 
 def switch(text: str, *flags: str, kept: bool = True) -> Any:
-    """The field of a switch that takes True and False too, as in the original."""
-    return setting(False, text, *flags, kind="truth", kept=kept)
+    """The field of a switch that also takes True or False, as in the original."""
+    return setting(False, text, *flags, kind="bool", kept=kept)
 
 
 def thresholds(text: str) -> str:
-    """A list of rising percentages, kept as text."""
+    """A list of increasing percentages, as text."""
     try:
         steps = json.loads(text) if text else []
         good = all(0 <= a < b < 100 for a, b in zip([0, *steps], [*steps], strict=False))
@@ -30,12 +30,12 @@ def thresholds(text: str) -> str:
     except (ValueError, TypeError):
         good = False
     if not good:
-        raise ValueError(f"must be rising percentages like [10,50,80], not {text!r}")
+        raise ValueError(f"must be increasing percentages like [10,50,80], not {text!r}")
     return text
 
 
 def _switch_or_count(text: str) -> bool | int:
-    return truth(text) if text.lower() in ("true", "false") else count(text)
+    return boolean(text) if text.lower() in ("true", "false") else count(text)
 
 
 def _switch_or_count_field(value: bool | int) -> str:
@@ -44,22 +44,22 @@ def _switch_or_count_field(value: bool | int) -> str:
 
 @dataclass(frozen=True)
 class RoundsSettings:
-    """A network, and the share of its filters that is gone after each round of pruning.
+    """A network, and the fraction of its filters that is pruned after each round.
 
-    ``thresholds`` decide over ``n_rounds`` and ``prune_percent``.
+    ``thresholds`` override ``n_rounds`` and ``prune_percent``.
     """
 
     title: ClassVar[str] = "network and pruning"
     model: str = setting("resnet-56", "network to prune", choices=MODELS, kept=True)
     depth: int | None = setting(
         None,
-        f"depth of the network (default: that of the checkpoint, else {_DEPTHS})",
+        f"depth of the network (default: from the checkpoint, else {_DEPTHS})",
         metavar="N",
         parse=count,
     )
     pretrained_path: str = setting(
         "0",
-        "start from this network of main.py instead of fresh weights",
+        "start from this checkpoint of main.py instead of random weights (default: none)",
         "--pretrained_path",
         metavar="FILE",
     )
@@ -73,19 +73,24 @@ class RoundsSettings:
     )
     prune_percent: float = setting(
         75.0,
-        f"percent of the filters to prune, 0 to {MOST}",
+        f"percentage of the filters to prune, 0 to {MAX_PERCENT}",
         "--prune_percent",
         metavar="P",
         parse=number(float, 0, 100, below=True),
         kept=True,
     )
     n_rounds: int = setting(
-        1, "epochs over which pruning is spread", "--n_rounds", metavar="N", parse=count, kept=True
+        1,
+        "number of rounds: epochs that start with pruning",
+        "--n_rounds",
+        metavar="N",
+        parse=count,
+        kept=True,
     )
     thresholds: str = setting(
         "",
-        "percent of the original filters gone after each round, in place of equal steps: "
-        "[10,50,80]",
+        "percentage of the filters pruned after each round, such as [10,50,80] (default: equal "
+        "steps)",
         metavar="LIST",
         parse=thresholds,
         kept=True,
@@ -99,8 +104,8 @@ class RoundsSettings:
         kept=True,
     )
     bypass: bool = switch(
-        f"lift the limits: {MOST} % in all and of any layer, {FULL_RATE} epochs at full learning "
-        "rate, T = 1 for grad_preserve"
+        f"lift the limits: {MAX_PERCENT} % of all filters and of any layer, {FULL_RATE_EPOCHS} "
+        "epochs with the full learning rate, T = 1 for grad_preserve"
     )
 
     def __post_init__(self) -> None:
@@ -111,16 +116,16 @@ class RoundsSettings:
 
     @property
     def epochs(self) -> range:
-        """The epochs that begin with a round."""
+        """The epochs that start with a round."""
         return range(self.warmup_epochs, self.warmup_epochs + self.n_rounds)
 
     @property
     def label(self) -> str:
-        """What the folder of the results is called."""
+        """The name of the results folder."""
         return f"{self.model}_{self.pruning_type}_{self.prune_percent:g}"
 
     def removed(self, rounds: int) -> float:
-        """The share of the original filters that is gone after so many rounds."""
+        """The fraction of the original filters that is pruned after this many ``rounds``."""
         if self.thresholds:
             return json.loads(self.thresholds)[rounds - 1] / 100
         return self.prune_percent / 100 * rounds / self.n_rounds
@@ -128,12 +133,12 @@ class RoundsSettings:
 
 @dataclass(frozen=True)
 class ImportanceSettings:
-    """What the importance of a filter is measured on."""
+    """How the importance of filters is measured."""
 
     title: ClassVar[str] = "importance"
     T: float = setting(
         5.0,
-        "temperature of the loss in training and pruning",
+        "temperature of the loss, in training and for importance",
         metavar="T",
         parse=number(float, 1e-6),
         kept=True,
@@ -148,30 +153,33 @@ class ImportanceSettings:
     )
     imp_samples: int = setting(
         2560,
-        "training images that importance is from",
+        "number of training images for importance",
         "--imp_samples",
         metavar="N",
         parse=count,
         kept=True,
     )
     track_importance: bool = switch(
-        "average it over minibatches of training instead", "--track_importance"
+        "average importance over minibatches of training instead", "--track_importance"
     )
     track_batches: int = setting(
         20,
-        "how many of the last minibatches (default: 20); True or False: --track_importance",
-        "--track_batches",  # which the original has twice: as a switch and as a number
+        "number of minibatches to average over, the last ones of an epoch (default: 20); True or "
+        "False: same as --track_importance",
+        "--track_batches",  # in the original, both a switch and a number
         metavar="N",
         parse=_switch_or_count,
         field_of=_switch_or_count_field,
         kept=True,
     )
-    alpha: float = setting(0.8, "factor of that average", metavar="A", parse=share, kept=True)
-    use_l2: bool = switch("bias importance towards removing small weights", "--use_l2")
+    alpha: float = setting(
+        0.8, "decay of the moving average", metavar="A", parse=fraction, kept=True
+    )
+    use_l2: bool = switch("bias importance towards pruning small weights", "--use_l2")
     use_init: bool = switch(
-        "bias it towards removing what is still near its initial value", "--use_init"
+        "bias importance towards pruning weights near their initial value", "--use_init"
     )
 
     def __post_init__(self) -> None:
         if self.use_l2 and self.use_init:
-            raise UserError("--use_l2 and --use_init contradict each other: give one of them")
+            raise UserError("--use_l2 and --use_init contradict each other: use one of them")

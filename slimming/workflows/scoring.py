@@ -1,4 +1,4 @@
-"""The data of an experiment, and what a network scores on it."""
+"""The data of an experiment, and the evaluation of networks on it."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from slimming.workflows.record import figures_of
 
 
 class Evaluated(NamedTuple):
-    """A network, which it is, and what it scores on the test data."""
+    """A network, its architecture, and its score on the test data."""
 
     model: nn.Module
     network: Architecture
@@ -35,8 +35,8 @@ def batches(settings: ExperimentSettings, network: Architecture, part: str) -> B
 
 
 def evaluate(settings: ExperimentSettings, path: Path) -> Evaluated:
-    """What the network in ``path`` scores. UserError if it is not the one that the settings ask
-    for, or if its classes are not those of the data."""
+    """Evaluate the network in ``path``. UserError if it is not the requested one, or its classes
+    are not those of the data."""
     model, network, contents = architecture.load(path, settings.asked())
     loader = batches(settings, network, "test")
     loading.check_classes(loader, network.num_classes, contents, str(path))
@@ -45,7 +45,7 @@ def evaluate(settings: ExperimentSettings, path: Path) -> Evaluated:
 
 
 def print_figures(settings: ExperimentSettings) -> None:
-    """Accuracy, size and work of the network in --model-path."""
+    """Print the accuracy, size and FLOPs of the network in --model-path."""
     path = settings.execution.model_path
     assert path, "--eval-only needs it"
     model, network, score = evaluate(settings, path)

@@ -1,4 +1,4 @@
-"""What the scripts share: which network, where a run starts from, where results go."""
+"""Settings that scripts share: the network, the checkpoint to start from, the output."""
 
 import inspect
 import re
@@ -10,11 +10,11 @@ from models import NETWORKS, PAPER_DEPTH, constructor
 from slimming.data.datasets import ON_DISK
 from slimming.data.settings import DataSettings, dataset_field
 from slimming.errors import UserError
-from slimming.settings import count, number, part, plain_name, setting, share
+from slimming.settings import count, fraction, number, part, plain_name, setting
 from slimming.training.run_folder import RunFolder
 from slimming.training.settings import TrainSettings
 
-PREACT = "preact_res"  # preact_res20 is resnet of depth 20, in the suite that calls it so
+PREACT = "preact_res"  # preact_res20 is the name of another suite for resnet with depth 20
 RATES = {
     "growth_rate": "growthRate",
     "drop_rate": "dropRate",
@@ -27,39 +27,41 @@ def architecture_name(text: str) -> str:
     """The name of a network of this suite or of torchvision, or preact_res<depth>."""
     if not re.fullmatch(rf"{PREACT}\d{{1,4}}", text) and constructor(text) is None:
         raise ValueError(
-            f"no network is called {text!r}: use {', '.join(NETWORKS)}, {PREACT}<depth>, or the "
-            "name of a classification model of torchvision"
+            f"unknown network {text!r}: use {', '.join(NETWORKS)}, {PREACT}<depth>, or the name of "
+            "a classification model of torchvision"
         )
     return text
 
 
 def _arch(default: str = "") -> Any:
-    names = f"{', '.join(NETWORKS)}, {PREACT}<depth>, or torchvision's name of a classification "
-    names += f"model (default: that of the checkpoint{default})"
+    names = f"{', '.join(NETWORKS)}, {PREACT}<depth>, or the name of a classification model of "
+    names += f"torchvision (default: from the checkpoint{default})"
     return setting(None, names, metavar="NAME", parse=architecture_name)
 
 
 def _depth(default: str = "") -> Any:
-    text = f"depth of the network (default: that of the checkpoint{default})"
+    text = f"depth of the network (default: from the checkpoint{default})"
     return setting(None, text, metavar="N", parse=count)
 
 
 def _rate(name: str, text: str, metavar: str, parse: Any) -> Any:
     default = inspect.signature(NETWORKS["densenet"]).parameters[name].default
-    text += f" (default: that of the checkpoint, else {default})"
+    text += f" (default: from the checkpoint, else {default})"
     return setting(None, text, metavar=metavar, parse=parse)
 
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """The network that is asked for; None where the checkpoint says."""
+    """The requested network; None if the checkpoint decides."""
 
     arch: str | None = _arch()
     depth: int | None = _depth()
 
     def __post_init__(self) -> None:
         if self.spelled_preact and self.depth not in (None, self._depth_of_name):
-            raise UserError(f"--arch {self.arch} and --depth {self.depth} contradict each other")
+            raise UserError(
+                f"--arch {self.arch} and --depth {self.depth} contradict each other: omit --depth"
+            )
 
     @property
     def spelled_preact(self) -> bool:
@@ -73,11 +75,11 @@ class NetworkSettings:
 
     @property
     def options(self) -> dict[str, Any] | None:
-        """What else the constructor is given."""
+        """Further arguments of the constructor."""
         return None
 
     def asked(self, data: DataSettings, **more: Any) -> dict[str, Any]:
-        """All that is asked of a network, for `slimming.storage.architecture.describe`."""
+        """The requested network, for `slimming.storage.architecture.describe`."""
         arch, depth = self.arch, self.depth
         if self.spelled_preact:
             arch, depth = "resnet", self._depth_of_name
@@ -87,16 +89,21 @@ class NetworkSettings:
 
 @dataclass(frozen=True)
 class NewNetworkSettings(NetworkSettings):
-    """The network of a training run: where there is no checkpoint, there are defaults."""
+    """The network of a training run; without a checkpoint, it has defaults."""
 
     arch: str | None = _arch(", else vgg")
     depth: int | None = _depth(f", else {_DEPTHS}")
     growth_rate: int | None = _rate(
-        "growthRate", "channels that each block of a densenet adds", "N", count
+        "growthRate", "number of channels that each densenet block adds", "N", count
     )
-    drop_rate: float | None = _rate("dropRate", "dropout in its blocks", "P", share)
+    drop_rate: float | None = _rate(
+        "dropRate", "dropout probability in densenet blocks", "P", fraction
+    )
     compression_rate: float | None = _rate(
-        "compressionRate", "its transitions divide by R", "R", number(float, 1)
+        "compressionRate",
+        "factor by which densenet transitions reduce channels",
+        "R",
+        number(float, 1),
     )
 
     @property
@@ -106,14 +113,14 @@ class NewNetworkSettings(NetworkSettings):
 
 
 def resume_field() -> Any:
-    """The field of the checkpoint that a run goes on from."""
-    text = "continue from this checkpoint, with its settings; auto: the last one in --save, if any"
+    """The field of the checkpoint to resume from."""
+    text = "resume from this checkpoint, with its settings; auto: the last one in --save, if any"
     return setting(None, text, metavar="FILE")
 
 
 @dataclass(frozen=True)
 class StartSettings:
-    """The checkpoint that a run starts from."""
+    """The checkpoint to start from."""
 
     refine: str | None = setting(None, "fine-tune this pruned model", metavar="FILE")
     resume: str | None = resume_field()
@@ -121,50 +128,50 @@ class StartSettings:
     def __post_init__(self) -> None:
         if self.refine and self.resume not in (None, "auto"):
             raise UserError(
-                "--refine and --resume contradict each other: leave --refine out to continue a "
-                "run, or use --resume auto, which starts from --refine while there is no "
-                "checkpoint in --save"
+                "--refine and --resume contradict each other: omit --refine to resume a run, or "
+                "use --resume auto, which starts from --refine if --save has no checkpoint yet"
             )
 
 
 def save_field(default: str) -> Any:
-    """The field of the folder that results go to."""
+    """The field of the results folder."""
     return setting(None, f"folder of the results (default: {default})", metavar="DIR")
 
 
 def filename_field(default: str) -> Any:
-    """The field of a name that files have in place of ``default``."""
-    text = f"names the files instead of {default}"
+    """The field of the file name that replaces ``default``."""
+    text = f"file name to use instead of {default}"
     return setting(None, text, metavar="NAME", parse=plain_name)
 
 
 def split_data_path(
     data_path: str | None, dataset: str | None, data: str | None
 ) -> tuple[str | None, str | None]:
-    """``--data_path`` as (``--dataset``, ``--data``): it is CIFAR10 or CIFAR100, in any case, or a
-    folder. UserError if it contradicts the one that is given."""
+    """``--data_path`` as (``--dataset``, ``--data``): it is CIFAR10 or CIFAR100
+    (case-insensitive), or a folder. UserError if it contradicts these flags."""
     name, known = (data_path or "").lower(), {"dataset": dataset, "data": data}
-    flag, told = ("dataset", name) if name in ON_DISK else ("data", data_path)
-    if told and known[flag] not in (None, told):
+    flag, value = ("dataset", name) if name in ON_DISK else ("data", data_path)
+    if value and known[flag] not in (None, value):
         raise UserError(
-            f"--{flag} {known[flag]} and --data_path {told} contradict each other: leave one of "
-            "them out"
+            f"--{flag} {known[flag]} and --data_path {value} contradict each other: use one of them"
         )
-    known[flag] = told or known[flag]
+    known[flag] = value or known[flag]
     return known["dataset"], known["data"]
 
 
 @dataclass(frozen=True)
 class OutputSettings:
-    """Where the results of a training run go."""
+    """Where a training run writes its results."""
 
     title: ClassVar[str] = "output"
     save: str | None = save_field(
         "./logs; ./ckpts/<arch>[_sr][_T] with --tag T or --arch preact_res<depth>"
     )
     filename: str | None = filename_field("checkpoint and model_best")
-    tag: str | None = setting(None, "names the folder of the run", metavar="T", parse=plain_name)
-    no_tensorboard: bool = setting(False, "write no event files", kind="switch")
+    tag: str | None = setting(
+        None, "suffix for the name of the results folder", metavar="T", parse=plain_name
+    )
+    no_tensorboard: bool = setting(False, "do not write TensorBoard events", kind="switch")
 
 
 @dataclass(frozen=True)
@@ -178,7 +185,7 @@ class TrainingDataSettings(DataSettings):
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """All of main.py and mask-impl/main_mask.py."""
+    """All settings of main.py and mask-impl/main_mask.py."""
 
     network: NewNetworkSettings = part(NewNetworkSettings)
     start: StartSettings = part(StartSettings)
@@ -187,7 +194,7 @@ class TrainingRun:
     output: OutputSettings = part(OutputSettings)
 
     def folder(self, arch: str | None = None) -> RunFolder:
-        """Where the run writes; ``arch`` names the network where no flag does."""
+        """The folder of the run; ``arch`` is the network if no flag gives it."""
         resumed = self.start.resume
         path: str | Path | None = self.output.save
         if not path and not resumed and (self.output.tag or self.network.spelled_preact):
@@ -197,7 +204,7 @@ class TrainingRun:
         return RunFolder(path, self.output.filename, resumed)
 
     def starting_from(self, **files: str | None) -> "TrainingRun":
-        """The same run with other ``refine`` and ``resume``."""
+        """The same run with different ``refine`` and ``resume``."""
         return replace(self, start=StartSettings(**files))
 
 
@@ -206,14 +213,18 @@ class PruneSettings:
     """What the pruning scripts prune, and how much."""
 
     model: str | None = setting(
-        None, "checkpoint to prune; in a folder, the best model", metavar="FILE"
+        None, "checkpoint to prune, or a folder with the best model", metavar="FILE"
     )
-    percent: float = setting(
-        0.5, "share of the channels to prune, 0 <= P < 1", metavar="P", parse=share
+    ratio: float = setting(
+        0.5,
+        "fraction of the channels to prune, 0 <= P < 1",
+        "--percent",
+        metavar="P",
+        parse=fraction,
     )
     round_to: int = setting(
         1,
-        "keep a multiple of N channels in each layer, never fewer than the threshold would",
+        "round the number of channels in each layer up to a multiple of N",
         metavar="N",
         parse=count,
     )
@@ -221,7 +232,7 @@ class PruneSettings:
 
 @dataclass(frozen=True)
 class PrunedOutputSettings:
-    """Where a pruned network goes."""
+    """Where a pruned network is written."""
 
     title: ClassVar[str] = "output"
     save: str | None = save_field("the folder of the model")
@@ -230,7 +241,7 @@ class PrunedOutputSettings:
 
 @dataclass(frozen=True)
 class PruningRun:
-    """All of the pruning scripts."""
+    """All settings of the pruning scripts."""
 
     prune: PruneSettings = part(PruneSettings)
     network: NetworkSettings = part(NetworkSettings)

@@ -1,6 +1,6 @@
 """The stages of an experiment: base training, pruning, fine-tuning.
 
-Each leaves its network in the experiment's folder and is skipped where that is there already.
+Each stage saves its network in the folder of the experiment, and is skipped if it exists already.
 """
 
 import platform
@@ -37,7 +37,7 @@ from slimming.workflows.scoring import batches, evaluate
 
 
 def train_base(experiment: Experiment, given: Path | None) -> Path:
-    """The base network: trained here, or with --skip-base-training the ``given`` one."""
+    """Train the base network, or copy the ``given`` one with --skip-base-training."""
     settings, record = experiment.settings, experiment.record
     base, began = experiment.network_file("base"), time.perf_counter()
     if record.done("base"):
@@ -63,7 +63,7 @@ def train_base(experiment: Experiment, given: Path | None) -> Path:
 
 
 def prune(experiment: Experiment, base: Path) -> Path:
-    """Prune by --pruning-method, prove it, and write the network."""
+    """Prune with --pruning-method, prove the result, and save the network."""
     settings, record = experiment.settings, experiment.record
     target, began = experiment.network_file("pruned"), time.perf_counter()
     if record.done("pruned"):
@@ -98,7 +98,7 @@ def prune(experiment: Experiment, base: Path) -> Path:
 
 
 def fine_tune(experiment: Experiment, pruned: Path) -> Path:
-    """Train what is left; weights that were pruned by mask stay zero."""
+    """Fine-tune the pruned network; weights that were set to zero stay zero."""
     settings, record = experiment.settings, experiment.record
     rebuilt, began = experiment.network_file("rebuilt"), time.perf_counter()
     if record.done("fine-tuned"):
@@ -132,8 +132,8 @@ def _train_settings(
 def _open(
     experiment: Experiment, name: str, train: TrainSettings, weights: Path | None
 ) -> tuple[Trainer, RunFolder]:
-    """The trainer of a stage and its folder: where the stage was stopped, else from ``weights``,
-    else from fresh ones."""
+    """The trainer of a stage and its folder: resumed if the stage was interrupted, else from
+    ``weights``, else from random ones."""
     settings, path = experiment.settings, experiment.folder / name
     last = RunFolder(path).last
     start = training.Start.at(refine=weights, resume=last if last.exists() else None)
@@ -182,10 +182,10 @@ def _task(
 
 
 def _warnings(settings: ExperimentSettings, pruned: Pruned, layers: dict[str, list]) -> list[str]:
-    """Where something else was pruned than was asked for."""
+    """Warnings if something else was pruned than requested."""
     choice, lines = pruned.choice, []
     if choice:
-        lines += [f"{name} keeps one channel alone" for name in choice.rescued]
+        lines += [f"{name} keeps only one channel" for name in choice.rescued]
         lines += tables.rounding_warnings(choice)
     if settings.pruning.masks:
         lines += _short_of(settings, layers[WEIGHTS])
@@ -193,18 +193,18 @@ def _warnings(settings: ExperimentSettings, pruned: Pruned, layers: dict[str, li
 
 
 def _short_of(settings: ExperimentSettings, rows: list) -> list[str]:
-    """Say how much of the weights went; a warning if that is much less than --pruning-ratio."""
+    """Print the fraction of pruned weights; warn if it is much less than --pruning-ratio."""
     method, ratio = settings.pruning.pruning_method, settings.pruning.pruning_ratio
     gone = 1 - sum(after for _, _, after in rows) / sum(before for _, before, _ in rows)
     print(f"{method}: {gone:.1%} of the weights are removed or zero")
     if gone > ratio - 0.1:
         return []
-    why = "linear layers and depthwise convolutions have no kernels to lose"
+    why = "linear layers and depthwise convolutions have no kernels to prune"
     if method == "intra-kernel":
         why = "linear layers and 1x1 kernels have no patterns"
     return [
         f"{method} removed {gone:.1%} of the weights, not {ratio:.0%}: "
-        f"{why}; --pruning-method channel takes filters of every layer"
+        f"{why}; --pruning-method channel prunes filters of every layer"
     ]
 
 

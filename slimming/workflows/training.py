@@ -1,4 +1,4 @@
-"""main.py: train a network, fine-tune a pruned one, or continue a run."""
+"""main.py: train a network, fine-tune a pruned one, or resume a run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,18 +32,18 @@ from slimming.training.trainer import Trainer
 from slimming.workflows import before_after
 from slimming.workflows.settings import TrainingRun
 
-# In a folder, the first of them that is there.
+# In a folder, the first pattern that matches a file.
 TO_REFINE = (*before_after.PRUNED, "*_rebuilt.pth", "*_pruned.pth")
 TO_RESUME = ("checkpoint.pth.tar",)
 DIFFERENT_EPOCHS = (
-    "the processes do not start at the same epoch: --save and --resume must be in a folder that "
-    "all machines share"
+    "the processes do not start at the same epoch: use a folder for --save and --resume that all "
+    "machines share"
 )
 
 
 @dataclass(frozen=True)
 class Start:
-    """The file that a run starts from, if any, and what it holds; whether it goes on with it."""
+    """The checkpoint that a run starts from, if any, its contents, and whether it is resumed."""
 
     path: str | None = None
     contents: dict[str, Any] = field(default_factory=dict)
@@ -51,16 +51,16 @@ class Start:
 
     @classmethod
     def at(cls, refine: str | Path | None, resume: str | Path | None) -> "Start":
-        """At the file to ``resume``, else at the one to ``refine``, else nowhere."""
+        """Start from the file to ``resume``, else from the one to ``refine``, else from none."""
         path = resume or refine
         return cls(str(path), checkpoint.read(path), bool(resume)) if path else cls()
 
 
 def main_run(typed: Mapping[str, Any]) -> tuple[TrainingRun, Start]:
-    """The run that was ``typed`` (see `slimming.cli.flags.parse`), and where it starts.
+    """The run of the ``typed`` flags (see `slimming.cli.flags.parse`), and where it starts.
 
-    With ``--resume`` what was not typed is as the checkpoint keeps it. UserError where files are
-    missing or contradict what was typed.
+    With ``--resume``, other settings come from the checkpoint. UserError if files are missing or
+    contradict the flags.
     """
     run = fields_of.build(TrainingRun, typed)
     last = run.starting_from(refine=run.start.refine, resume=None).folder().last
@@ -73,9 +73,9 @@ def main_run(typed: Mapping[str, Any]) -> tuple[TrainingRun, Start]:
 def find_start(
     refine: str | None, resume: str | None, last: Path, patterns: tuple[str, ...] = TO_REFINE
 ) -> Start:
-    """Where a run starts: at the checkpoint to ``resume``, which is ``last``, if it is there, for
-    "auto"; else at the file to ``refine``, in a folder the first of ``patterns``. UserError if it
-    is missing."""
+    """Where a run starts: from the checkpoint to ``resume`` ("auto" is ``last``, if it exists),
+    else from the file to ``refine``, or the first of ``patterns`` in that folder. UserError if the
+    file is missing."""
     if resume == "auto":
         resume = str(last) if last.exists() else None
     if resume:
@@ -84,8 +84,8 @@ def find_start(
 
 
 def recorded(kind: type[Dataclass], start: Start, typed: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of this ``kind`` that the checkpoint of a resumed run keeps; a note for each
-    that was ``typed`` and is another now. UserError for one that may not be typed either."""
+    """The settings of this ``kind`` in the checkpoint of a resumed run; prints a note for each that
+    was ``typed`` with another value. UserError for an invalid value."""
     stored = start.contents.get("settings") if start.resumes else None
     stored = stored if isinstance(stored, dict) else {}
     values = {}
@@ -113,9 +113,9 @@ def _checked(value: Any, flag: str, spec: Spec, start: Start) -> Any:
 
 
 def prepare(run: TrainingRun, start: Start, networks: dict = NETWORKS) -> Trainer:
-    """The trainer of a run: its network with fresh weights, or with those of ``start``.
+    """The trainer of a run: its network with random weights, or with those of ``start``.
 
-    ``networks`` are constructors by name. UserError where settings, files or data contradict each
+    ``networks`` are constructors by name. UserError if settings, files or data contradict each
     other.
     """
     asked = run.network.asked(run.data)
@@ -131,17 +131,16 @@ def open_network(
     start: Start,
     networks: dict = NETWORKS,
 ) -> tuple[nn.Module, Architecture, tuple[Batches | Stream, Batches | Stream]]:
-    """The network, which it is, and its (training, test) batches.
+    """The network, its architecture, and its (training, test) batches.
 
-    ``asked`` is what settings ask of the network, None for what they leave open: that is the
-    checkpoint's, or the default.
+    ``asked`` is the requested network; its None values come from the checkpoint, or are defaults.
     """
     device = choose_device(data.device, data.no_cuda)
     distributed.start(device)
     if train.batch_size < distributed.world_size():
         raise UserError(
-            f"--batch-size {train.batch_size} leaves nothing for some of "
-            f"{distributed.world_size()} processes: it is that of all together"
+            f"--batch-size {train.batch_size} is too small for {distributed.world_size()} "
+            "processes: use at least one image per process"
         )
     seed_everything(train.seed, train.deterministic)
     wanted = _with_defaults(architecture.describe(start.path, start.contents, asked))
@@ -178,9 +177,11 @@ def _with_defaults(known: dict[str, Any]) -> dict[str, Any]:
 
 
 def _outputs(asked: int | None, classes: int) -> int:
-    """As many as the data has classes, or the more that are asked for."""
+    """The number of outputs: the requested number, by default that of the classes."""
     if asked and asked < classes:
-        raise UserError(f"--num_classes {asked} is too few: the data has {classes} classes")
+        raise UserError(
+            f"--num_classes must be at least {classes}, the classes of the data, not {asked}"
+        )
     return asked or classes
 
 
@@ -190,27 +191,27 @@ def _load_data(
     sizes = {"test": data.test_batch_size, "train": train.batch_size}
     test, training = (
         loading.batches(dataset, part, size, device, image_size, data, train.seed)
-        for part, size in sizes.items()  # the smaller part first: it finds what is wrong soon
+        for part, size in sizes.items()  # the smaller split first, to raise errors early
     )
     return training, test
 
 
 def begin(trainer: Trainer, start: Start, refines: bool = True) -> Trainer:
-    """``trainer``, where ``start`` stopped if it resumes a run. A note if a run that ``refines``
-    starts from a network that is not pruned."""
+    """``trainer``, with the state of ``start`` if it resumes a run. Prints a note if a run that
+    ``refines`` starts from a network that is not pruned."""
     if trainer.settings.compile:
-        print("note: --compile: the first step of each batch size takes minutes", flush=True)
+        print("note: --compile: the first step with each batch size takes minutes", flush=True)
     trainer.full_score = _score_before_pruning(start)
     if start.resumes and start.path:
         trainer.from_contents(start.path, start.contents)
     elif refines and start.path and not trainer.full_score and not start.contents.get("cfg"):
-        print(f"note: {start.path} is not pruned: the full network is trained on")
+        print(f"note: {start.path} is not pruned: training continues with the full network")
     distributed.check_same(trainer.epoch, trainer.device, DIFFERENT_EPOCHS)
     return trainer
 
 
 def _score_before_pruning(start: Start) -> Score | None:
-    """What the full network scored, where the weights come from a pruned checkpoint."""
+    """The score of the full network, if the weights come from a pruned checkpoint."""
     score = start.contents.get("before_pruning")
     try:
         return Score(float(score["loss"]), float(score["prec1"])) if score else None
@@ -225,16 +226,16 @@ def fit(
     data: DataSettings,
     tensorboard: bool = True,
 ) -> None:
-    """Train to the last epoch with ``callbacks``; after each epoch, evaluate and write checkpoints
-    into ``folder``; then report. Interrupted on Ctrl-C, Diverged if a loss is not finite; the
-    checkpoint of the last whole epoch is there in both cases."""
-    trainer.add(*callbacks)  # first: one that cannot go on leaves the folder as it is
-    first = distributed.rank() == 0  # it alone writes and speaks
+    """Train to the last epoch with ``callbacks``; after each epoch, evaluate and save checkpoints
+    to ``folder``; then print the results. Raises Interrupted on Ctrl-C, Diverged if a loss is not
+    finite; the checkpoint of the last complete epoch is kept in both cases."""
+    trainer.add(*callbacks)  # first: if one cannot resume, the folder stays unchanged
+    first = distributed.rank() == 0  # only this process writes and prints
     if first:
         folder.prepare()
     print(summary(trainer, folder), flush=True)
     if trainer.epoch < trainer.settings.epochs and not data.threads:
-        threads.tell_load(trainer.device)
+        threads.print_load_note(trainer.device)
     trainer.add(CheckpointWriter(trainer, folder.last, folder.best))
     if first and tensorboard:
         trainer.add(TensorBoard(trainer, folder.events))
@@ -242,17 +243,17 @@ def fit(
     try:
         trainer.fit()
         if first:
-            report(trainer, folder)
+            print_results(trainer, folder)
     except KeyboardInterrupt:
         raise Interrupted(folder.how_to_continue()) from None
     distributed.stop()
 
 
 def summary(trainer: Trainer, folder: RunFolder) -> str:
-    """What is about to be trained."""
+    """A summary of the run that is about to start."""
     settings, network = trainer.settings, trainer.architecture
     if trainer.epoch >= settings.epochs:
-        return f"all {settings.epochs} epochs are done; a larger --epochs trains on"
+        return f"all {settings.epochs} epochs are done; use a larger --epochs to train longer"
     flops = profiling.count_flops(trainer.model, network.image_size)
     penalty = f"sparsity s = {settings.s:g}" if settings.sr else "no sparsity"
     return (
@@ -263,8 +264,8 @@ def summary(trainer: Trainer, folder: RunFolder) -> str:
     )
 
 
-def report(trainer: Trainer, folder: RunFolder) -> None:
-    """The curves, how sparse γ is, and a slim network beside the full one that it was."""
+def print_results(trainer: Trainer, folder: RunFolder) -> None:
+    """Plot the curves, print the sparsity of γ, and compare a slim network with the full one."""
     wrote, history = [p for p in (folder.last, folder.best) if p.exists()], trainer.history
     if history:
         curves = plots.draw_curves(history, str(trainer.architecture))
