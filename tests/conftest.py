@@ -18,6 +18,7 @@ from slimming.pruning.scaling import batch_norms, zero_channels
 from slimming.storage import architecture, checkpoint
 
 SMALLEST = {"vgg": 11, "resnet": 11, "densenet": 7}  # the smallest depth of each network
+UNREACHABLE = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https", "HTTP", "HTTPS")}
 
 
 def succeed(script, *args, **kwargs):
@@ -25,6 +26,20 @@ def succeed(script, *args, **kwargs):
     done = run(script, *args, **kwargs)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def fails(tmp_path, script, *args, status=2, says=(), **kwargs):
+    """The command ends with one line that holds ``says``, and no file is new."""
+    before = sorted(tmp_path.rglob("*"))
+    done = run(script, *args, cwd=tmp_path, **kwargs)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    for words in [says] if isinstance(says, str) else says:
+        assert words in lines[0]
+    assert sorted(tmp_path.rglob("*")) == before
+    return lines[0]
 
 
 def randomize(model, seed=0):

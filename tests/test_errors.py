@@ -3,12 +3,13 @@
 import os
 import resource
 import shutil
+import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import make_images, save_network
-from warm import run
+from conftest import UNREACHABLE, fails, make_images, save_network
+from warm import ROOT
 
 PRUNERS = {
     "vggprune.py": "vgg",
@@ -24,7 +25,6 @@ READERS = [
     ("mask-impl/main_mask.py", "--resume"),
     *((script, "--model") for script in PRUNERS),
 ]
-UNREACHABLE = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https", "HTTP", "HTTPS")}
 
 
 class Evil:
@@ -47,20 +47,6 @@ def files(tmp_path_factory):
     torch.save({"state_dict": {}, "cfg": Evil()}, folder / "evil")
     make_images(folder / "images", train=4, test=4)
     return folder
-
-
-def fails(tmp_path, script, *args, status=2, says=(), **kwargs):
-    """The command ends with one line that holds ``says``, and no file is new."""
-    before = sorted(tmp_path.rglob("*"))
-    done = run(script, *args, cwd=tmp_path, **kwargs)
-    assert done.returncode == status, done.stderr
-    assert "Traceback" not in done.stderr
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, done.stderr
-    for words in [says] if isinstance(says, str) else says:
-        assert words in lines[0]
-    assert sorted(tmp_path.rglob("*")) == before
-    return lines[0]
 
 
 @pytest.mark.parametrize("script, flag", READERS)
@@ -315,10 +301,6 @@ def test_a_run_that_diverges(tmp_path, files):
 
 
 def test_importing_a_script_runs_nothing(tmp_path):
-    import subprocess
-
-    from warm import ROOT
-
     names = [
         "main",
         "vggprune",

@@ -7,8 +7,17 @@ import shutil
 
 import pytest
 import torch
-from conftest import SMALLEST, keep_only, make_images, randomize, save_network, succeed, zero_others
-from test_errors import UNREACHABLE, fails
+from conftest import (
+    SMALLEST,
+    UNREACHABLE,
+    fails,
+    keep_only,
+    make_images,
+    randomize,
+    save_network,
+    succeed,
+    zero_others,
+)
 
 from models import NETWORKS, widths, zoo
 from slimming.cli import entry

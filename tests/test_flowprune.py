@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALLEST, make_images, same, save_network, succeed
-from test_errors import fails
+from conftest import SMALLEST, fails, make_images, same, save_network, succeed
 from warm import ROOT
 
 import flowprune

@@ -9,8 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import make_images, same, save_network, succeed
-from test_errors import fails
+from conftest import fails, make_images, same, save_network, succeed
 from warm import ROOT, run
 
 import main

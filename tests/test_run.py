@@ -8,9 +8,7 @@ import time
 
 import pytest
 import torch
-from conftest import SMALLEST, make_images, succeed
-from test_errors import fails
-from test_resume import same
+from conftest import SMALLEST, fails, make_images, same, succeed
 from warm import ROOT
 
 import run

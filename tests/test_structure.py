@@ -19,6 +19,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 NAMES_NETWORKS = {"storage", "workflows"}  # the rooms that turn names into networks
 SOURCES = sorted((ROOT / "slimming").rglob("*.py"))
 SCRIPTS = sorted(ROOT.glob("*.py")) + sorted((ROOT / "mask-impl").glob("*.py"))
+TESTS = sorted((ROOT / "tests").glob("*.py"))
 CODE = SOURCES + SCRIPTS + sorted((ROOT / "models").glob("*.py"))
 
 
@@ -105,3 +106,9 @@ def test_every_function_says_its_types(path):
             ]
             assert not bare, f"{node.name}({', '.join(bare)})"
             assert node.returns or node.name == "__init__", f"{node.name} -> ?"
+
+
+@pytest.mark.parametrize("path", TESTS, ids=name_of)
+def test_no_test_imports_another(path):
+    """What several need stands in conftest.py and warm.py."""
+    assert not any(module.startswith("test_") for module in imports(path))

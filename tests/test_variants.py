@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import keep_only, randomize, save_network, succeed
-from test_errors import UNREACHABLE, fails
+from conftest import UNREACHABLE, fails, keep_only, randomize, save_network, succeed
 from warm import run
 
 import main
