@@ -21,17 +21,17 @@ SMALLEST = {"vgg": 11, "resnet": 11, "densenet": 7}  # the smallest depth of eac
 UNREACHABLE = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https", "HTTP", "HTTPS")}
 
 
-def succeed(script, *args, **kwargs):
-    """Run a script that must succeed; return its output."""
-    done = run(script, *args, **kwargs)
+def succeed(command, *more, **kwargs):
+    """Run a script that must succeed, a command line and further words; return its output."""
+    done = run(command, *more, **kwargs)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def fails(tmp_path, script, *args, status=2, says=(), **kwargs):
+def fails(tmp_path, command, *more, status=2, says=(), **kwargs):
     """The command ends with one line that holds ``says``, and no file is new."""
     before = sorted(tmp_path.rglob("*"))
-    done = run(script, *args, cwd=tmp_path, **kwargs)
+    done = run(command, *more, cwd=tmp_path, **kwargs)
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
     lines = done.stderr.splitlines()

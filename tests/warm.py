@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import runpy
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -17,9 +18,10 @@ _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(LIBRARIES)
 
 
-def run(script, *args, cwd=ROOT, env=None, preexec_fn=None) -> subprocess.CompletedProcess:
-    """What ``python script args`` prints, and its status; ``env`` adds to the environment."""
-    words = [str(ROOT / script), *map(str, args)]
+def run(command, *more, cwd=ROOT, env=None, preexec_fn=None) -> subprocess.CompletedProcess:
+    """What ``python command more`` prints, and its status; ``env`` adds to the environment."""
+    script, *words = [*shlex.split(command), *map(str, more)]
+    words = [str(ROOT / script), *words]
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("stdout", "stderr")]
         told = (words, files, str(cwd), env or {}, preexec_fn)
