@@ -19,32 +19,28 @@ from slimming.data.pixels import Split
 from slimming.runtime import distributed
 from slimming.storage import checkpoint
 
-FLAGS = (
-    "-sr --s 0.001 --dataset folder --arch resnet --depth 11 --batch-size 16 --seed 3 "
+MAIN = (
+    "main.py -sr --s 0.001 --dataset folder --arch resnet --depth 11 --batch-size 16 --seed 3 "
     "--no-tensorboard"
-).split()
+)
 
 
-def torchrun(*words, processes=2, restarts=0):
-    """The command line of a run on several processes of this machine."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launch += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
-    launch += ["--", "main.py", *FLAGS]  # without --, torchrun takes --s for one of its own flags
-    return list(map(str, [*launch, *words]))
+def torchrun(command, processes=2, restarts=0):
+    """The command line of a script on several processes of this machine."""
+    several = f"--nproc-per-node={processes} --max-restarts={restarts}"
+    # without --, torchrun takes --s for one of its own flags
+    launch = f"-m torch.distributed.run --standalone {several} -- {command}"
+    return [sys.executable, *launch.split()]
 
 
-def start(*words):
-    """Two processes of a script; what they leave."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = list(map(str, [*launch, *words]))
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+def start(command, **settings):
+    """Several processes of a script; what they leave."""
+    words, env = torchrun(command, **settings), {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 
-def run_all(*words, **settings):
-    done = subprocess.run(
-        torchrun(*words, **settings), cwd=ROOT, capture_output=True, text=True, check=False
-    )
+def run_all(command, **settings):
+    done = start(command, **settings)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -72,19 +68,19 @@ def test_every_test_image_is_in_one_share():
 
 def test_two_processes_train_one_network(tmp_path):
     """The first step's loss is that of one process; the file is the same kind of file."""
-    flags = ["--data", make_images(tmp_path / "images"), "--epochs", "2"]
-    printed = run_all(*flags, "--save", tmp_path / "two")
+    data = f"--data {make_images(tmp_path / 'images')}"
+    printed = run_all(f"{MAIN} {data} --epochs 2 --save {tmp_path / 'two'}")
     assert printed.count("Test set") == 2, "one voice"
-    alone = succeed("main.py", *FLAGS, *flags, "--save", tmp_path / "one")
+    alone = succeed(f"{MAIN} {data} --epochs 2 --save {tmp_path / 'one'}")
     two, one = (checkpoint.read(tmp_path / d / "checkpoint.pth.tar") for d in ("two", "one"))
     assert two.keys() == one.keys() and two["epoch"] == 2
     assert two["state_dict"].keys() == one["state_dict"].keys()
     assert alone.count("Test set") == 2
     # and goes on with any number of processes
     last = tmp_path / "two" / "checkpoint.pth.tar"
-    succeed("main.py", "--resume", last, *flags[:2], "--epochs", "3", "--no-tensorboard")
+    succeed(f"main.py --resume {last} {data} --epochs 3 --no-tensorboard")
     assert checkpoint.read(last)["epoch"] == 3
-    run_all(*flags[:2], "--resume", last, "--epochs", "4", processes=3)
+    run_all(f"{MAIN} {data} --resume {last} --epochs 4", processes=3)
     assert checkpoint.read(last)["epoch"] == 4
 
 
@@ -113,10 +109,11 @@ def test_a_restart_finds_nothing_of_the_attempt_before():
 
 
 def test_a_killed_worker_is_restarted_and_the_run_finishes(tmp_path):
-    flags = ["--data", make_images(tmp_path / "images", train=120), "--epochs", "10"]
-    run_all(*flags, "--save", tmp_path / "whole")
+    images = make_images(tmp_path / "images", train=120)
+    command = f"{MAIN} --data {images} --epochs 10 --save {tmp_path}"
+    run_all(f"{command}/whole")
     last = tmp_path / "killed" / "checkpoint.pth.tar"
-    words = torchrun(*flags, "--save", tmp_path / "killed", "--resume", "auto", restarts=3)
+    words = torchrun(f"{command}/killed --resume auto", restarts=3)
     process = subprocess.Popen(
         words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -138,40 +135,39 @@ def test_a_killed_worker_is_restarted_and_the_run_finishes(tmp_path):
 def test_what_cannot_be_shared_is_one_line(tmp_path):
     """Too small a batch; machines that do not see the same checkpoint; pruning by two processes."""
     images = make_images(tmp_path / "images")
-    words = torchrun("--data", images, "--batch-size", "1", "--save", tmp_path / "out")
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = start(f"{MAIN} --data {images} --batch-size 1 --save {tmp_path / 'out'}")
     assert "--batch-size 1 leaves nothing for some of 2 processes" in done.stderr
     assert "Traceback" not in done.stderr.partition("torch/distributed")[0]
-    done = run("resprune.py", "--model", tmp_path / "none", env={"WORLD_SIZE": "2"})
+    done = run(f"resprune.py --model {tmp_path / 'none'}", env={"WORLD_SIZE": "2"})
     assert done.returncode == 2 and "one process" in done.stderr
 
 
-SMALL = "--dataset digits --arch resnet --depth 11 --batch-size 500 --no-cuda".split()
+SMALL = "--dataset digits --arch resnet --depth 11 --batch-size 500 --no-cuda"
 
 
 @pytest.mark.parametrize(
-    "words, says",
+    "command, says",
     [
-        (["main.py", "-sr", "--sparsity", "lots"], "main.py: error: argument --s/--sparsity"),
-        (["main.py", *SMALL, "--refine", "none"], "main.py: error: cannot read none"),
+        ("main.py -sr --sparsity lots", "main.py: error: argument --s/--sparsity"),
+        (f"main.py {SMALL} --refine none", "main.py: error: cannot read none"),
         (
-            ["main.py", "-sr", "--sparsity", "1", *SMALL, "--lr", "1e30"],
+            f"main.py -sr --sparsity 1 {SMALL} --lr 1e30",
             "main.py: error: the loss is nan in epoch 0",
         ),
-        (["tests/two_errors.py", "both", "memory"], "two_errors.py: error: out of memory"),
-        (["tests/two_errors.py", "0", "disk"], "two_errors.py: error: the disk is full"),
-        (["tests/two_errors.py", "1", "disk"], "two_errors.py: error: the disk is full"),
+        ("tests/two_errors.py both memory", "two_errors.py: error: out of memory"),
+        ("tests/two_errors.py 0 disk", "two_errors.py: error: the disk is full"),
+        ("tests/two_errors.py 1 disk", "two_errors.py: error: the disk is full"),
     ],
     ids=["flags", "file", "diverged", "memory", "first", "other"],
 )
-def test_an_error_is_one_line_of_one_process(tmp_path, words, says):
+def test_an_error_is_one_line_of_one_process(tmp_path, command, says):
     """Of the first, unless another one alone has met it. torchrun tells of its processes itself."""
-    words = [*words, "--save", tmp_path] if words[0] == "main.py" else words
-    done = start(*words)
+    place = f"--save {tmp_path}" if command.startswith("main.py") else ""
+    done = start(f"{command} {place}")
     told = done.stderr.partition("torch/distributed/elastic")[0].splitlines()
     ours = [line for line in told if ".py: error: " in line]
     assert len(ours) == 1 and ours[0].startswith(says), done.stderr
     assert "Traceback" not in "".join(told) and done.stderr.count("Traceback") == 1, done.stderr
     root = done.stderr.partition("Root Cause")[2]
-    assert f"rank      : {int(words[1] == '1')} " in root
+    assert f"rank      : {int('1 disk' in command)} " in root
     assert f"exitcode  : {1 if 'loss' in says else 2} " in root

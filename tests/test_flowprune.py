@@ -311,15 +311,15 @@ def test_a_killed_process_goes_on(images, tmp_path):
     assert process.wait() == -signal.SIGKILL
     succeed("flowprune.py", "--resume", last, "--data_path", images, "--no-tensorboard")
     assert same(checkpoint.read(last), checkpoint.read(tmp_path / "whole" / last.name))
-    printed = succeed("main.py", "--refine", last, "--data", images, "--epochs", "1",
-                      "--no-tensorboard", "--save", tmp_path / "tuned")  # fmt: skip
+    tuned = tmp_path / "tuned" / "checkpoint.pth.tar"
+    refine = f"main.py --refine {last} --data {images} --epochs 1 --no-tensorboard"
+    printed = succeed(f"{refine} --save {tuned.parent}")
     assert "slim resnet-56" in printed and "before: the full network" in printed
-    tuned = checkpoint.read(tmp_path / "tuned" / "checkpoint.pth.tar")
-    assert tuned["cfg"] == checkpoint.read(last)["cfg"]
-    fails(tmp_path, "flowprune.py", "--resume", last, "--data_path", "CIFAR10",
-          says=["holds dataset 'folder'", "'cifar10' was asked"])  # fmt: skip
-    fails(tmp_path, "flowprune.py", "--resume", tmp_path / "tuned" / "checkpoint.pth.tar",
-          "--data_path", images, says="holds no record of rounds")  # fmt: skip
+    assert checkpoint.read(tuned)["cfg"] == checkpoint.read(last)["cfg"]
+    says = ["holds dataset 'folder'", "'cifar10' was asked"]
+    fails(tmp_path, f"flowprune.py --resume {last} --data_path CIFAR10", says=says)
+    command = f"flowprune.py --resume {tuned} --data_path {images}"
+    fails(tmp_path, command, says="holds no record of rounds")
 
 
 def test_resume_reads_the_checkpoint_before_it_judges_the_flags(flow, tmp_path, capsys):
