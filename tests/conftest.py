@@ -12,6 +12,9 @@ from PIL import Image
 from warm import run
 
 from models import NETWORKS
+from slimming.data import datasets
+from slimming.data.pixels import Split
+from slimming.measuring import profiling
 from slimming.pruning import slicing
 from slimming.pruning.groups import declared
 from slimming.pruning.scaling import batch_norms, zero_channels
@@ -100,6 +103,30 @@ def same(a, b):
 @pytest.fixture
 def images(tmp_path):
     return make_images(tmp_path / "images")
+
+
+@pytest.fixture
+def few_digits(monkeypatch):
+    """In this process `--dataset digits` has 50 images in each part."""
+    load = datasets.load
+
+    def first(name, *where):
+        images, labels, classes = load(name, *where)
+        count = 50 if name == "digits" else len(images)
+        return Split(images[:count], labels[:count], classes)
+
+    monkeypatch.setattr(datasets, "load", first)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """In this process latency is not waited for: it grows with the images and from network to
+    network."""
+
+    def latencies(models, images):
+        return [(len(images) + i) / 1e3 for i in range(len(models))]
+
+    monkeypatch.setattr(profiling, "latencies", latencies)
 
 
 @pytest.fixture(params=SMALLEST)

@@ -26,16 +26,6 @@ BEFORE = Figures(1_000_000, 1_000_000, 20_000_000, 20_000_000, 4_000_000, {64: 0
 AFTER = Figures(250_000, 200_000, 5_000_000, 4_000_000, 1_000_000, {64: 0.01}, 0.85, 0.5)
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Latency is not waited for: it grows with the images and from network to network."""
-
-    def latencies(models, images):
-        return [(len(images) + i) / 1e3 for i in range(len(models))]
-
-    monkeypatch.setattr(profiling, "latencies", latencies)
-
-
 def with_zeros(channels=3):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(channels, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1))

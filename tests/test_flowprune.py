@@ -16,7 +16,6 @@ from warm import ROOT
 import flowprune
 from slimming.cli import flags
 from slimming.errors import UserError
-from slimming.measuring import profiling
 from slimming.pruning import slicing
 from slimming.pruning.coupling import count_filters
 from slimming.pruning.groups import groups
@@ -200,9 +199,8 @@ def test_track_batches_true_tracks(built):
     assert rounds.scores.tracker.start == max(0, steps - 20)
 
 
-def test_num_classes_beyond_those_of_the_data(flow, images, monkeypatch, tmp_path):
+def test_num_classes_beyond_those_of_the_data(flow, images, quick, tmp_path):
     """Built, trained, pruned, resumed, pruned again, evaluated and fine-tuned."""
-    monkeypatch.setattr(profiling, "latencies", lambda models, images: [1.0 for _ in models])
     words = ["--bypass", "--prune_percent", 50]
 
     def outputs(path):

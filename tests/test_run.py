@@ -15,7 +15,6 @@ import run
 from models import NETWORKS
 from run import make_parser
 from slimming.cli import flags
-from slimming.measuring import profiling
 from slimming.pruning.scaling import present_channels, selections
 from slimming.storage import architecture, checkpoint
 from slimming.workflows.experiment import config_of, same_settings
@@ -73,8 +72,7 @@ def test_each_method(photos, tmp_path, method):
 
 @pytest.mark.parametrize("arch", ["resnet", "densenet"])
 @pytest.mark.parametrize("method", ["channel", "kernel", "slimming"])
-def test_the_networks_of_the_paper(photos, tmp_path, monkeypatch, arch, method):
-    monkeypatch.setattr(profiling, "latencies", lambda models, images: [1.0 for _ in models])
+def test_the_networks_of_the_paper(photos, tmp_path, monkeypatch, quick, arch, method):
     words = f"--pruning-method {method} --pruning-ratio 0.5 {METHODS[method]} --no-fp16"
     words += " --importance taylor_group" if method == "channel" else ""
     command = f"{short(photos, tmp_path, arch)} {words} --depth {SMALLEST[arch]}"

@@ -11,10 +11,7 @@ from warm import run
 import main
 import models
 import resprune
-from slimming.data import datasets
-from slimming.data.pixels import Split
 from slimming.errors import UserError
-from slimming.measuring import profiling
 from slimming.pruning.choice import Choice
 from slimming.pruning.scaling import alive_channels
 from slimming.reports import preact
@@ -105,14 +102,9 @@ def test_best_acc_is_found_whether_or_not_such_a_folder_was_made(tmp_path):
 
 
 @pytest.fixture
-def type_in(monkeypatch, capsys, tmp_path):
-    """Type a command in an empty folder; what it prints. The digits are few, latency is not
-    waited for."""
+def type_in(monkeypatch, capsys, tmp_path, few_digits, quick):
+    """Type a command in an empty folder; what it prints."""
     monkeypatch.chdir(tmp_path)
-    digits = {part: datasets.load("digits", None, part) for part in ("train", "test")}
-    few = {part: Split(i[:40], la[:40], c) for part, (i, la, c) in digits.items()}
-    monkeypatch.setattr(datasets, "_digits", few.get)
-    monkeypatch.setattr(profiling, "latencies", lambda models, images: [1.0 for _ in models])
 
     def type_in(command):
         words = shlex.split(command)
