@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import make_images, succeed
-from warm import ROOT, run
+from warm import ROOT, on_processes, run, start
 
 from slimming.data.batches import Batches
 from slimming.data.order import weight
@@ -25,22 +24,8 @@ MAIN = (
 )
 
 
-def torchrun(command, processes=2, restarts=0):
-    """The command line of a script on several processes of this machine."""
-    several = f"--nproc-per-node={processes} --max-restarts={restarts}"
-    # without --, torchrun takes --s for one of its own flags
-    launch = f"-m torch.distributed.run --standalone {several} -- {command}"
-    return [sys.executable, *launch.split()]
-
-
-def start(command, **settings):
-    """Several processes of a script; what they leave."""
-    words, env = torchrun(command, **settings), {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-
-
-def run_all(command, **settings):
-    done = start(command, **settings)
+def run_all(command, processes=2):
+    done = run(on_processes(command, processes))
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -85,7 +70,7 @@ def test_two_processes_train_one_network(tmp_path):
 
 
 def test_all_processes_end_with_identical_weights_and_the_gradient_of_the_whole_batch(tmp_path):
-    done = start("tests/two_processes.py")
+    done = run(on_processes("tests/two_processes.py"), env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("identical") == 1
 
@@ -113,17 +98,15 @@ def test_a_killed_worker_is_restarted_and_the_run_finishes(tmp_path):
     command = f"{MAIN} --data {images} --epochs 10 --save {tmp_path}"
     run_all(f"{command}/whole")
     last = tmp_path / "killed" / "checkpoint.pth.tar"
-    words = torchrun(f"{command}/killed --resume auto", restarts=3)
-    process = subprocess.Popen(
-        words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while not last.exists() and process.poll() is None:
+    process = start(on_processes(f"{command}/killed --resume auto", restarts=3))
+    while not last.exists() and process.is_alive():
         time.sleep(0.01)
     workers = subprocess.run(
         ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
     ).stdout.split()
     os.kill(int(workers[-1]), signal.SIGKILL)
-    assert process.wait(timeout=240) == 0
+    process.join(240)
+    assert process.exitcode == 0
     whole, killed = (
         checkpoint.read(tmp_path / d / "checkpoint.pth.tar") for d in ("whole", "killed")
     )
@@ -135,7 +118,8 @@ def test_a_killed_worker_is_restarted_and_the_run_finishes(tmp_path):
 def test_what_cannot_be_shared_is_one_line(tmp_path):
     """Too small a batch; machines that do not see the same checkpoint; pruning by two processes."""
     images = make_images(tmp_path / "images")
-    done = start(f"{MAIN} --data {images} --batch-size 1 --save {tmp_path / 'out'}")
+    command = f"{MAIN} --data {images} --batch-size 1 --save {tmp_path / 'out'}"
+    done = run(on_processes(command))
     assert "--batch-size 1 leaves nothing for some of 2 processes" in done.stderr
     assert "Traceback" not in done.stderr.partition("torch/distributed")[0]
     done = run(f"resprune.py --model {tmp_path / 'none'}", env={"WORLD_SIZE": "2"})
@@ -163,7 +147,7 @@ SMALL = "--dataset digits --arch resnet --depth 11 --batch-size 500 --no-cuda"
 def test_an_error_is_one_line_of_one_process(tmp_path, command, says):
     """Of the first, unless another one alone has met it. torchrun tells of its processes itself."""
     place = f"--save {tmp_path}" if command.startswith("main.py") else ""
-    done = start(f"{command} {place}")
+    done = run(on_processes(f"{command} {place}"), env={"PYTHONPATH": str(ROOT)})
     told = done.stderr.partition("torch/distributed/elastic")[0].splitlines()
     ours = [line for line in told if ".py: error: " in line]
     assert len(ours) == 1 and ours[0].startswith(says), done.stderr

@@ -1,9 +1,7 @@
 """Rounds remove equally many filters; a stopped run ends as if it had not been stopped."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALLEST, fails, make_images, same, save_network, succeed
-from warm import ROOT
+from warm import ROOT, on_processes, run, start
 
 import flowprune
 from slimming.cli import flags
@@ -301,12 +299,12 @@ def test_a_killed_process_goes_on(images, tmp_path):
     words = ["--data_path", images, *FLAGS, *TWO, "--prune_percent", "50", "--preserve_moment"]
     succeed("flowprune.py", *words, "--save", tmp_path / "whole")
     last = tmp_path / "out" / "checkpoint.pth.tar"
-    command = [sys.executable, "flowprune.py", *words, "--save", tmp_path / "out"]
-    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL)
-    while not last.exists() and process.poll() is None:
+    process = start("flowprune.py", *words, "--save", tmp_path / "out")
+    while not last.exists() and process.is_alive():
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     succeed("flowprune.py", "--resume", last, "--data_path", images, "--no-tensorboard")
     assert same(checkpoint.read(last), checkpoint.read(tmp_path / "whole" / last.name))
     tuned = tmp_path / "tuned" / "checkpoint.pth.tar"
@@ -362,12 +360,10 @@ def test_momentum_follows_its_channels(built, monkeypatch, keep):
 
 
 def test_two_processes_end_with_one_network(images, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     words = ["--data_path", images, *FLAGS, "--epochs", 2, "--pruning_type", "biased_loss"]
     words += ["--prune_percent", 50, "--track_stats", "--save", tmp_path / "out"]
-    command = list(map(str, [*launch, "--", "tests/two_flows.py", *words]))
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OWN": str(tmp_path)}
-    done = subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True, check=False)
+    env = {"OWN": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = run(on_processes("tests/two_flows.py"), *words, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("round 1 of 1") == done.stdout.count("stats.json") == 1, "one voice"
     last = tmp_path / "out" / "checkpoint.pth.tar"

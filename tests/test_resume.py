@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 from conftest import fails, make_images, same, save_network, succeed
-from warm import ROOT, run
+from warm import ROOT, run, start
 
 import main
 from slimming.errors import Interrupted
@@ -26,12 +26,6 @@ FLAGS = f"-sr --s 0.001 --epochs {EPOCHS} --batch-size 16 --seed 3"
 def small_run(images, folder):
     """One epoch of a small network on ``images``, with results in ``folder``."""
     return f"{RESNET} --epochs 1 --data {images} --save {folder}"
-
-
-def start(command, **settings):
-    """A process of a script, to be stopped from outside."""
-    words = [sys.executable, *command.split()]
-    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, **settings)
 
 
 def wait_for(path, process, seconds=60):
@@ -51,11 +45,12 @@ def test_killed_three_times_and_resumed(tmp_path, extra):
         resume = f"--resume {last}" if last.exists() else ""
         before = last.stat().st_mtime_ns if last.exists() else 0
         process = start(f"{command}/killed {resume}")
-        while process.poll() is None and not (last.exists() and last.stat().st_mtime_ns != before):
+        while process.is_alive() and not (last.exists() and last.stat().st_mtime_ns != before):
             time.sleep(0.005)  # at least one epoch further each time, so that every kill counts
         time.sleep(rng.uniform(0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "it ended before it was killed"
         architecture.load(last)  # always loadable
         print(f"kill {kill}: after epoch {checkpoint.read(last)['epoch']}")
     succeed(f"{command}/killed --resume {last}")
@@ -115,9 +110,12 @@ def test_dropout_is_drawn_anew_in_a_resumed_run(images, tmp_path):
 
 def test_ctrl_c_says_how_to_continue(images, tmp_path):
     last = tmp_path / "out" / "checkpoint.pth.tar"
-    process = start(
-        f"{RESNET} --data {images} --save {last.parent}",
+    command = [sys.executable, *f"{RESNET} --data {images} --save {last.parent}".split()]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
         text=True,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         # a shell's background jobs, and what they start, ignore Ctrl-C
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

@@ -2,14 +2,12 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 from conftest import SMALLEST, fails, make_images, same, succeed
-from warm import ROOT
+from warm import start
 
 import run
 from models import NETWORKS
@@ -129,13 +127,13 @@ def test_a_killed_experiment_ends_as_if_it_had_not_been(photos, tmp_path):
     words = "--pruning-method kernel --save-model --finetune-epochs 3"
     whole, killed = (f"{short(photos, tmp_path / n)} {words}" for n in ("whole", "killed"))
     succeed(whole)
-    command = [sys.executable, *killed.split()]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = start(killed)
     pattern = "folder/*/finetune/checkpoint.pth.tar"
-    while process.poll() is None and not list((tmp_path / "killed").glob(pattern)):
+    while process.is_alive() and not list((tmp_path / "killed").glob(pattern)):
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "it ended before it was killed"
     succeed(f"{killed} --resume")
     files = [experiment(tmp_path / name)[0] / "finetune" for name in ("whole", "killed")]
     last = [checkpoint.read(folder / "checkpoint.pth.tar") for folder in files]
