@@ -65,6 +65,7 @@ def _as_command(
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
     os.chdir(cwd)
     os.environ.update(env)
+    multiprocessing.set_start_method("fork", force=True)  # as usual: a forkserver comes from ours
     script = ROOT / words[0]
     libraries = [path for path in sys.path if ROOT not in (Path(path), Path(path).parent)]
     sys.path = [str(script.parent), *libraries]
