@@ -21,6 +21,7 @@ from slimming.pruning.scaling import batch_norms, zero_channels
 from slimming.storage import architecture, checkpoint
 
 SMALLEST = {"vgg": 11, "resnet": 11, "densenet": 7}  # the smallest depth of each network
+NARROW = {"vgg": [12, "M", 16, "M", 20, 16, "M", 24, 20, "M", 24, 28]}  # to be quick
 UNREACHABLE = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https", "HTTP", "HTTPS")}
 
 
@@ -75,7 +76,7 @@ def save_network(path, arch, depth, dataset="digits", num_classes=10, **more):
     return path
 
 
-def make_images(folder, classes=("blue", "red"), train=48, test=16, size=(32, 32), ending=".png"):
+def make_images(folder, classes=("blue", "red"), train=24, test=8, size=(32, 32), ending=".png"):
     """An image folder in which each class has its own colour, with noise."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("test", test)):

@@ -94,8 +94,8 @@ def test_a_restart_finds_nothing_of_the_attempt_before():
 
 
 def test_a_killed_worker_is_restarted_and_the_run_finishes(tmp_path):
-    images = make_images(tmp_path / "images", train=120)
-    command = f"{MAIN} --data {images} --epochs 10 --save {tmp_path}"
+    images = make_images(tmp_path / "images", train=60)
+    command = f"{MAIN} --data {images} --epochs 8 --save {tmp_path}"
     run_all(f"{command}/whole")
     last = tmp_path / "killed" / "checkpoint.pth.tar"
     process = start(on_processes(f"{command}/killed --resume auto", restarts=3))
@@ -110,7 +110,7 @@ def test_a_killed_worker_is_restarted_and_the_run_finishes(tmp_path):
     whole, killed = (
         checkpoint.read(tmp_path / d / "checkpoint.pth.tar") for d in ("whole", "killed")
     )
-    assert killed["epoch"] == 10
+    assert killed["epoch"] == 8
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, killed["state_dict"][name]), name
 

@@ -40,6 +40,7 @@ def files(tmp_path_factory):
         save_network(folder / arch, arch, depth)
     save_network(folder / "resnet20", "resnet", 20)
     save_network(folder / "cifar10", "resnet", 11, "cifar10")
+    save_network(folder / "two", "resnet", 11, "folder", num_classes=2)
     save_network(folder / "three", "resnet", 11, "folder", num_classes=3)
     (folder / "empty").touch()
     (folder / "random").write_bytes(os.urandom(50_000))
@@ -178,7 +179,7 @@ def test_image_folders_that_cannot_be_used(tmp_path, files):
 
 def test_results_that_cannot_be_written(tmp_path, files):
     (tmp_path / "file").touch()
-    prune = f"resprune.py --model {files / 'resnet'}"
+    prune = f"resprune.py --model {files / 'two'} --data {files / 'images'}"
     fails(tmp_path, f"{prune} --save file/x", says="cannot write")
     copy = shutil.copy(files / "resnet", tmp_path / "pruned.pth.tar")
     fails(tmp_path, f"resprune.py --model {copy}", says="would be lost")
@@ -196,7 +197,7 @@ def test_a_full_disk(tmp_path, files):
     says, images = "cannot write out/", shutil.copytree(files / "images", tmp_path / "images")
     train = f"main.py --dataset folder --data {images} --arch vgg --depth 11 --epochs 1"
     for command, file in (
-        (f"vggprune.py --model {files / 'vgg'} --save out", "pruned.pth.tar"),
+        (f"resprune.py --model {files / 'two'} --data {images} --save out", "pruned.pth.tar"),
         (f"{train} --no-tensorboard --save out", "model_best.pth.tar"),
     ):
         fails(tmp_path, command, says=says + file, preexec_fn=small_files_only)

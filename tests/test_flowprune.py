@@ -36,7 +36,7 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture
-def flow(images, monkeypatch, tmp_path):
+def flow(images, monkeypatch, tmp_path, quick):
     """Run flowprune.py in this process; the checkpoint that it leaves."""
 
     def start(*words, folder="out"):
@@ -197,7 +197,7 @@ def test_track_batches_true_tracks(built):
     assert rounds.scores.tracker.start == max(0, steps - 20)
 
 
-def test_num_classes_beyond_those_of_the_data(flow, images, quick, tmp_path):
+def test_num_classes_beyond_those_of_the_data(flow, images, tmp_path):
     """Built, trained, pruned, resumed, pruned again, evaluated and fine-tuned."""
     words = ["--bypass", "--prune_percent", 50]
 
@@ -264,18 +264,19 @@ def test_networks_that_select_channels(flow, tmp_path, arch, measure):
 
 
 MORE = {
-    "moment": ["--preserve_moment", "--track_stats"],
-    "tracked": ["--pruning_type", "biased_loss_tracked"],
-    "second order": ["--pruning_type", "grad_preserve", "--track_importance", "--track_batches", 2],
-    "average": ["--track_importance", "True", "--pruning_type", "fisher", "--track_batches", 3],
-    "init": ["--use_init", "--pruning_type", "biased_loss", "--track_stats"],
+    "moment": "--preserve_moment --track_stats",
+    "tracked": "--pruning_type biased_loss_tracked",
+    "second order": "--pruning_type grad_preserve --track_importance --track_batches 2",
+    "average": "--track_importance True --pruning_type fisher --track_batches 3",
+    "init": "--use_init --pruning_type biased_loss --track_stats",
 }
+NETWORK = dict.fromkeys(("second order", "average", "init"), "--model resnet --depth 11")
 
 
 @pytest.mark.parametrize("more", MORE)
 def test_a_stopped_run_ends_as_one_that_was_not(flow, monkeypatch, tmp_path, more):
     """Stopped before the first round and before the second; with `--resume auto`."""
-    words = [*TWO, *MORE[more], "--prune_percent", 50]
+    words = [*TWO, *MORE[more].split(), *NETWORK.get(more, "").split(), "--prune_percent", 50]
     whole = flow(*words, folder="whole")
     one_epoch = Trainer.one_epoch
     for stop in (1, 2):

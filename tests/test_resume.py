@@ -36,7 +36,7 @@ def wait_for(path, process, seconds=60):
 
 @pytest.mark.parametrize("extra", ["", "--amp"], ids=["fp32", "amp"])
 def test_killed_three_times_and_resumed(tmp_path, extra):
-    images = make_images(tmp_path / "images", train=120)
+    images = make_images(tmp_path / "images", train=60)
     command = f"{RESNET} {FLAGS} --data {images} {extra} --save {tmp_path}"
     succeed(f"{command}/whole")
     last = tmp_path / "killed" / "checkpoint.pth.tar"
@@ -47,7 +47,7 @@ def test_killed_three_times_and_resumed(tmp_path, extra):
         process = start(f"{command}/killed {resume}")
         while process.is_alive() and not (last.exists() and last.stat().st_mtime_ns != before):
             time.sleep(0.005)  # at least one epoch further each time, so that every kill counts
-        time.sleep(rng.uniform(0, 0.3))
+        time.sleep(rng.uniform(0, 0.15))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL, "it ended before it was killed"

@@ -28,7 +28,10 @@ METHODS = {  # each by one of the two rankings
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    return make_images(tmp_path_factory.mktemp("run") / "images", train=32, test=8)
+    return make_images(tmp_path_factory.mktemp("run") / "images", train=16, test=8)
+
+
+SMALL = "resnet --depth 11"
 
 
 def short(photos, out, model="mobilenet"):
@@ -125,7 +128,7 @@ def test_a_multiple_that_undoes_the_pruning_is_a_warning(photos, tmp_path):
 
 def test_a_killed_experiment_ends_as_if_it_had_not_been(photos, tmp_path):
     words = "--pruning-method kernel --save-model --finetune-epochs 3"
-    whole, killed = (f"{short(photos, tmp_path / n)} {words}" for n in ("whole", "killed"))
+    whole, killed = (f"{short(photos, tmp_path / n, SMALL)} {words}" for n in ("whole", "killed"))
     succeed(whole)
     process = start(killed)
     pattern = "folder/*/finetune/checkpoint.pth.tar"
@@ -215,7 +218,7 @@ def test_a_network_of_another_depth_is_another_network(photos, tmp_path):
 
 def test_patience_ends_a_training_that_gets_no_better(photos, tmp_path):
     words = "--base-train-epochs 30 --learning-rate 0 --patience 1 --skip-pruning"
-    printed = succeed(f"{short(photos, tmp_path)} {words}")
+    printed = succeed(f"{short(photos, tmp_path, SMALL)} {words}")
     _, metrics = experiment(tmp_path)
     scores = [record["test_prec1"] for record in metrics["stages"][0]["history"]]
     assert f"no better top-1 for 1 epochs: training ends after {len(scores)}\n" in printed

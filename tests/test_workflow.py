@@ -38,9 +38,10 @@ def test_two_passes(arch, images, tmp_path):
 
 
 @pytest.mark.parametrize("script", ["resprune.py", "mask-impl/prune_mask.py"])
-def test_a_multiple_that_undoes_the_pruning_is_a_warning(tmp_path, script):
-    path = save_network(tmp_path / "resnet", "resnet", 11)
-    printed = succeed(f"{script} --model {path} --percent 0.3 --round-to 4096 --no-cuda")
+def test_a_multiple_that_undoes_the_pruning_is_a_warning(images, tmp_path, script):
+    path = save_network(tmp_path / "resnet", "resnet", 11, "folder", 2)
+    command = f"{script} --model {path} --data {images} --percent 0.3 --round-to 4096"
+    printed = succeed(f"{command} --no-cuda")
     assert "warning: --round-to keeps 207 of the 207 channels" in printed
 
 
