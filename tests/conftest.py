@@ -12,19 +12,38 @@ from PIL import Image
 from warm import run
 
 from models import NETWORKS
+from slimming.data import datasets
+from slimming.data.pixels import Split
+from slimming.measuring import profiling
 from slimming.pruning import slicing
 from slimming.pruning.groups import declared
 from slimming.pruning.scaling import batch_norms, zero_channels
 from slimming.storage import architecture, checkpoint
 
 SMALLEST = {"vgg": 11, "resnet": 11, "densenet": 7}  # the smallest depth of each network
+NARROW = {"vgg": [12, "M", 16, "M", 20, 16, "M", 24, 20, "M", 24, 28]}  # to be quick
+UNREACHABLE = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https", "HTTP", "HTTPS")}
 
 
-def succeed(script, *args, **kwargs):
-    """Run a script that must succeed; return its output."""
-    done = run(script, *args, **kwargs)
+def succeed(command, *more, **kwargs):
+    """Run a script that must succeed, a command line and further words; return its output."""
+    done = run(command, *more, **kwargs)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def fails(tmp_path, command, *more, status=2, says=(), **kwargs):
+    """The command ends with one line that holds ``says``, and no file is new."""
+    before = sorted(tmp_path.rglob("*"))
+    done = run(command, *more, cwd=tmp_path, **kwargs)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    for words in [says] if isinstance(says, str) else says:
+        assert words in lines[0]
+    assert sorted(tmp_path.rglob("*")) == before
+    return lines[0]
 
 
 def randomize(model, seed=0):
@@ -57,7 +76,7 @@ def save_network(path, arch, depth, dataset="digits", num_classes=10, **more):
     return path
 
 
-def make_images(folder, classes=("blue", "red"), train=48, test=16, size=(32, 32), ending=".png"):
+def make_images(folder, classes=("blue", "red"), train=24, test=8, size=(32, 32), ending=".png"):
     """An image folder in which each class has its own colour, with noise."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("test", test)):
@@ -85,6 +104,30 @@ def same(a, b):
 @pytest.fixture
 def images(tmp_path):
     return make_images(tmp_path / "images")
+
+
+@pytest.fixture
+def few_digits(monkeypatch):
+    """In this process `--dataset digits` has 50 images in each part."""
+    load = datasets.load
+
+    def first(name, *where):
+        images, labels, classes = load(name, *where)
+        count = 50 if name == "digits" else len(images)
+        return Split(images[:count], labels[:count], classes)
+
+    monkeypatch.setattr(datasets, "load", first)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """In this process latency is not waited for: it grows with the images and from network to
+    network."""
+
+    def latencies(models, images):
+        return [(len(images) + i) / 1e3 for i in range(len(models))]
+
+    monkeypatch.setattr(profiling, "latencies", latencies)
 
 
 @pytest.fixture(params=SMALLEST)

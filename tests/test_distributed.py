@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import make_images, succeed
-from warm import ROOT, run
+from warm import ROOT, on_processes, run, start
 
 from slimming.data.batches import Batches
 from slimming.data.order import loss_weight
@@ -19,32 +18,14 @@ from slimming.data.pixels import Split
 from slimming.runtime import distributed
 from slimming.storage import checkpoint
 
-FLAGS = (
-    "-sr --s 0.001 --dataset folder --arch resnet --depth 11 --batch-size 16 --seed 3 "
+MAIN = (
+    "main.py -sr --s 0.001 --dataset folder --arch resnet --depth 11 --batch-size 16 --seed 3 "
     "--no-tensorboard"
-).split()
+)
 
 
-def torchrun(*words, processes=2, restarts=0):
-    """The command line of a run on several processes of this machine."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launch += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
-    launch += ["--", "main.py", *FLAGS]  # without --, torchrun takes --s for one of its own flags
-    return list(map(str, [*launch, *words]))
-
-
-def start(*words):
-    """Two processes of a script; what they leave."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = list(map(str, [*launch, *words]))
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-
-
-def run_all(*words, **settings):
-    done = subprocess.run(
-        torchrun(*words, **settings), cwd=ROOT, capture_output=True, text=True, check=False
-    )
+def run_all(command, processes=2):
+    done = run(on_processes(command, processes))
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -72,24 +53,24 @@ def test_every_test_image_is_in_one_share():
 
 def test_two_processes_train_one_network(tmp_path):
     """The first step's loss is that of one process; the file is the same kind of file."""
-    flags = ["--data", make_images(tmp_path / "images"), "--epochs", "2"]
-    printed = run_all(*flags, "--save", tmp_path / "two")
+    data = f"--data {make_images(tmp_path / 'images')}"
+    printed = run_all(f"{MAIN} {data} --epochs 2 --save {tmp_path / 'two'}")
     assert printed.count("Test set") == 2, "one voice"
-    alone = succeed("main.py", *FLAGS, *flags, "--save", tmp_path / "one")
+    alone = succeed(f"{MAIN} {data} --epochs 2 --save {tmp_path / 'one'}")
     two, one = (checkpoint.read(tmp_path / d / "checkpoint.pth.tar") for d in ("two", "one"))
     assert two.keys() == one.keys() and two["epoch"] == 2
     assert two["state_dict"].keys() == one["state_dict"].keys()
     assert alone.count("Test set") == 2
     # and goes on with any number of processes
     last = tmp_path / "two" / "checkpoint.pth.tar"
-    succeed("main.py", "--resume", last, *flags[:2], "--epochs", "3", "--no-tensorboard")
+    succeed(f"main.py --resume {last} {data} --epochs 3 --no-tensorboard")
     assert checkpoint.read(last)["epoch"] == 3
-    run_all(*flags[:2], "--resume", last, "--epochs", "4", processes=3)
+    run_all(f"{MAIN} {data} --resume {last} --epochs 4", processes=3)
     assert checkpoint.read(last)["epoch"] == 4
 
 
 def test_all_processes_end_with_identical_weights_and_the_gradient_of_the_whole_batch(tmp_path):
-    done = start("tests/two_processes.py")
+    done = run(on_processes("tests/two_processes.py"), env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("identical") == 1
 
@@ -113,24 +94,23 @@ def test_a_restart_finds_nothing_of_the_attempt_before():
 
 
 def test_a_killed_worker_is_restarted_and_the_run_finishes(tmp_path):
-    flags = ["--data", make_images(tmp_path / "images", train=120), "--epochs", "10"]
-    run_all(*flags, "--save", tmp_path / "whole")
+    images = make_images(tmp_path / "images", train=60)
+    command = f"{MAIN} --data {images} --epochs 8 --save {tmp_path}"
+    run_all(f"{command}/whole")
     last = tmp_path / "killed" / "checkpoint.pth.tar"
-    words = torchrun(*flags, "--save", tmp_path / "killed", "--resume", "auto", restarts=3)
-    process = subprocess.Popen(
-        words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while not last.exists() and process.poll() is None:
+    process = start(on_processes(f"{command}/killed --resume auto", restarts=3))
+    while not last.exists() and process.is_alive():
         time.sleep(0.01)
     workers = subprocess.run(
         ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
     ).stdout.split()
     os.kill(int(workers[-1]), signal.SIGKILL)
-    assert process.wait(timeout=240) == 0
+    process.join(240)
+    assert process.exitcode == 0
     whole, killed = (
         checkpoint.read(tmp_path / d / "checkpoint.pth.tar") for d in ("whole", "killed")
     )
-    assert killed["epoch"] == 10
+    assert killed["epoch"] == 8
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, killed["state_dict"][name]), name
 
@@ -138,40 +118,40 @@ def test_a_killed_worker_is_restarted_and_the_run_finishes(tmp_path):
 def test_what_cannot_be_shared_is_one_line(tmp_path):
     """Too small a batch; machines that do not see the same checkpoint; pruning by two processes."""
     images = make_images(tmp_path / "images")
-    words = torchrun("--data", images, "--batch-size", "1", "--save", tmp_path / "out")
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    command = f"{MAIN} --data {images} --batch-size 1 --save {tmp_path / 'out'}"
+    done = run(on_processes(command))
     assert "--batch-size 1 is too small for 2 processes" in done.stderr
     assert "Traceback" not in done.stderr.partition("torch/distributed")[0]
-    done = run("resprune.py", "--model", tmp_path / "none", env={"WORLD_SIZE": "2"})
+    done = run(f"resprune.py --model {tmp_path / 'none'}", env={"WORLD_SIZE": "2"})
     assert done.returncode == 2 and "single process" in done.stderr
 
 
-SMALL = "--dataset digits --arch resnet --depth 11 --batch-size 500 --no-cuda".split()
+SMALL = "--dataset digits --arch resnet --depth 11 --batch-size 500 --no-cuda"
 
 
 @pytest.mark.parametrize(
-    "words, says",
+    "command, says",
     [
-        (["main.py", "-sr", "--sparsity", "lots"], "main.py: error: argument --s/--sparsity"),
-        (["main.py", *SMALL, "--refine", "none"], "main.py: error: cannot read none"),
+        ("main.py -sr --sparsity lots", "main.py: error: argument --s/--sparsity"),
+        (f"main.py {SMALL} --refine none", "main.py: error: cannot read none"),
         (
-            ["main.py", "-sr", "--sparsity", "1", *SMALL, "--lr", "1e30"],
+            f"main.py -sr --sparsity 1 {SMALL} --lr 1e30",
             "main.py: error: the loss is nan in epoch 0",
         ),
-        (["tests/two_errors.py", "both", "memory"], "two_errors.py: error: out of memory"),
-        (["tests/two_errors.py", "0", "disk"], "two_errors.py: error: the disk is full"),
-        (["tests/two_errors.py", "1", "disk"], "two_errors.py: error: the disk is full"),
+        ("tests/two_errors.py both memory", "two_errors.py: error: out of memory"),
+        ("tests/two_errors.py 0 disk", "two_errors.py: error: the disk is full"),
+        ("tests/two_errors.py 1 disk", "two_errors.py: error: the disk is full"),
     ],
     ids=["flags", "file", "diverged", "memory", "first", "other"],
 )
-def test_an_error_is_one_line_of_one_process(tmp_path, words, says):
+def test_an_error_is_one_line_of_one_process(tmp_path, command, says):
     """Of the first, unless another one alone has met it. torchrun tells of its processes itself."""
-    words = [*words, "--save", tmp_path] if words[0] == "main.py" else words
-    done = start(*words)
+    place = f"--save {tmp_path}" if command.startswith("main.py") else ""
+    done = run(on_processes(f"{command} {place}"), env={"PYTHONPATH": str(ROOT)})
     told = done.stderr.partition("torch/distributed/elastic")[0].splitlines()
     ours = [line for line in told if ".py: error: " in line]
     assert len(ours) == 1 and ours[0].startswith(says), done.stderr
     assert "Traceback" not in "".join(told) and done.stderr.count("Traceback") == 1, done.stderr
     root = done.stderr.partition("Root Cause")[2]
-    assert f"rank      : {int(words[1] == '1')} " in root
+    assert f"rank      : {int('1 disk' in command)} " in root
     assert f"exitcode  : {1 if 'loss' in says else 2} " in root

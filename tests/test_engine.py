@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import SMALLEST, keep_only, randomize, zero_others
+from conftest import NARROW, SMALLEST, keep_only, randomize, zero_others
 from torch import nn
 from warm import ROOT
 
@@ -20,7 +20,6 @@ from slimming.pruning.threshold import choose_channels
 
 IMAGES = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 BATCHES = [(IMAGES, torch.arange(6))]
-NARROW = {"vgg": [12, "M", 16, "M", 20, 16, "M", 24, 20, "M", 24, 28]}  # to be quick
 INSIDE = {"vgg": "feature.8", "resnet": "layer2", "densenet": "dense2"}
 
 

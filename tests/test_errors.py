@@ -3,12 +3,13 @@
 import os
 import resource
 import shutil
+import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import make_images, save_network
-from warm import run
+from conftest import UNREACHABLE, fails, make_images, save_network
+from warm import ROOT
 
 PRUNERS = {
     "vggprune.py": "vgg",
@@ -24,7 +25,6 @@ READERS = [
     ("mask-impl/main_mask.py", "--resume"),
     *((script, "--model") for script in PRUNERS),
 ]
-UNREACHABLE = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https", "HTTP", "HTTPS")}
 
 
 class Evil:
@@ -40,6 +40,7 @@ def files(tmp_path_factory):
         save_network(folder / arch, arch, depth)
     save_network(folder / "resnet20", "resnet", 20)
     save_network(folder / "cifar10", "resnet", 11, "cifar10")
+    save_network(folder / "two", "resnet", 11, "folder", num_classes=2)
     save_network(folder / "three", "resnet", 11, "folder", num_classes=3)
     (folder / "empty").touch()
     (folder / "random").write_bytes(os.urandom(50_000))
@@ -47,20 +48,6 @@ def files(tmp_path_factory):
     torch.save({"state_dict": {}, "cfg": Evil()}, folder / "evil")
     make_images(folder / "images", train=4, test=4)
     return folder
-
-
-def fails(tmp_path, script, *args, status=2, says=(), **kwargs):
-    """The command ends with one line that holds ``says``, and no file is new."""
-    before = sorted(tmp_path.rglob("*"))
-    done = run(script, *args, cwd=tmp_path, **kwargs)
-    assert done.returncode == status, done.stderr
-    assert "Traceback" not in done.stderr
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, done.stderr
-    for words in [says] if isinstance(says, str) else says:
-        assert words in lines[0]
-    assert sorted(tmp_path.rglob("*")) == before
-    return lines[0]
 
 
 @pytest.mark.parametrize("script, flag", READERS)
@@ -82,15 +69,8 @@ def test_a_broken_file(tmp_path, files, script, flag, broken, says):
 @pytest.mark.parametrize("script, arch", PRUNERS.items())
 @pytest.mark.parametrize("percent", ["1", "1.5", "-0.1", "nan", "half"])
 def test_a_percent_that_is_none(tmp_path, files, script, arch, percent):
-    fails(
-        tmp_path,
-        script,
-        "--model",
-        files / arch,
-        "--percent",
-        percent,
-        says=["--percent", "less than 1", percent],
-    )
+    says = ["--percent", "less than 1", percent]
+    fails(tmp_path, f"{script} --model {files / arch} --percent {percent}", says=says)
 
 
 @pytest.mark.parametrize(
@@ -98,39 +78,26 @@ def test_a_percent_that_is_none(tmp_path, files, script, arch, percent):
     [("vggprune.py", "resnet"), ("resprune.py", "densenet"), ("denseprune.py", "vgg")],
 )
 def test_a_checkpoint_of_another_network(tmp_path, files, script, other):
-    fails(tmp_path, script, "--model", files / other, says=[f"has arch '{other}'", "was requested"])
+    says = [f"has arch '{other}'", "was requested"]
+    fails(tmp_path, f"{script} --model {files / other}", says=says)
 
 
 @pytest.mark.parametrize(
     "script, flag", [READERS[0], READERS[1], READERS[3], READERS[5], READERS[7]]
 )
 def test_a_checkpoint_of_another_dataset_depth_or_class_count(tmp_path, files, script, flag):
-    fails(
-        tmp_path,
-        script,
-        flag,
-        files / "resnet",
-        "--dataset",
-        "cifar10",
-        says=["'digits'", "'cifar10'"],
-    )
-    fails(tmp_path, script, flag, files / "resnet", "--depth", "20", says=["11", "20"])
-    fails(
-        tmp_path,
-        script,
-        flag,
-        files / "three",
-        "--data",
-        files / "images",
-        says=["3 classes", "has 2"],
-    )
+    command, data = f"{script} {flag} {files / 'resnet'}", files / "images"
+    fails(tmp_path, f"{command} --dataset cifar10", says=["'digits'", "'cifar10'"])
+    fails(tmp_path, f"{command} --depth 20", says=["11", "20"])
+    command = f"{script} {flag} {files / 'three'} --data {data}"
+    fails(tmp_path, command, says=["3 classes", "has 2"])
 
 
 def test_images_of_other_classes(tmp_path, files):
     """As many classes as the network tells apart, but not the same."""
     model = save_network(tmp_path / "model", "resnet", 11, "folder", 2, classes=["cat", "dog"])
-    fails(tmp_path, "resprune.py", "--model", model, "--data", files / "images",
-          says=["'cat'", "'blue'"])  # fmt: skip
+    command = f"resprune.py --model {model} --data {files / 'images'}"
+    fails(tmp_path, command, says=["'cat'", "'blue'"])
 
 
 def test_weights_of_another_network(tmp_path, files):
@@ -138,71 +105,54 @@ def test_weights_of_another_network(tmp_path, files):
     contents = torch.load(files / "resnet20", weights_only=True)
     old = tmp_path / "old"
     torch.save({"state_dict": contents["state_dict"]}, old)
-    fails(
-        tmp_path,
-        "resprune.py",
-        "--model",
-        old,
-        "--dataset",
-        "digits",
-        "--depth",
-        "29",
-        says="does not contain a resnet-29",
-    )
-    fails(
-        tmp_path,
-        "vggprune.py",
-        "--model",
-        old,
-        "--dataset",
-        "digits",
-        "--depth",
-        "11",
-        says="does not contain a vgg-11",
-    )
-    fails(tmp_path, "resprune.py", "--model", old, says="add --depth --dataset")
+    for guess in ("resnet-29", "vgg-11"):
+        arch, _, depth = guess.partition("-")
+        script = {"resnet": "resprune.py", "vgg": "vggprune.py"}[arch]
+        command = f"{script} --model {old} --dataset digits --depth {depth}"
+        fails(tmp_path, command, says=f"does not contain a {guess}")
+    fails(tmp_path, f"resprune.py --model {old}", says="add --depth --dataset")
 
 
 def test_bare_weights(tmp_path, files):
     """Of no run; what they are of is for flags to say; and nobody writes over them."""
     bare = tmp_path / "pruned.pth.tar"
     torch.save(torch.load(files / "resnet", weights_only=True)["state_dict"], bare)
-    fails(tmp_path, "resprune.py", "--model", bare, says="would be overwritten")
-    words = ["--save", tmp_path / "other", "--depth", "11"]
-    fails(tmp_path, "resprune.py", "--model", bare, *words, says="add --dataset")
-    words = ["--arch", "resnet", "--depth", "11", "--dataset", "digits"]
-    fails(tmp_path, "main.py", "--resume", bare, *words, says="train them with --refine")
-    fails(tmp_path, "resprune.py", "--model", files / "resnet", "--save", tmp_path,
-          says="would be overwritten")  # fmt: skip
+    prune, other = f"resprune.py --model {bare}", tmp_path / "other"
+    fails(tmp_path, prune, says="would be overwritten")
+    fails(tmp_path, f"{prune} --save {other} --depth 11", says="add --dataset")
+    resume = f"main.py --resume {bare} --arch resnet --depth 11 --dataset digits"
+    fails(tmp_path, resume, says="train them with --refine")
+    over = f"resprune.py --model {files / 'resnet'} --save {tmp_path}"
+    fails(tmp_path, over, says="would be overwritten")
 
 
 @pytest.mark.parametrize(
     "flags, says",
     [
-        (["--epochs", "0"], "--epochs"),
-        (["--epochs", "ten"], "--epochs"),
-        (["--lr", "-1"], "--lr"),
-        (["--lr", "inf"], "--lr"),
-        (["--s", "nan"], "--s"),
-        (["--momentum", "1"], "--momentum"),
-        (["--batch-size", "0"], "--batch-size"),
-        (["--arch", "alexnet"], "alexnet"),
-        (["--arch", "vgg", "--depth", "18"], "11, 13, 16, 19"),
-        (["--depth", "20.5"], "--depth"),
-        (["--arch", "preact_res21"], "9n+2"),
-        (["--arch", "densenet", "--depth", "41"], "3n+4"),
-        (["--arch", "preact_res20", "--depth", "56"], "contradict"),
-        (["--seed", "-1"], "--seed"),
-        (["--dataset", "imagenet"], "imagenet"),
-        (["--device", "gpu9"], "--device cpu"),
-        (["--device", "cuda:99"], "--device cpu"),
-        (["--colour"], "--colour"),
-        (["--filename", "a/b"], "--filename"),
-        (["--tag", ".."], "--tag"),
+        ("--epochs 0", "--epochs"),
+        ("--epochs ten", "--epochs"),
+        ("--lr -1", "--lr"),
+        ("--lr inf", "--lr"),
+        ("--s nan", "--s"),
+        ("--momentum 1", "--momentum"),
+        ("--batch-size 0", "--batch-size"),
+        ("--arch alexnet", "alexnet"),
+        ("--arch vgg --depth 18", "11, 13, 16, 19"),
+        ("--depth 20.5", "--depth"),
+        ("--arch preact_res21", "9n+2"),
+        ("--arch densenet --depth 41", "3n+4"),
+        ("--arch preact_res20 --depth 56", "contradict"),
+        ("--seed -1", "--seed"),
+        ("--dataset imagenet", "imagenet"),
+        ("--device gpu9", "--device cpu"),
+        ("--device cuda:99", "--device cpu"),
+        ("--colour", "--colour"),
+        ("--filename a/b", "--filename"),
+        ("--tag ..", "--tag"),
     ],
 )
 def test_wrong_flags(tmp_path, flags, says):
-    fails(tmp_path, "main.py", "--dataset", "digits", *flags, says=says)
+    fails(tmp_path, f"main.py --dataset digits {flags}", says=says)
 
 
 def test_a_model_that_is_not_named(tmp_path):
@@ -211,43 +161,30 @@ def test_a_model_that_is_not_named(tmp_path):
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "svhn", "mnist", "fashionmnist"])
 def test_a_dataset_that_cannot_be_downloaded(tmp_path, dataset):
-    words = ["main.py", "--dataset", dataset]
-    says = [f"download {dataset}", "--dataset digits"]
-    fails(tmp_path, *words, says=says, env=UNREACHABLE)
     (tmp_path / "mine").mkdir()  # an empty folder stays, and so do files
-    fails(tmp_path, *words, "--data", "mine", says=says, env=UNREACHABLE)
-    fails(tmp_path, *words, "--data", "mine/a/b", says=says, env=UNREACHABLE)
+    says = [f"download {dataset}", "--dataset digits"]
+    for place in ("", "--data mine", "--data mine/a/b"):
+        command = f"main.py --dataset {dataset} {place}"
+        fails(tmp_path, command, says=says, env=UNREACHABLE)
 
 
 def test_image_folders_that_cannot_be_used(tmp_path, files):
-    flags = ["main.py", "--dataset", "folder", "--arch", "resnet", "--depth", "11"]
-    fails(
-        tmp_path,
-        *flags,
-        says=["there is no folder data.folder", "--data DIR"],
-    )
-    fails(tmp_path, *flags, "--data", files / "random", says="there is no folder")
+    command = "main.py --dataset folder --arch resnet --depth 11"
+    fails(tmp_path, command, says=["there is no folder data.folder", "--data DIR"])
+    fails(tmp_path, f"{command} --data {files / 'random'}", says="there is no folder")
     broken = shutil.copytree(files / "images", tmp_path / "broken")
     shutil.rmtree(broken / "test" / "red")
-    fails(tmp_path, *flags, "--data", broken, says="no images of class red")
+    fails(tmp_path, f"{command} --data {broken}", says="no images of class red")
 
 
 def test_results_that_cannot_be_written(tmp_path, files):
     (tmp_path / "file").touch()
-    fails(
-        tmp_path,
-        "resprune.py",
-        "--model",
-        files / "resnet",
-        "--save",
-        "file/x",
-        says="cannot write",
-    )
+    prune = f"resprune.py --model {files / 'two'} --data {files / 'images'}"
+    fails(tmp_path, f"{prune} --save file/x", says="cannot write")
     copy = shutil.copy(files / "resnet", tmp_path / "pruned.pth.tar")
-    fails(tmp_path, "resprune.py", "--model", copy, says="would be overwritten")
+    fails(tmp_path, f"resprune.py --model {copy}", says="would be overwritten")
     shutil.copy(files / "resnet", tmp_path / "run.pth.tar")  # a checkpoint of a training run
-    fails(tmp_path, "resprune.py", "--model", files / "resnet", "--save", tmp_path, "--filename",
-          "run", says="would be overwritten")  # fmt: skip
+    fails(tmp_path, f"{prune} --save {tmp_path} --filename run", says="would be overwritten")
 
 
 def small_files_only():
@@ -257,76 +194,25 @@ def small_files_only():
 def test_a_full_disk(tmp_path, files):
     """The limit on the size of a file stands for the disk."""
     (tmp_path / "out").mkdir()
-    fails(
-        tmp_path,
-        "vggprune.py",
-        "--model",
-        files / "vgg",
-        "--save",
-        "out",
-        says="cannot write out/pruned.pth.tar",
-        preexec_fn=small_files_only,
-    )
-    fails(
-        tmp_path,
-        "main.py",
-        "--dataset",
-        "folder",
-        "--data",
-        shutil.copytree(files / "images", tmp_path / "images"),
-        "--arch",
-        "vgg",
-        "--depth",
-        "11",
-        "--epochs",
-        "1",
-        "--no-tensorboard",
-        "--save",
-        "out",
-        preexec_fn=small_files_only,
-        says="cannot write out/model_best.pth.tar",
-    )
+    says, images = "cannot write out/", shutil.copytree(files / "images", tmp_path / "images")
+    train = f"main.py --dataset folder --data {images} --arch vgg --depth 11 --epochs 1"
+    for command, file in (
+        (f"resprune.py --model {files / 'two'} --data {images} --save out", "pruned.pth.tar"),
+        (f"{train} --no-tensorboard --save out", "model_best.pth.tar"),
+    ):
+        fails(tmp_path, command, says=says + file, preexec_fn=small_files_only)
 
 
 def test_a_run_that_diverges(tmp_path, files):
-    fails(
-        tmp_path,
-        "main.py",
-        "--dataset",
-        "folder",
-        "--data",
-        files / "images",
-        "--arch",
-        "resnet",
-        "--depth",
-        "11",
-        "--lr",
-        "1e30",
-        "--epochs",
-        "3",
-        "--batch-size",
-        "2",
-        "--save",
-        ".",
-        "--no-tensorboard",
-        status=1,
-        says=["diverged", "--lr"],
+    command = (
+        f"main.py --dataset folder --data {files / 'images'} --arch resnet --depth 11 --lr 1e30 "
+        "--epochs 3 --batch-size 2 --save . --no-tensorboard"
     )
+    fails(tmp_path, command, status=1, says=["diverged", "--lr"])
 
 
 def test_importing_a_script_runs_nothing(tmp_path):
-    import subprocess
-
-    from warm import ROOT
-
-    names = [
-        "main",
-        "vggprune",
-        "resprune",
-        "denseprune",
-        "mask-impl.main_mask",
-        "mask-impl.prune_mask",
-    ]
+    names = "main vggprune resprune denseprune mask-impl.main_mask mask-impl.prune_mask".split()
     code = f"import importlib\nfor n in {names}: importlib.import_module(n)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False

@@ -7,13 +7,21 @@ import shutil
 
 import pytest
 import torch
-from conftest import SMALLEST, keep_only, make_images, randomize, save_network, succeed, zero_others
-from test_errors import UNREACHABLE, fails
+from conftest import (
+    SMALLEST,
+    UNREACHABLE,
+    fails,
+    keep_only,
+    make_images,
+    randomize,
+    save_network,
+    succeed,
+    zero_others,
+)
 
 from models import NETWORKS, widths, zoo
 from slimming.cli import entry
-from slimming.data import datasets, loading
-from slimming.data.pixels import Split
+from slimming.data import loading
 from slimming.data.settings import DataSettings
 from slimming.measuring import profiling
 from slimming.pruning import importance, slicing
@@ -23,22 +31,12 @@ from slimming.storage.architecture import Architecture
 from slimming.training import loop
 
 judge = importlib.import_module("eval")  # the name of a builtin
-DIGITS = {}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def digits():
-    """50 images of each part."""
-    for part in ("train", "test"):
-        images, labels, classes = datasets.load("digits", None, part)
-        DIGITS[part] = Split(images[:50], labels[:50], classes)
 
 
 @pytest.fixture
-def told(monkeypatch, capsys):
+def told(monkeypatch, capsys, few_digits):
     """The object that `eval.py --json` prints for these flags; latency is not waited for, and the
     data sets are short."""
-    monkeypatch.setattr(datasets, "_digits", lambda part: DIGITS[part])
     monkeypatch.setattr(profiling, "latencies", lambda models, images: [len(images) / 1e3, 4.0])
 
     def call(*words):

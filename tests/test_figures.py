@@ -26,16 +26,6 @@ BEFORE = Figures(1_000_000, 1_000_000, 20_000_000, 20_000_000, 4_000_000, {64: 0
 AFTER = Figures(250_000, 200_000, 5_000_000, 4_000_000, 1_000_000, {64: 0.01}, 0.85, 0.5)
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Latency is not waited for: it grows with the images and from network to network."""
-
-    def latencies(models, images):
-        return [(len(images) + i) / 1e3 for i in range(len(models))]
-
-    monkeypatch.setattr(profiling, "latencies", latencies)
-
-
 def with_zeros(channels=3):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(channels, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1))
@@ -128,8 +118,8 @@ def test_the_page_and_the_text_have_the_same_rows():
 def type_in(monkeypatch, capsys, quick):
     """Type a command; what it prints."""
 
-    def type_in(script, *words):
-        monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    def type_in(script, words):
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *words.split()])
         capsys.readouterr()
         script.main()
         return capsys.readouterr().out
@@ -140,19 +130,19 @@ def type_in(monkeypatch, capsys, quick):
 def test_four_commands_tell_the_same_figures(type_in, tmp_path):
     """Of the same file: rounds of flowprune.py, eval.py, run.py, and the table of main.py."""
     images = make_images(tmp_path / "images", train=8, test=4)
-    path, short = tmp_path / "flow" / "checkpoint.pth.tar", "--no-cuda --no-tensorboard".split()
-    pruning = ["--model", "mobilenet", "--prune_percent", 50, "--epochs", 1, "--imp_samples", 8]
-    said = type_in(flowprune, "flowprune.py", "--data_path", images, *pruning, *short,
-                   "--bypass", "--batch-size", 8, "--save", path.parent)  # fmt: skip
+    path, short = tmp_path / "flow" / "checkpoint.pth.tar", "--epochs 1 --batch-size 8 --no-cuda"
+    pruning = f"--model mobilenet --prune_percent 50 --bypass --imp_samples 8 {short}"
+    place = f"--no-tensorboard --save {path.parent}"
+    said = type_in(flowprune, f"--data_path {images} {pruning} {place}")
     rounds = checkpoint.read(path)["flow"]["rounds"][-1]
-    answer = json.loads(type_in(judge, "eval.py", path, "--data", images, "--no-cuda", "--json"))
-    same = ["--dataset", "folder", "--data", images, "--no-cuda", "--model", "mobilenet"]
-    same += ["--skip-base-training", "--skip-pruning", "--model-path", path]
-    line = type_in(run, "run.py", *same, "--output-dir", tmp_path / "out")
+    data = f"--data {images} --no-cuda"
+    answer = json.loads(type_in(judge, f"{path} {data} --json"))
+    again = f"--skip-base-training --skip-pruning --model-path {path} --output-dir {tmp_path}/out"
+    line = type_in(run, f"--dataset folder {data} --model mobilenet {again}")
     (metrics,) = (tmp_path / "out").glob("folder/*/metrics.json")
     (stage,) = json.loads(metrics.read_text())["stages"]
-    table = type_in(main, "main.py", "--refine", path, "--data", images, "--epochs", 1, *short,
-                    "--batch-size", 8, "--save", tmp_path / "tuned")  # fmt: skip
+    place = f"--no-tensorboard --save {tmp_path}/tuned"
+    table = type_in(main, f"--refine {path} --data {images} {short} {place}")
 
     for key in ("parameters", "FLOPs", "effective parameters", "effective FLOPs", "bytes"):
         assert answer[key.replace(" ", "_")] == stage[key], key
@@ -171,10 +161,9 @@ def test_four_commands_tell_the_same_figures(type_in, tmp_path):
 
 def test_a_pruning_script_tells_what_eval_tells(type_in, tmp_path):
     path = save_network(tmp_path / "net", "resnet", 11, "folder", 2)
-    data = ["--data", make_images(tmp_path / "images", train=1, test=4), "--no-cuda"]
-    printed = type_in(resprune, "resprune.py", "--model", path, "--percent", 0.5, *data)
-    slim = tmp_path / "pruned.pth.tar"
-    answer = json.loads(type_in(judge, "eval.py", slim, *data, "--json"))
+    data = f"--data {make_images(tmp_path / 'images', train=1, test=4)} --no-cuda"
+    printed = type_in(resprune, f"--model {path} --percent 0.5 {data}")
+    answer = json.loads(type_in(judge, f"{tmp_path / 'pruned.pth.tar'} {data} --json"))
     rows, both = table_of(printed), (answer["dense"], answer)
     for title, key, form, scale in (
         ("parameters", "parameters", "{:,}", 1),

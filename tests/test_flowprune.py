@@ -1,23 +1,19 @@
 """Rounds remove equally many filters; a stopped run ends as if it had not been stopped."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALLEST, make_images, same, save_network, succeed
-from test_errors import fails
-from warm import ROOT
+from conftest import SMALLEST, fails, make_images, same, save_network, succeed
+from warm import ROOT, on_processes, run, start
 
 import flowprune
 from slimming.cli import flags
 from slimming.errors import UserError
-from slimming.measuring import profiling
 from slimming.pruning import slicing
 from slimming.pruning.coupling import count_filters
 from slimming.pruning.groups import groups
@@ -40,7 +36,7 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture
-def flow(images, monkeypatch, tmp_path):
+def flow(images, monkeypatch, tmp_path, quick):
     """Run flowprune.py in this process; the checkpoint that it leaves."""
 
     def start(*words, folder="out"):
@@ -201,9 +197,8 @@ def test_track_batches_true_tracks(built):
     assert rounds.scores.tracker.start == max(0, steps - 20)
 
 
-def test_num_classes_beyond_those_of_the_data(flow, images, monkeypatch, tmp_path):
+def test_num_classes_beyond_those_of_the_data(flow, images, tmp_path):
     """Built, trained, pruned, resumed, pruned again, evaluated and fine-tuned."""
-    monkeypatch.setattr(profiling, "latencies", lambda models, images: [1.0 for _ in models])
     words = ["--bypass", "--prune_percent", 50]
 
     def outputs(path):
@@ -269,18 +264,19 @@ def test_networks_that_select_channels(flow, tmp_path, arch, measure):
 
 
 MORE = {
-    "moment": ["--preserve_moment", "--track_stats"],
-    "tracked": ["--pruning_type", "biased_loss_tracked"],
-    "second order": ["--pruning_type", "grad_preserve", "--track_importance", "--track_batches", 2],
-    "average": ["--track_importance", "True", "--pruning_type", "fisher", "--track_batches", 3],
-    "init": ["--use_init", "--pruning_type", "biased_loss", "--track_stats"],
+    "moment": "--preserve_moment --track_stats",
+    "tracked": "--pruning_type biased_loss_tracked",
+    "second order": "--pruning_type grad_preserve --track_importance --track_batches 2",
+    "average": "--track_importance True --pruning_type fisher --track_batches 3",
+    "init": "--use_init --pruning_type biased_loss --track_stats",
 }
+NETWORK = dict.fromkeys(("second order", "average", "init"), "--model resnet --depth 11")
 
 
 @pytest.mark.parametrize("more", MORE)
 def test_a_stopped_run_ends_as_one_that_was_not(flow, monkeypatch, tmp_path, more):
     """Stopped before the first round and before the second; with `--resume auto`."""
-    words = [*TWO, *MORE[more], "--prune_percent", 50]
+    words = [*TWO, *MORE[more].split(), *NETWORK.get(more, "").split(), "--prune_percent", 50]
     whole = flow(*words, folder="whole")
     one_epoch = Trainer.one_epoch
     for stop in (1, 2):
@@ -304,23 +300,23 @@ def test_a_killed_process_goes_on(images, tmp_path):
     words = ["--data_path", images, *FLAGS, *TWO, "--prune_percent", "50", "--preserve_moment"]
     succeed("flowprune.py", *words, "--save", tmp_path / "whole")
     last = tmp_path / "out" / "checkpoint.pth.tar"
-    command = [sys.executable, "flowprune.py", *words, "--save", tmp_path / "out"]
-    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL)
-    while not last.exists() and process.poll() is None:
+    process = start("flowprune.py", *words, "--save", tmp_path / "out")
+    while not last.exists() and process.is_alive():
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     succeed("flowprune.py", "--resume", last, "--data_path", images, "--no-tensorboard")
     assert same(checkpoint.read(last), checkpoint.read(tmp_path / "whole" / last.name))
-    printed = succeed("main.py", "--refine", last, "--data", images, "--epochs", "1",
-                      "--no-tensorboard", "--save", tmp_path / "tuned")  # fmt: skip
+    tuned = tmp_path / "tuned" / "checkpoint.pth.tar"
+    refine = f"main.py --refine {last} --data {images} --epochs 1 --no-tensorboard"
+    printed = succeed(f"{refine} --save {tuned.parent}")
     assert "slim resnet-56" in printed and "before: the full network" in printed
-    tuned = checkpoint.read(tmp_path / "tuned" / "checkpoint.pth.tar")
-    assert tuned["cfg"] == checkpoint.read(last)["cfg"]
-    fails(tmp_path, "flowprune.py", "--resume", last, "--data_path", "CIFAR10",
-          says=["has dataset 'folder'", "'cifar10' was requested"])  # fmt: skip
-    fails(tmp_path, "flowprune.py", "--resume", tmp_path / "tuned" / "checkpoint.pth.tar",
-          "--data_path", images, says="has no state of pruning rounds")  # fmt: skip
+    assert checkpoint.read(tuned)["cfg"] == checkpoint.read(last)["cfg"]
+    says = ["has dataset 'folder'", "'cifar10' was requested"]
+    fails(tmp_path, f"flowprune.py --resume {last} --data_path CIFAR10", says=says)
+    command = f"flowprune.py --resume {tuned} --data_path {images}"
+    fails(tmp_path, command, says="has no state of pruning rounds")
 
 
 def test_resume_reads_the_checkpoint_before_it_judges_the_flags(flow, tmp_path, capsys):
@@ -365,12 +361,10 @@ def test_momentum_follows_its_channels(built, monkeypatch, keep):
 
 
 def test_two_processes_end_with_one_network(images, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     words = ["--data_path", images, *FLAGS, "--epochs", 2, "--pruning_type", "biased_loss"]
     words += ["--prune_percent", 50, "--track_stats", "--save", tmp_path / "out"]
-    command = list(map(str, [*launch, "--", "tests/two_flows.py", *words]))
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OWN": str(tmp_path)}
-    done = subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True, check=False)
+    env = {"OWN": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = run(on_processes("tests/two_flows.py"), *words, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("round 1 of 1") == done.stdout.count("stats.json") == 1, "one voice"
     last = tmp_path / "out" / "checkpoint.pth.tar"

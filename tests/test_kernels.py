@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from conftest import randomize, save_network
-from test_resume import same
+from conftest import randomize, same, save_network
 from torch import nn
 
 import main

@@ -127,35 +127,30 @@ def test_a_pruned_file_of_the_original_is_a_full_network(original, arch, network
 
 @pytest.mark.parametrize("arch", SMALLEST)
 def test_the_scripts_read_a_pruned_file_of_the_original(original, arch, tmp_path):
-    path, depth = original / f"{arch}.pth.tar", SMALLEST[arch]
-    data = ["--dataset", "folder", "--data", original / "data"]
-    told = [*data, "--depth", depth]
-    refine = ["--refine", path, "--arch", arch, "--epochs", 1, "--no-tensorboard"]
-    printed = succeed(
-        "mask-impl/main_mask.py", *refine, *told, "--save", tmp_path, cwd=ROOT / "mask-impl"
-    )
+    path = original / f"{arch}.pth.tar"
+    told = f"--dataset folder --data {original / 'data'} --depth {SMALLEST[arch]}"
+    refine = f"--refine {path} --arch {arch} --epochs 1 --no-tensorboard --save {tmp_path}"
+    printed = succeed(f"mask-impl/main_mask.py {refine} {told}", cwd=ROOT / "mask-impl")
     assert "is not pruned" not in printed
     tuned, pruned = checkpoint.read(tmp_path / "checkpoint.pth.tar"), checkpoint.read(path)
-    model = models.NETWORKS[arch](depth=depth)
+    model = models.NETWORKS[arch](depth=SMALLEST[arch])
     assert tuned["cfg"] is None
     assert kept(model, tuned["state_dict"]) == pruned["cfg"]
-    printed = succeed("eval.py", path, "--model", arch, *told, "--pruned", "True", "--compression")
+    printed = succeed(f"eval.py {path} --model {arch} {told} --pruned True --compression")
     assert "compression" in printed
-    prune = ["--model", path, *told, "--percent", 0.1, "--save"]
-    succeed(PRUNER[arch], *prune, tmp_path / "slim")
+    prune = f"--model {path} {told} --percent 0.1 --save {tmp_path}"
+    succeed(f"{PRUNER[arch]} {prune}/slim")
     assert architecture.load(tmp_path / "slim" / "pruned.pth.tar")[1].cfg
-    succeed("mask-impl/prune_mask.py", "--arch", arch, *prune, tmp_path / "masked")
+    succeed(f"mask-impl/prune_mask.py --arch {arch} {prune}/masked")
     again = checkpoint.read(tmp_path / "masked" / "pruned.pth.tar")["cfg"]
     pairs = [pair for pair in zip(again, pruned["cfg"], strict=True) if pair[0] != "M"]
     assert all(now <= before for now, before in pairs) and again != pruned["cfg"]
 
 
 def test_main_py_trains_the_full_network_of_such_a_file(original, tmp_path):
-    printed = succeed(
-        *("main.py", "--refine", original / "resnet.pth.tar", "--arch", "resnet", "--depth", 11),
-        *("--dataset", "folder", "--data", original / "data", "--epochs", 1, "--save", tmp_path),
-        "--no-tensorboard",
-    )
+    refine = f"main.py --refine {original / 'resnet.pth.tar'} --arch resnet --depth 11 --epochs 1"
+    data = f"--dataset folder --data {original / 'data'}"
+    printed = succeed(f"{refine} {data} --save {tmp_path} --no-tensorboard")
     assert "resnet-11 for folder (10 classes)" in printed and "slim" not in printed
     assert "is not pruned" not in printed
     assert architecture.load(tmp_path / "checkpoint.pth.tar")[1].cfg is None
@@ -168,10 +163,8 @@ def test_ours_carry_the_kept_channels(original, arch, tmp_path):
     dead = list(batch_norms(models.NETWORKS[arch](depth=SMALLEST[arch])))[1]
     contents["state_dict"][f"{dead}.weight"] *= 1e-4
     checkpoint.write(path, contents)
-    succeed(
-        *("mask-impl/prune_mask.py", "--model", path, "--percent", 0.4),
-        *("--data", original / "data", "--save", tmp_path / "out"),
-    )
+    prune = f"mask-impl/prune_mask.py --model {path} --percent 0.4"
+    succeed(f"{prune} --data {original / 'data'} --save {tmp_path / 'out'}")
     target = tmp_path / "out" / "pruned.pth.tar"
     model, network, pruned = architecture.load(target, networks=MASK_NETWORKS)
     assert pruned["cfg"] == kept(model, pruned["state_dict"]) and 0 in pruned["cfg"]
@@ -214,10 +207,8 @@ def test_a_mask_on_a_slim_network_leaves_it_its_shapes(original, tmp_path):
     slim = keep_only(dense, choose_channels(dense, 0.8).keep)
     known = replace(network, cfg=slim.cfg)
     checkpoint.write(tmp_path / "slim", architecture.contents_of(slim, known, 0, 0.5))
-    succeed(
-        *("mask-impl/prune_mask.py", "--model", tmp_path / "slim", "--percent", 0.4),
-        *("--data", original / "data", "--save", tmp_path / "out"),
-    )
+    prune = f"mask-impl/prune_mask.py --model {tmp_path / 'slim'} --percent 0.4"
+    succeed(f"{prune} --data {original / 'data'} --save {tmp_path / 'out'}")
     masked, found, _ = architecture.load(tmp_path / "out" / "pruned.pth.tar")
     assert found == known
     keep = choose_channels(slim, 0.4, at_least_one=False).keep

@@ -7,8 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import make_images, save_network, succeed
-from test_errors import fails
+from conftest import fails, make_images, save_network, succeed
 from warm import ROOT
 
 from models import resnet

@@ -218,16 +218,16 @@ def test_vgg_starts_as_the_original():
     assert (batch_norms(untouched)["feature.1"].weight == 0.5).all()
 
 
-def test_growth_dropout_and_compression_work_from_training_to_fine_tuning(tmp_path):
-    flags = ["--dataset", "digits", "--epochs", 1, "--no-tensorboard", "--no-cuda"]
-    rates = ["--growth-rate", 6, "--drop-rate", 0.2, "--compression-rate", 2]
-    train = ["main.py", "-sr", "--arch", "densenet", "--depth", 10, *rates, *flags]
-    assert "growthRate 6" in succeed(*train, "--save", tmp_path / "sparse")
-    pruner = ["denseprune.py", "--percent", 0.4, "--model", tmp_path / "sparse", "--no-cuda"]
-    succeed(*pruner, "--save", tmp_path / "slim")
-    refine = ["main.py", "--refine", tmp_path / "slim", *flags, "--save", tmp_path / "refined"]
-    succeed(*refine)
-    model, network, contents = architecture.load(tmp_path / "refined" / "model_best.pth.tar")
+def test_growth_dropout_and_compression_work_from_training_to_fine_tuning(images, tmp_path):
+    data = f"--data {images} --no-cuda"
+    short = f"--dataset folder {data} --epochs 1 --no-tensorboard"
+    rates = "--growth-rate 6 --drop-rate 0.2 --compression-rate 2"
+    sparse, slim, refined = (tmp_path / name for name in ("sparse", "slim", "refined"))
+    train = f"main.py -sr --arch densenet --depth 10 {rates} {short} --save {sparse}"
+    assert "growthRate 6" in succeed(train)
+    succeed(f"denseprune.py --percent 0.4 --model {sparse} {data} --save {slim}")
+    succeed(f"main.py --refine {slim} {short} --save {refined}")
+    model, network, contents = architecture.load(refined / "model_best.pth.tar")
     options = {"growthRate": 6, "dropRate": 0.2, "compressionRate": 2}
     assert network.options == model.options == contents["options"] == options
     assert model.trans1.conv1.out_channels == (12 + 2 * 6) // 2

@@ -9,9 +9,8 @@ import time
 
 import pytest
 import torch
-from conftest import make_images, same, save_network, succeed
-from test_errors import fails
-from warm import ROOT, run
+from conftest import fails, make_images, same, save_network, succeed
+from warm import ROOT, run, start
 
 import main
 from slimming.errors import Interrupted
@@ -20,16 +19,13 @@ from slimming.training import loop
 from slimming.training.run_folder import RunFolder
 
 EPOCHS = 12
-FLAGS = (
-    f"-sr --s 0.001 --dataset folder --arch resnet --depth 11 --epochs {EPOCHS} --batch-size 16 "
-    "--seed 3 --no-tensorboard"
-).split()
+RESNET = "main.py --dataset folder --arch resnet --depth 11 --no-tensorboard"
+FLAGS = f"-sr --s 0.001 --epochs {EPOCHS} --batch-size 16 --seed 3"
 
 
 def small_run(images, folder):
-    """The flags of one epoch of a small network on ``images``, with results in ``folder``."""
-    words = "--dataset folder --arch resnet --depth 11 --epochs 1 --no-tensorboard".split()
-    return [*words, "--data", images, "--save", folder]
+    """One epoch of a small network on ``images``, with results in ``folder``."""
+    return f"{RESNET} --epochs 1 --data {images} --save {folder}"
 
 
 def wait_for(path, process, seconds=60):
@@ -38,26 +34,26 @@ def wait_for(path, process, seconds=60):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("extra", [[], ["--amp"]], ids=["fp32", "amp"])
+@pytest.mark.parametrize("extra", ["", "--amp"], ids=["fp32", "amp"])
 def test_killed_three_times_and_resumed(tmp_path, extra):
-    data = ["--data", make_images(tmp_path / "images", train=120)]
-    flags = [*FLAGS, *data, *extra]
-    succeed("main.py", *flags, "--save", tmp_path / "whole")
+    images = make_images(tmp_path / "images", train=60)
+    command = f"{RESNET} {FLAGS} --data {images} {extra} --save {tmp_path}"
+    succeed(f"{command}/whole")
     last = tmp_path / "killed" / "checkpoint.pth.tar"
     rng = random.Random(os.getpid())
     for kill in range(3):
-        resume = ["--resume", last] if last.exists() else []
-        command = [sys.executable, "main.py", *flags, "--save", tmp_path / "killed", *resume]
+        resume = f"--resume {last}" if last.exists() else ""
         before = last.stat().st_mtime_ns if last.exists() else 0
-        process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL)
-        while process.poll() is None and not (last.exists() and last.stat().st_mtime_ns != before):
+        process = start(f"{command}/killed {resume}")
+        while process.is_alive() and not (last.exists() and last.stat().st_mtime_ns != before):
             time.sleep(0.005)  # at least one epoch further each time, so that every kill counts
-        time.sleep(rng.uniform(0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+        time.sleep(rng.uniform(0, 0.15))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "it ended before it was killed"
         architecture.load(last)  # always loadable
         print(f"kill {kill}: after epoch {checkpoint.read(last)['epoch']}")
-    succeed("main.py", *flags, "--save", tmp_path / "killed", "--resume", last)
+    succeed(f"{command}/killed --resume {last}")
     for name in ("checkpoint.pth.tar", "model_best.pth.tar"):
         whole, resumed = (checkpoint.read(tmp_path / run / name) for run in ("whole", "killed"))
         assert same(whole, resumed), name
@@ -66,101 +62,57 @@ def test_killed_three_times_and_resumed(tmp_path, extra):
 
 
 def test_resume_needs_no_other_flag_and_says_what_changed(images, tmp_path):
-    first = [
-        "--dataset",
-        "folder",
-        "--data",
-        images,
-        "--arch",
-        "resnet",
-        "--depth",
-        "11",
-        "-sr",
-        "--s",
-        "0.01",
-        "--batch-size",
-        "32",
-        "--no-tensorboard",
-        "--save",
-        tmp_path / "out",
-    ]
     last = tmp_path / "out" / "checkpoint.pth.tar"
-    succeed("main.py", *first, "--epochs", "1")
-    printed = succeed(
-        "main.py",
-        "--resume",
-        last,
-        "--data",
-        images,
-        "--epochs",
-        "2",
-        "--no-tensorboard",
-        "--device",
-        "cpu",
-    )
+    succeed(f"{small_run(images, last.parent)} -sr --s 0.01 --batch-size 32")
+    resume = f"main.py --resume {last} --data {images} --no-tensorboard"
+    printed = succeed(f"{resume} --epochs 2 --device cpu")
     assert "--epochs is 2 now, it was 1" in printed and "sparsity s = 0.01" in printed
     contents = checkpoint.read(last)
     assert contents["epoch"] == 2 and contents["settings"]["batch_size"] == 32
-    printed = succeed("main.py", "--resume", last, "--data", images, "--no-tensorboard")
-    assert "all 2 epochs are done" in printed
+    assert "all 2 epochs are done" in succeed(resume)
 
 
 @pytest.mark.parametrize("script", ["main.py", "mask-impl/main_mask.py"])
 def test_refine_beside_a_named_resume_is_an_error(tmp_path, script):
     """Whether there are such files or not."""
-    words = ["--refine", "pruned.pth.tar", "--resume=checkpoint.pth.tar"]
     says = ["--refine and --resume contradict", "omit --refine", "--resume auto"]
-    fails(tmp_path, script, *words, says=says)
+    command = f"{script} --refine pruned.pth.tar --resume=checkpoint.pth.tar"
+    fails(tmp_path, command, says=says)
 
 
 def test_a_command_with_refine_can_be_started_again(images, tmp_path):
     """With `--resume auto`: it begins with --refine, and goes on with the last checkpoint."""
     pruned = save_network(tmp_path / "pruned", "resnet", 11, "folder", 2)
-    words = [*small_run(images, tmp_path / "out"), "--refine", pruned, "--resume", "auto"]
-    assert "is not pruned" in succeed("main.py", *words, "--lr", 0)
+    command = f"{small_run(images, tmp_path / 'out')} --refine {pruned} --resume auto"
+    assert "is not pruned" in succeed(f"{command} --lr 0")
     last = tmp_path / "out" / "checkpoint.pth.tar"
     start, first = (checkpoint.read(path)["state_dict"] for path in (pruned, last))
     assert same(start["fc.weight"], first["fc.weight"])
-    assert "epochs 1 to 2" in succeed("main.py", *words, "--epochs", 2)
+    assert "epochs 1 to 2" in succeed(f"{command} --epochs 2")
 
 
 def test_how_to_continue_names_one_file(tmp_path, monkeypatch):
     (tmp_path / "checkpoint.pth.tar").touch()
-    words = ["main.py", "--refine", "a", "--refine=b", "--resume", "auto", "--lr", "1"]
-    monkeypatch.setattr(sys, "argv", words)
+    command = "main.py --refine a --refine=b --resume auto --lr 1"
+    monkeypatch.setattr(sys, "argv", command.split())
     told = RunFolder(tmp_path).how_to_continue()
     assert told.endswith(f": python main.py --lr 1 --resume {tmp_path}/checkpoint.pth.tar")
 
 
 def test_dropout_is_drawn_anew_in_a_resumed_run(images, tmp_path):
-    words = ["--dataset", "folder", "--data", images, "--no-tensorboard", "--save"]
-    arch = ["--arch", "mobilenet_v3_small", "--epochs"]
-    succeed("main.py", *words, tmp_path / "whole", *arch, 2)
-    succeed("main.py", *words, tmp_path / "part", *arch, 1)
-    succeed("main.py", *words, tmp_path / "part", "--resume", "auto", "--epochs", 2)
+    command = f"main.py --dataset folder --data {images} --no-tensorboard --save {tmp_path}"
+    succeed(f"{command}/whole --arch mobilenet_v3_small --epochs 2")
+    succeed(f"{command}/part --arch mobilenet_v3_small --epochs 1")
+    succeed(f"{command}/part --resume auto --epochs 2")
     whole, part = (checkpoint.read(tmp_path / n / "checkpoint.pth.tar") for n in ("whole", "part"))
     assert same(whole["state_dict"], part["state_dict"])
 
 
 def test_ctrl_c_says_how_to_continue(images, tmp_path):
     last = tmp_path / "out" / "checkpoint.pth.tar"
-    command = [
-        sys.executable,
-        "main.py",
-        "--dataset",
-        "folder",
-        "--data",
-        images,
-        "--arch",
-        "resnet",
-        "--depth",
-        "11",
-        "--save",
-        tmp_path / "out",
-        "--no-tensorboard",
-    ]
+    command = [sys.executable, *f"{RESNET} --data {images} --save {last.parent}".split()]
     process = subprocess.Popen(
-        list(map(str, command)),
+        command,
         cwd=ROOT,
         text=True,
         stdout=subprocess.DEVNULL,
@@ -177,18 +129,18 @@ def test_ctrl_c_says_how_to_continue(images, tmp_path):
 
 
 def test_another_run_in_the_same_folder_is_moved_not_overwritten(images, tmp_path):
-    flags = small_run(images, tmp_path / "out")
-    succeed("main.py", *flags)
+    command = small_run(images, tmp_path / "out")
+    succeed(command)
     before = (tmp_path / "out" / "checkpoint.pth.tar").read_bytes()
-    assert "previous-1" in succeed("main.py", *flags, "--seed", "2")
+    assert "previous-1" in succeed(f"{command} --seed 2")
     assert (tmp_path / "out" / "previous-1" / "checkpoint.pth.tar").read_bytes() == before
 
 
 def test_a_run_that_stopped_before_its_first_checkpoint_was_none(images, tmp_path, monkeypatch):
     """Nothing is moved aside for it: its events are empty."""
-    words = [*small_run(images, tmp_path / "out"), "--no-cuda"]
+    words = f"{small_run(images, tmp_path / 'out')} --no-cuda".split()
     words.remove("--no-tensorboard")
-    monkeypatch.setattr(sys, "argv", ["main.py", *map(str, words)])
+    monkeypatch.setattr(sys, "argv", words)
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="start again"):
         patch.setattr(loop, "train", interrupt)
         main.main()
@@ -206,12 +158,12 @@ def interrupt(*_, **__):
 
 def test_momentum_of_the_original_suite_is_no_obstacle(images, tmp_path):
     """There the masks have a gradient, and momentum counts them."""
-    flags = small_run(images, tmp_path / "out")
-    succeed("main.py", *flags)
+    command = small_run(images, tmp_path / "out")
+    succeed(command)
     last = tmp_path / "out" / "checkpoint.pth.tar"
     contents = checkpoint.read(last)
     contents["optimizer"]["state"][500] = {"momentum_buffer": torch.zeros(3)}
     old = {k: contents[k] for k in ("epoch", "state_dict", "best_prec1", "optimizer")}
     checkpoint.write(last, old)
-    done = run("main.py", *flags, "--resume", last, "--epochs", "2")
+    done = run(f"{command} --resume {last} --epochs 2")
     assert done.returncode == 0 and "continues without" in done.stdout, done.stderr

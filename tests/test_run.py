@@ -2,48 +2,47 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from conftest import SMALLEST, make_images, succeed
-from test_errors import fails
-from test_resume import same
-from warm import ROOT
+from conftest import SMALLEST, fails, make_images, same, succeed
+from warm import start
 
 import run
 from models import NETWORKS
 from run import make_parser
-from slimming.cli import flags as command_line
-from slimming.measuring import profiling
+from slimming.cli import flags
 from slimming.pruning.scaling import present_channels, selections
 from slimming.storage import architecture, checkpoint
 from slimming.workflows.experiment import config_of, same_settings
 from slimming.workflows.experiment_settings import read_settings
 
 METHODS = {  # each by one of the two rankings
-    "channel": ["--global-pruning"],
-    "kernel": [],
-    "intra-kernel": ["--global-pruning"],
-    "slimming": [],
+    "channel": "--global-pruning",
+    "kernel": "",
+    "intra-kernel": "--global-pruning",
+    "slimming": "",
 }
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    return make_images(tmp_path_factory.mktemp("run") / "images", train=32, test=8)
+    return make_images(tmp_path_factory.mktemp("run") / "images", train=16, test=8)
 
 
-def flags(photos, out, *more, model="mobilenet"):
-    words = ["--dataset", "folder", "--data", photos, "--model", model, "--output-dir", out]
-    words += ["--base-train-epochs", 1, "--finetune-epochs", 1, "--batch-size", 32]
-    return [*words, "--learning-rate", 0.01, "--no-cuda", *more]
+SMALL = "resnet --depth 11"
 
 
-def settings(*words):
-    return read_settings(command_line.parse(make_parser(), list(map(str, words))))
+def short(photos, out, model="mobilenet"):
+    """A short experiment on ``photos``, with results in ``out``."""
+    epochs = "--base-train-epochs 1 --finetune-epochs 1 --batch-size 32"
+    data = f"--dataset folder --data {photos} --no-cuda"
+    return f"run.py {data} --model {model} --output-dir {out} {epochs} --learning-rate 0.01"
+
+
+def settings(words=""):
+    return read_settings(flags.parse(make_parser(), words.split()))
 
 
 def experiment(out):
@@ -53,8 +52,8 @@ def experiment(out):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method(photos, tmp_path, method):
-    words = ["--pruning-method", method, "--pruning-ratio", 0.5, *METHODS[method], "--no-fp16"]
-    succeed("run.py", *flags(photos, tmp_path, *words))
+    words = f"--pruning-method {method} --pruning-ratio 0.5 {METHODS[method]} --no-fp16"
+    succeed(f"{short(photos, tmp_path)} {words}")
     folder, metrics = experiment(tmp_path)
     base, pruned, tuned = metrics["stages"]
     kept = {path.name for path in folder.iterdir()}
@@ -74,22 +73,11 @@ def test_each_method(photos, tmp_path, method):
 
 @pytest.mark.parametrize("arch", ["resnet", "densenet"])
 @pytest.mark.parametrize("method", ["channel", "kernel", "slimming"])
-def test_the_networks_of_the_paper(photos, tmp_path, monkeypatch, arch, method):
-    monkeypatch.setattr(profiling, "latencies", lambda models, images: [1.0 for _ in models])
-    depth = ["--depth", SMALLEST[arch]]
-    words = [
-        "--pruning-method",
-        method,
-        "--pruning-ratio",
-        0.5,
-        *METHODS[method],
-        "--no-fp16",
-        *depth,
-    ]
-    words += ["--importance", "taylor_group"] if method == "channel" else []
-    monkeypatch.setattr(
-        "sys.argv", ["run.py", *map(str, flags(photos, tmp_path, *words, model=arch))]
-    )
+def test_the_networks_of_the_paper(photos, tmp_path, monkeypatch, quick, arch, method):
+    words = f"--pruning-method {method} --pruning-ratio 0.5 {METHODS[method]} --no-fp16"
+    words += " --importance taylor_group" if method == "channel" else ""
+    command = f"{short(photos, tmp_path, arch)} {words} --depth {SMALLEST[arch]}"
+    monkeypatch.setattr("sys.argv", command.split())
     run.main()
     folder, metrics = experiment(tmp_path)
     base, pruned, _ = metrics["stages"]
@@ -104,31 +92,26 @@ def test_the_networks_of_the_paper(photos, tmp_path, monkeypatch, arch, method):
 
 
 def test_the_three_workflows(photos, tmp_path):
-    words = flags(photos, tmp_path / "out", "--save-model")
-    succeed("run.py", *words, "--pruning-method", "channel", "--pruning-ratio", 0.5)
-    (first,) = (tmp_path / "out" / "folder").iterdir()
-    printed = succeed(
-        *("run.py", *flags(photos, tmp_path / "out"), "--skip-base-training"),
-        *("--pruning-method", "kernel", "--pruning-ratio", 0.5),
-    )
+    command = f"{short(photos, tmp_path)} --pruning-ratio 0.5"
+    succeed(f"{command} --save-model --pruning-method channel")
+    (first,) = (tmp_path / "folder").iterdir()
+    printed = succeed(f"{command} --skip-base-training --pruning-method kernel")
     assert f"the base network is {first / 'mobilenet_base.pth'}" in printed
     told = json.loads((first / "metrics.json").read_text())["stages"][-1]
     path = first / "mobilenet_rebuilt.pth"
-    printed = succeed(
-        "run.py", *flags(photos, tmp_path / "out"), "--eval-only", "--model-path", path
-    )
+    printed = succeed(f"{short(photos, tmp_path)} --eval-only --model-path {path}")
     assert f"top-1 {told['top-1']:.2%}" in printed and f"{told['parameters']:,}" in printed
 
 
 def test_no_fine_tuning_no_pruning_and_what_falls_short(photos, tmp_path):
-    words = ["--base-train-epochs", 3, "--learning-rate", 0, "--num-workers", 0]
-    printed = succeed("run.py", *flags(photos, tmp_path / "all", *words, "--skip-pruning"))
+    words = "--base-train-epochs 3 --learning-rate 0 --num-workers 0 --skip-pruning"
+    printed = succeed(f"{short(photos, tmp_path / 'all')} {words}")
     folder, metrics = experiment(tmp_path / "all")
     assert len(metrics["stages"][0]["history"]) == 3, "not those up to the best epoch alone"
     assert "pruned" not in (folder / "report.html").read_text() + printed
-    assert "mobilenet" in succeed("eval.py", folder, "--data", photos, "--no-cuda")
-    words = ["--pruning-method", "intra-kernel", "--finetune-epochs", 0]
-    printed = succeed("run.py", *flags(photos, tmp_path / "none", *words))
+    assert "mobilenet" in succeed(f"eval.py {folder} --data {photos} --no-cuda")
+    words = "--pruning-method intra-kernel --finetune-epochs 0"
+    printed = succeed(f"{short(photos, tmp_path / 'none')} {words}")
     assert "warning: intra-kernel removed" in printed
     folder, metrics = experiment(tmp_path / "none")
     assert [stage["name"] for stage in metrics["stages"]] == ["base", "pruned"]
@@ -136,25 +119,25 @@ def test_no_fine_tuning_no_pruning_and_what_falls_short(photos, tmp_path):
 
 
 def test_a_multiple_that_undoes_the_pruning_is_a_warning(photos, tmp_path):
-    words = ["--round-to", 4096, "--finetune-epochs", 0, "--global-pruning"]
-    printed = succeed("run.py", *flags(photos, tmp_path, *words))
+    words = "--round-to 4096 --finetune-epochs 0 --global-pruning"
+    printed = succeed(f"{short(photos, tmp_path)} {words}")
     folder, _ = experiment(tmp_path)
     assert "warning: --round-to keeps" in printed
     assert "--round-to keeps" in (folder / "report.html").read_text()
 
 
 def test_a_killed_experiment_ends_as_if_it_had_not_been(photos, tmp_path):
-    words = ["--pruning-method", "kernel", "--save-model", "--finetune-epochs", 3]
-    whole, killed = (flags(photos, tmp_path / name, *words) for name in ("whole", "killed"))
-    succeed("run.py", *whole)
-    command = [sys.executable, "run.py", *map(str, killed)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    words = "--pruning-method kernel --save-model --finetune-epochs 3"
+    whole, killed = (f"{short(photos, tmp_path / n, SMALL)} {words}" for n in ("whole", "killed"))
+    succeed(whole)
+    process = start(killed)
     pattern = "folder/*/finetune/checkpoint.pth.tar"
-    while process.poll() is None and not list((tmp_path / "killed").glob(pattern)):
+    while process.is_alive() and not list((tmp_path / "killed").glob(pattern)):
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
-    succeed("run.py", *killed, "--resume")
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "it ended before it was killed"
+    succeed(f"{killed} --resume")
     files = [experiment(tmp_path / name)[0] / "finetune" for name in ("whole", "killed")]
     last = [checkpoint.read(folder / "checkpoint.pth.tar") for folder in files]
     assert same(*last)
@@ -199,47 +182,43 @@ BEFORE_DEPTH = {  # the config.json of `run.py --dataset digits`, before run.py 
 
 
 def test_an_experiment_of_an_earlier_version_goes_on(tmp_path):
-    config, words = tmp_path / "config.json", ["--dataset", "digits", "--workers", 2]
+    config, words = tmp_path / "config.json", "--dataset digits --workers 2"
     config.write_text(json.dumps(BEFORE_DEPTH))
-    assert same_settings(config, settings(*words, "--resume"))
-    assert not same_settings(config, settings(*words, "--ignore", "layer1"))
-    assert not same_settings(config, settings(*words, "--depth", 20))
-    ours = config_of(settings(*words))
+    assert same_settings(config, settings(f"{words} --resume"))
+    assert not same_settings(config, settings(f"{words} --ignore layer1"))
+    assert not same_settings(config, settings(f"{words} --depth 20"))
+    ours = config_of(settings(words))
     assert [name for name in ours if name != "depth"] == list(BEFORE_DEPTH)
     assert {**ours, "command": BEFORE_DEPTH["command"]} == {**BEFORE_DEPTH, "depth": None}
 
 
 def test_what_follows_from_other_settings():
-    config = config_of(settings("--dataset", "imagenet", "--global-pruning", "--num-workers", 0))
+    config = config_of(settings("--dataset imagenet --global-pruning --num-workers 0"))
     follows = {"dataset": "imagenet", "data": "./data.imagenet", "image_size": 224}
     assert config.items() >= {**follows, "importance": "lamp", "workers": 1}.items()
-    given = settings("--dataset", "imagenet", "--data", "here", "--image-size", 64)
+    given = settings("--dataset imagenet --data here --image-size 64")
     assert (given.data.source.dataset, given.data.source.data) == ("folder", "here")
     assert given.data.source.image_size == 64
-    assert config_of(settings("--ignore", "a", "--ignore", "b.c"))["ignore"] == ["a", "b.c"]
+    assert config_of(settings("--ignore a --ignore b.c"))["ignore"] == ["a", "b.c"]
     assert config_of(settings())["dataset"] == "cifar10"
 
 
 def test_a_network_of_another_depth_is_another_network(photos, tmp_path):
-    words = ["--skip-pruning", "--save-model", "--depth"]
-    succeed("run.py", *flags(photos, tmp_path, *words, 11, model="resnet"))
+    command = short(photos, tmp_path, "resnet")
+    succeed(f"{command} --skip-pruning --save-model --depth 11")
     folder, metrics = experiment(tmp_path)
     assert metrics["network"].startswith("resnet-11 ")
     assert json.loads((folder / "config.json").read_text())["depth"] == 11
-    again = [*flags(photos, tmp_path, model="resnet"), "--skip-base-training", *words]
-    printed = succeed("run.py", *again, 11)
-    assert f"the base network is {folder / 'resnet_base.pth'}" in printed
-    fails(tmp_path, "run.py", *again, 20, says="resnet is not torchvision's")
-    path = ["--eval-only", "--model-path", folder / "resnet_base.pth"]
-    says = "has depth 11, but 20"
-    fails(
-        tmp_path, "run.py", *flags(photos, "out", *path, "--depth", 20, model="resnet"), says=says
-    )
+    again = f"{command} --skip-base-training --skip-pruning --save-model --depth"
+    assert f"the base network is {folder / 'resnet_base.pth'}" in succeed(f"{again} 11")
+    fails(tmp_path, f"{again} 20", says="resnet is not torchvision's")
+    judge = f"{command} --eval-only --model-path {folder / 'resnet_base.pth'}"
+    fails(tmp_path, f"{judge} --depth 20", says="has depth 11, but 20")
 
 
 def test_patience_ends_a_training_that_gets_no_better(photos, tmp_path):
-    words = ["--base-train-epochs", 30, "--learning-rate", 0, "--patience", 1, "--skip-pruning"]
-    printed = succeed("run.py", *flags(photos, tmp_path, *words))
+    words = "--base-train-epochs 30 --learning-rate 0 --patience 1 --skip-pruning"
+    printed = succeed(f"{short(photos, tmp_path, SMALL)} {words}")
     _, metrics = experiment(tmp_path)
     scores = [record["test_prec1"] for record in metrics["stages"][0]["history"]]
     assert f"top-1 has not improved for 1 epochs: training stops after {len(scores)}\n" in printed
@@ -249,25 +228,25 @@ def test_patience_ends_a_training_that_gets_no_better(photos, tmp_path):
 @pytest.mark.parametrize(
     "words, says",
     [
-        (["--model", "nonsense"], "unknown network"),
-        (["--eval-only"], "--model-path"),
-        (["--model-path", "x.pth"], "--skip-base-training"),
-        (["--model", "vgg16", "--pruning-method", "slimming"], "BatchNorm"),
-        (["--model", "convnext_tiny"], "LayerNorm2d"),
-        (["--ignore", "nothing"], "no layer called nothing"),
-        (["--pruning-ratio", "1"], "less than 1"),
-        (["--data", "nowhere"], "nowhere"),
-        (["--pruning-method", "intra-kernel", "--ignore", "nothing"], "no layer called nothing"),
-        (["--pruning-method", "kernel", "--round-to", "8"], "--round-to"),
-        (["--importance", "biased_loss_tracked"], "invalid choice"),
-        (["--depth", "20"], "mobilenet has only one depth"),
-        (["--model", "preact_res20", "--depth", "20"], "omit --depth"),
+        ("--model nonsense", "unknown network"),
+        ("--eval-only", "--model-path"),
+        ("--model-path x.pth", "--skip-base-training"),
+        ("--model vgg16 --pruning-method slimming", "BatchNorm"),
+        ("--model convnext_tiny", "LayerNorm2d"),
+        ("--ignore nothing", "no layer called nothing"),
+        ("--pruning-ratio 1", "less than 1"),
+        ("--data nowhere", "nowhere"),
+        ("--pruning-method intra-kernel --ignore nothing", "no layer called nothing"),
+        ("--pruning-method kernel --round-to 8", "--round-to"),
+        ("--importance biased_loss_tracked", "invalid choice"),
+        ("--depth 20", "mobilenet has only one depth"),
+        ("--model preact_res20 --depth 20", "omit --depth"),
     ],
 )
 def test_what_cannot_work_is_said_at_once(photos, tmp_path, words, says):
-    fails(tmp_path, "run.py", *flags(photos, "out"), *words, says=says)
+    fails(tmp_path, f"{short(photos, 'out')} {words}", says=says)
 
 
 def test_torchrun_is_refused(photos, tmp_path):
-    fails(tmp_path, "run.py", *flags(photos, "out"), says="torchrun", env={"WORLD_SIZE": "2"})
+    fails(tmp_path, short(photos, "out"), says="torchrun", env={"WORLD_SIZE": "2"})
     assert not list(tmp_path.iterdir())

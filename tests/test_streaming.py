@@ -62,11 +62,10 @@ def test_a_broken_image_is_named(tmp_path, workers):
 
 
 def test_the_workflow_at_another_size(large, tmp_path):
-    common = ["--data", large, "--workers", "1"]
-    succeed("main.py", "-sr", "--dataset", "folder", *common, "--arch", "resnet", "--depth", "11",
-            "--image-size", "48", "--epochs", "1", "--save", tmp_path)  # fmt: skip
+    data = f"--data {large} --workers 1"
+    train = f"main.py -sr --dataset folder {data} --arch resnet --depth 11 --epochs 1"
+    succeed(f"{train} --image-size 48 --save {tmp_path}")
     assert checkpoint.read(tmp_path / "checkpoint.pth.tar")["image_size"] == 48
-    printed = succeed("resprune.py", "--model", tmp_path, *common)
-    assert "slim equals masked" in printed
-    succeed("main.py", "--refine", tmp_path / "pruned.pth.tar", *common, "--epochs", "1",
-            "--save", tmp_path / "fine")  # fmt: skip
+    assert "slim equals masked" in succeed(f"resprune.py --model {tmp_path} {data}")
+    pruned = tmp_path / "pruned.pth.tar"
+    succeed(f"main.py --refine {pruned} {data} --epochs 1 --save {tmp_path / 'fine'}")

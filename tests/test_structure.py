@@ -1,6 +1,7 @@
 """The rooms of the house: arrows point one way, files and functions stay small."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,15 @@ FLOORS = [  # a room imports only from rooms below it; neighbours on a floor lea
     ("cli", "workflows", "api"),
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+ALLOWED = {  # private names that tests may use, and whose they are
+    *("_make_layer", "_make_denseblock", "_make_transition", "_initialize_weights"),  # the original
+    "_version",  # PyTorch counts the writes to a tensor there alone
+    *("_asdict", "_replace"),  # of named tuples, for all
+}
 NAMES_NETWORKS = {"storage", "workflows"}  # the rooms that turn names into networks
 SOURCES = sorted((ROOT / "slimming").rglob("*.py"))
 SCRIPTS = sorted(ROOT.glob("*.py")) + sorted((ROOT / "mask-impl").glob("*.py"))
+TESTS = sorted((ROOT / "tests").glob("*.py"))
 CODE = SOURCES + SCRIPTS + sorted((ROOT / "models").glob("*.py"))
 
 
@@ -105,3 +112,31 @@ def test_every_function_says_its_types(path):
             ]
             assert not bare, f"{node.name}({', '.join(bare)})"
             assert node.returns or node.name == "__init__", f"{node.name} -> ?"
+
+
+@pytest.mark.parametrize("path", TESTS, ids=name_of)
+def test_no_test_imports_another(path):
+    """What several need stands in conftest.py and warm.py."""
+    assert not any(module.startswith("test_") for module in imports(path))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=name_of)
+def test_no_test_uses_or_patches_a_private_name(path):
+    """But those of its own objects, and ALLOWED."""
+    used = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") != "self":
+            used.add(node.attr)
+        elif isinstance(node, ast.ImportFrom):
+            used |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "").endswith("attr"):
+            strings = [a.value for a in node.args if isinstance(a, ast.Constant)]
+            used |= {str(value).rpartition(".")[2] for value in strings}
+    assert not {n for n in used - ALLOWED if n.startswith("_") and not n.startswith("__")}
+
+
+@pytest.mark.parametrize("path", TESTS, ids=name_of)
+def test_a_command_line_is_one_string(path):
+    """Not a word a line, as the formatter writes a list of them that ends with a comma."""
+    flag = r'^ *"-[^" ]*",\n'
+    assert not re.search(f"{flag}(.*\n)?{flag}", path.read_text(encoding="utf-8"), re.MULTILINE)

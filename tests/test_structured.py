@@ -67,7 +67,8 @@ def test_slim_is_the_dense_network_without_the_channels_and_its_cfg_rebuilds_it(
     found = groups(dense, IMAGES)
     for ratio, measure in RATIOS.items():
         measure = "bn" if ratio == 0.5 and arch in BY_FACTORS else measure
-        slim = prune(dense, ratio, measure, local=ratio == 0.5)
+        choice = ranking.choose(found, scores(dense, measure), ratio, local=ratio == 0.5)
+        slim = slicing.apply(dense, found, choice, IMAGES)
         assert slim.difference <= 1e-4
         assert relative(logits(slim.model), logits_without(dense, slim.kept)) <= 1e-4
         gone = sum(int(g.filters[~slim.choice.keep[g.name]].sum()) for g in found)

@@ -7,8 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import make_images, succeed
-from test_errors import fails
+from conftest import fails, make_images, succeed
 from warm import run
 
 import run as script_of_experiments

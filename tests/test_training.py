@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SMALLEST
+from conftest import NARROW, SMALLEST
 
 from models import NETWORKS, resnet
 from slimming.data.batches import Batches
@@ -69,7 +69,7 @@ def test_a_step_is_plain_sgd_with_the_penalty(scale):
 @pytest.mark.parametrize("amp", [False, True])
 def test_every_network_learns(arch, amp):
     torch.manual_seed(0)
-    model = NETWORKS[arch](depth=SMALLEST[arch], num_classes=2)
+    model = NETWORKS[arch](depth=SMALLEST[arch], num_classes=2, cfg=NARROW.get(arch))
     optimizer = make_optimizer(model, 0.02, 0.9, 1e-4)
     precision = Precision(torch.device("cpu"), amp)
     batches = loader(32)

@@ -5,17 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import keep_only, randomize, save_network, succeed
-from test_errors import UNREACHABLE, fails
+from conftest import UNREACHABLE, fails, keep_only, randomize, save_network, succeed
 from warm import run
 
 import main
 import models
 import resprune
-from slimming.data import datasets
-from slimming.data.pixels import Split
 from slimming.errors import UserError
-from slimming.measuring import profiling
 from slimming.pruning.choice import Choice
 from slimming.pruning.scaling import alive_channels
 from slimming.reports import preact
@@ -78,7 +74,7 @@ def test_second_names():
 def test_preact_res_means_cifar10_where_neither_flag_nor_checkpoint_says(tmp_path, words, data):
     contents = checkpoint.read(save_network(tmp_path / "recorded", "resnet", 20, "cifar100", 100))
     torch.save({"state_dict": contents["state_dict"]}, tmp_path / "bare")
-    done = run(*words.split(), cwd=tmp_path, env=UNREACHABLE)
+    done = run(words, cwd=tmp_path, env=UNREACHABLE)
     assert done.returncode == 2 and f"download {data} into" in done.stderr, done.stderr
 
 
@@ -106,14 +102,9 @@ def test_best_acc_is_found_whether_or_not_such_a_folder_was_made(tmp_path):
 
 
 @pytest.fixture
-def type_in(monkeypatch, capsys, tmp_path):
-    """Type a command in an empty folder; what it prints. The digits are few, latency is not
-    waited for."""
+def type_in(monkeypatch, capsys, tmp_path, few_digits, quick):
+    """Type a command in an empty folder; what it prints."""
     monkeypatch.chdir(tmp_path)
-    digits = {part: datasets.load("digits", None, part) for part in ("train", "test")}
-    few = {part: Split(i[:40], la[:40], c) for part, (i, la, c) in digits.items()}
-    monkeypatch.setattr(datasets, "_digits", few.get)
-    monkeypatch.setattr(profiling, "latencies", lambda models, images: [1.0 for _ in models])
 
     def type_in(command):
         words = shlex.split(command)
@@ -164,15 +155,7 @@ def test_defaults_of_ckpt_dir_give_way_to_flags(type_in, tmp_path):
     assert "50% of" in printed and "Pruned rate" not in printed
     for path in ("a/pruned", "a/prune", "ckpts/pruned/b", "c/pruned"):
         assert list(tmp_path.glob(f"{path}.*"))
-    fails(
-        tmp_path,
-        "resprune.py",
-        "--ckpt_dir",
-        "res11",
-        "--model",
-        "res20",
-        says="both give the checkpoint",
-    )
+    fails(tmp_path, "resprune.py --ckpt_dir res11 --model res20", says="both give the checkpoint")
 
 
 def test_the_only_pruned_network_of_a_folder_is_found(type_in, tmp_path):
@@ -180,7 +163,7 @@ def test_the_only_pruned_network_of_a_folder_is_found(type_in, tmp_path):
     type_in("resprune.py --ckpt_dir res11")
     type_in("main.py --refine ckpts/pruned --epochs 1 --no-tensorboard --no-cuda")
     type_in("resprune.py --model ckpts/pruned --save a")
-    assert "compression" in succeed("eval.py", "ckpts/pruned", "--compression", cwd=tmp_path)
+    assert "compression" in succeed("eval.py ckpts/pruned --compression", cwd=tmp_path)
 
 
 def test_the_summary_of_preact_res20_to_the_letter(tmp_path, monkeypatch):
@@ -235,7 +218,7 @@ def test_the_summary_of_preact_res20_to_the_letter(tmp_path, monkeypatch):
     ],
 )
 def test_main_says_which_script_takes_the_flags(tmp_path, words, says):
-    line = fails(tmp_path, "main.py", *shlex.split(words), says=says)
+    line = fails(tmp_path, f"main.py {words}", says=says)
     assert line.startswith(f"main.py: error: {says}") and line.count("error") == 1
 
 
