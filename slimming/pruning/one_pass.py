@@ -1,19 +1,15 @@
 """Repair in closed form, from the moments of what the dense network's layers read.
 
-One pass through the dense network serves any choice of channels: then a repair takes a fraction of a
-second. Unlike `slimming.pruning.repair` it does not see errors grow from layer to layer.
+One pass through the dense network serves any choice of channels: then a repair takes a fraction of
+a second. Unlike `slimming.pruning.repair` it does not see errors grow from layer to layer.
 """
-
-from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from slimming.pruning.activations import Activations
-from slimming.pruning.least_squares import Gram, solve
+from slimming.pruning.least_squares import Gram
 from slimming.pruning.patches import obstacle, sample
-from slimming.pruning.scaling import Masks
-from slimming.pruning.widths import BATCH_NORMS
 
 BATCH = 128
 POSITIONS = 16_384  # of a layer's output, over all images
@@ -25,7 +21,8 @@ def input_grams(model: nn.Module, images: torch.Tensor, seed: int = 0) -> dict[s
     """The moments of what each Conv2d and Linear reads for ``images`` (N, 3, H, W), by its name;
     layers that cannot be fitted are left out. UserError if torch.fx cannot trace ``model``."""
     generator = torch.Generator().manual_seed(seed)
-    activations, grams = Activations(model, list(images.split(BATCH))), {}
+    activations = Activations(model, list(images.split(BATCH)))
+    grams: dict[str, Gram] = {}
     batches = range(len(activations.batches))
     for node in activations.order:
         layer = activations.module(node)

@@ -56,10 +56,8 @@ def _pixels(maps: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return rows(maps).index_select(0, (first + places).flatten().to(maps.device))
 
 
-def _patches(
-    conv: nn.Conv2d, maps: torch.Tensor, y: torch.Tensor, x: torch.Tensor
-) -> torch.Tensor:
-    """What ``conv`` reads of ``maps`` for its outputs at row ``y`` and column ``x``, both (N, P)."""
+def _patches(conv: nn.Conv2d, maps: torch.Tensor, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """What ``conv`` reads of ``maps`` for its outputs in rows ``y`` and columns ``x`` (N, P)."""
     assert not isinstance(conv.padding, str)  # see `obstacle`
     (top, left), (down, right) = conv.padding, conv.stride
     padded = F.pad(maps, (left, left, top, top))
