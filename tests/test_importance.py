@@ -12,6 +12,8 @@ from torch import nn
 from models import densenet
 from slimming.errors import UserError
 from slimming.pruning.importance import GRADIENT_FREE, MEASURES, SECOND_ORDER, Evidence
+from slimming.pruning.least_squares import Gram
+from slimming.pruning.obs import elimination_errors
 from slimming.pruning.tracking import Tracker
 
 T = 3.0  # temperature
@@ -247,3 +249,36 @@ def test_what_cannot_be_measured_is_said():
     for message, call in wrong:
         with pytest.raises(UserError, match=message):
             call()
+
+
+def test_obs_eliminates_what_the_other_inputs_can_stand_in_for():
+    """Against least squares in plain PyTorch: after each elimination the weights that are left are
+    fitted anew, and the next to go is the one without which the fit is best."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(5, 4, 3).double()
+    images = torch.randn(40, 5, 4, 4, dtype=torch.double)
+    images[:, 3] = images[:, 0] + 0.1 * images[:, 3]  # nearly a copy
+    gram = Gram(1, 45, images.device)
+    patches = F.unfold(images, 3).mT.flatten(0, 1)
+    gram.add_inputs(patches[None])
+    scores = elimination_errors(conv.weight, gram)
+
+    centred = patches - patches.mean(0)
+    weight = conv.weight.detach().flatten(1).T
+    damping = (gram.penalty(1e-3).item() * len(centred)) ** 0.5 * torch.eye(45, dtype=torch.double)
+    inputs = torch.cat([centred, damping])
+    variance = (centred @ weight).square().sum()
+    left, error, expected = list(range(5)), 0.0, {}
+    while left:
+        errors = {}
+        for candidate in left:
+            columns = [9 * c + tap for c in left if c != candidate for tap in range(9)]
+            fit = inputs[:, columns] @ torch.linalg.pinv(inputs[:, columns]) @ (inputs @ weight)
+            errors[candidate] = (inputs @ weight - fit).square().sum().item()
+        gone = min(errors, key=errors.get)
+        cost = (errors[gone] - error) / variance.item()
+        expected[gone] = max([cost, *expected.values()])
+        error = errors[gone]
+        left.remove(gone)
+    assert scores.tolist() == pytest.approx([expected[c] for c in range(5)], rel=1e-4)
+    assert scores.argmin() in (0, 3) and scores[[0, 3]].max() > 20 * scores.min()

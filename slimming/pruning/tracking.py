@@ -6,14 +6,8 @@ import torch
 from torch import nn
 
 from slimming.errors import UserError
-from slimming.pruning.importance import (
-    MEASURES,
-    SECOND_ORDER,
-    Evidence,
-    Scores,
-    Tensors,
-    biased_loss_tracked,
-)
+from slimming.pruning.evidence import Evidence, Tensors
+from slimming.pruning.importance import MEASURES, SECOND_ORDER, Scores, biased_loss_tracked
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
