@@ -1,72 +1,66 @@
 """Small-image datasets by name, decoded once into memory."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from slimming.data.image_folder import _image_folder
+from slimming.data.image_folder import read_folder
 from slimming.data.pixels import OFFLINE, Split, to_32x32
 from slimming.errors import UserError
 from slimming.runtime import optional
 from slimming.storage import files
 
-NAMES = ("cifar10", "cifar100", "svhn", "mnist", "fashionmnist", "folder", "digits")
 
+@dataclass(frozen=True)
+class Kind:
+    """A data set. ``read`` gives the split ('train' or 'test') kept in a folder, with some threads;
+    ``mirror``: a mirror image shows the same class (a mirrored digit does not); ``archive``: the
+    folder into which torchvision extracts the download."""
 
-# A mirrored digit is no longer the same digit; a mirrored object still is the same object.
-FLIPPED = ("cifar10", "cifar100", "fashionmnist", "folder")
-
-
-# the folders into which torchvision extracts its downloads
-ON_DISK = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+    read: Callable[[Path, str, int], Split]
+    mirror: bool = False
+    archive: str | None = None
 
 
 def load(name: str, folder: Path, split: str, workers: int = 1) -> Split:
-    """The ``split`` ('train' or 'test') of the dataset ``name`` (see NAMES) in ``folder``.
+    """The ``split`` ('train' or 'test') of the dataset ``name`` (see KINDS) in ``folder``.
 
     ``workers`` threads decode image files. UserError if the data is unavailable.
     """
-    if name == "folder":
-        return _image_folder(folder, split, workers)
-    if name == "digits":
-        return _digits(split)
-    if name not in NAMES:
-        raise UserError(f"unknown dataset {name!r}: use {', '.join(NAMES)}")
-    return _torchvision(name, folder, split)
+    if name not in KINDS:
+        raise UserError(f"unknown dataset {name!r}: use {', '.join(KINDS)}")
+    return KINDS[name].read(folder, split, workers)
 
 
-def _torchvision(name: str, folder: Path, split: str) -> Split:
+def _torchvision(name: str, folder: Path, split: str, workers: int = 1) -> Split:
+    """The data set that torchvision's class ``name`` downloads and reads."""
     from torchvision import datasets
 
-    if name == "svhn":  # torchvision would fail only after the download
+    if name == "SVHN":  # torchvision would fail only after the download
         optional.need("scipy.io", "scipy", "--dataset svhn")
-    kinds = {
-        "cifar10": datasets.CIFAR10,
-        "cifar100": datasets.CIFAR100,
-        "svhn": datasets.SVHN,
-        "mnist": datasets.MNIST,
-        "fashionmnist": datasets.FashionMNIST,
-    }
-    which = {"split": split} if name == "svhn" else {"train": split == "train"}
-    inner = folder / kinds[name].__name__  # used by MNIST
+    which = {"split": split} if name == "SVHN" else {"train": split == "train"}
+    inner = folder / name  # used by MNIST
     try:
         with files.no_empty_folders(inner / "raw", inner, folder, *folder.parents):
-            data = kinds[name](root=str(folder), download=True, **which)
+            data = getattr(datasets, name)(root=str(folder), download=True, **which)
     except Exception as error:  # torchvision raises many types: network, disk, broken files
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"cannot load or download {name} into {folder} ({reason}): put the files "
+            f"cannot load or download {name.lower()} into {folder} ({reason}): put the files "
             f"there, or set --data to their folder; {OFFLINE}"
         ) from error
     images = torch.as_tensor(data.data)
-    if name.startswith("cifar"):
+    if images.shape[-1] == 3:
         images = images.permute(0, 3, 1, 2)  # stored (N, H, W, C)
-    labels = torch.as_tensor(data.labels if name == "svhn" else data.targets)
+    labels = torch.as_tensor(data.labels if name == "SVHN" else data.targets)
     classes = getattr(data, "classes", [str(digit) for digit in range(10)])
     return Split(to_32x32(images), labels.long(), list(classes))
 
 
-def _digits(split: str) -> Split:
+def _digits(folder: Path, split: str, workers: int = 1) -> Split:
     """scikit-learn's 1,797 digits, 8x8 with 17 grey levels: 1,437 to train, 360 to test."""
     optional.need("sklearn.datasets", "scikit-learn", "--dataset digits")
     from sklearn.datasets import load_digits
@@ -80,3 +74,16 @@ def _digits(split: str) -> Split:
     grey = torch.as_tensor(images * (255 / 16)).round().byte()
     names = [str(name) for name in digits.target_names]
     return Split(to_32x32(grey), torch.as_tensor(labels).long(), names)
+
+
+KINDS = {
+    "cifar10": Kind(partial(_torchvision, "CIFAR10"), True, "cifar-10-batches-py"),
+    "cifar100": Kind(partial(_torchvision, "CIFAR100"), True, "cifar-100-python"),
+    "svhn": Kind(partial(_torchvision, "SVHN")),
+    "mnist": Kind(partial(_torchvision, "MNIST")),
+    "fashionmnist": Kind(partial(_torchvision, "FashionMNIST"), mirror=True),
+    "folder": Kind(read_folder, mirror=True),
+    "digits": Kind(_digits),
+}
+NAMES = tuple(KINDS)
+ON_DISK = {name: kind.archive for name, kind in KINDS.items() if kind.archive}

@@ -43,7 +43,7 @@ def scan_folder(folder: Path, split: str) -> tuple[Path, list, list[str]]:
     return root, samples, classes
 
 
-def _image_folder(folder: Path, split: str, workers: int) -> Split:
+def read_folder(folder: Path, split: str, workers: int) -> Split:
     root, samples, classes = scan_folder(folder, split)
     cache, state = folder / CACHE.format(split=split), _fingerprint(root, samples)
     images = _read_cache(cache, state)

@@ -53,7 +53,7 @@ def batches(
     with distributed.first_process_first():
         images, labels, classes = datasets.load(name, folder, part, settings.workers)
     on_device = Split(images.to(device), labels.to(device), classes)
-    return Batches(on_device, augment=augment, mirror=name in datasets.FLIPPED, **shape)
+    return Batches(on_device, augment=augment, mirror=datasets.KINDS[name].mirror, **shape)
 
 
 def on_device(loader: Iterable, device: torch.device) -> "Batches | Stream | DeviceLoader":
