@@ -1,0 +1,73 @@
+"""A training trick is a file of its own, outside of this suite too."""
+
+import pytest
+import torch
+from conftest import SMALLEST, same
+
+import main
+from slimming.cli import flags
+from slimming.errors import Interrupted
+from slimming.storage import checkpoint
+from slimming.training.penalties import L1Penalty
+from slimming.workflows import training
+
+
+class Average:
+    """The average of the weights over all steps, and how the trainer calls a trick."""
+
+    name = "average"
+
+    def __init__(self, model, stop_before=None):
+        self.model, self.stop_before, self.calls, self.steps = model, stop_before, [], 0
+        self.weights = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
+
+    def before_epoch(self, epoch):
+        self.calls.append(f"before {epoch}")
+        if epoch == self.stop_before:
+            raise KeyboardInterrupt
+
+    def on_gradients(self, batch):
+        images, labels = batch
+        assert images.shape == (len(labels), 3, 32, 32)
+        assert all(p.grad is not None for p in self.model.parameters() if p.requires_grad)
+        self.steps += 1
+        for name, parameter in self.model.named_parameters():
+            self.weights[name] += (parameter.detach() - self.weights[name]) / self.steps
+
+    def after_epoch(self, epoch):
+        self.calls.append(f"after {epoch}")
+
+    def close(self):
+        self.calls.append("close")
+
+    def state_dict(self):
+        return {"weights": self.weights, "steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.weights, self.steps = state["weights"], state["steps"]
+
+
+def train(folder, images, *more, stop_before=None):
+    """What `main.main` does, with one line more."""
+    words = f"-sr --dataset folder --data {images} --arch resnet --depth {SMALLEST['resnet']} "
+    words += f"--epochs 3 --batch-size 16 --no-cuda --no-tensorboard --save {folder}"
+    run, start = training.main_run(flags.parse(main.make_parser(), [*words.split(), *more]))
+    trainer = training.prepare(run, start)
+    average = Average(trainer.model, stop_before)
+    penalty = L1Penalty(trainer.model, run.train.s)
+    training.fit(trainer, [penalty, average], run.folder("resnet"), run.data, tensorboard=False)
+    return average
+
+
+def test_a_trick_from_outside_is_called_saved_and_resumed(images, tmp_path):
+    whole = train(tmp_path / "whole", images)
+    per_epoch = [f"{when} {epoch}" for epoch in range(3) for when in ("before", "after")]
+    assert whole.calls == [*per_epoch, "close"] and whole.steps == 9
+
+    with pytest.raises(Interrupted):
+        train(tmp_path / "parts", images, stop_before=2)
+    last = tmp_path / "parts" / "checkpoint.pth.tar"
+    assert checkpoint.read(last)["average"]["steps"] == 6
+    resumed = train(tmp_path / "parts", images, "--resume", str(last))
+    assert resumed.calls == ["before 2", "after 2", "close"]
+    assert same(resumed.state_dict(), whole.state_dict())
