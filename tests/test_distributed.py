@@ -126,7 +126,7 @@ def test_what_cannot_be_shared_is_one_line(tmp_path):
     assert done.returncode == 2 and "single process" in done.stderr
 
 
-SMALL = "--dataset digits --arch resnet --depth 11 --batch-size 500 --no-cuda"
+SMALL = "--dataset folder --arch resnet --depth 11 --batch-size 16 --no-cuda"
 
 
 @pytest.mark.parametrize(
@@ -144,9 +144,9 @@ SMALL = "--dataset digits --arch resnet --depth 11 --batch-size 500 --no-cuda"
     ],
     ids=["flags", "file", "diverged", "memory", "first", "other"],
 )
-def test_an_error_is_one_line_of_one_process(tmp_path, command, says):
+def test_an_error_is_one_line_of_one_process(images, tmp_path, command, says):
     """Of the first, unless another one alone has met it. torchrun tells of its processes itself."""
-    place = f"--save {tmp_path}" if command.startswith("main.py") else ""
+    place = f"--data {images} --save {tmp_path}" if command.startswith("main.py") else ""
     done = run(on_processes(f"{command} {place}"), env={"PYTHONPATH": str(ROOT)})
     told = done.stderr.partition("torch/distributed/elastic")[0].splitlines()
     ours = [line for line in told if ".py: error: " in line]

@@ -51,7 +51,7 @@ def test_globally_the_layers_of_small_weights_lose_more_and_each_filter_keeps_it
 
 @pytest.mark.parametrize("ratio, kept", [(0.2, 7), (0.5, 4), (0.8, 2), (0.99, 1)])
 def test_each_kernel_takes_the_best_of_few_patterns(ratio, kept):
-    net = vgg(depth=11)
+    net = vgg(cfg=[64, "M", 128, "M", 128, 128, "M", 128, 128, "M", 128, 128])
     masks = kernels.pattern_masks(net, ratio)
     for name, mask in masks.items():
         size = net.get_submodule(name).weight.detach().abs().flatten(2).flatten(0, 1)
