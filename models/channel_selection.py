@@ -34,7 +34,7 @@ class Mask(nn.Parameter):
     @data.setter
     def data(self, value: torch.Tensor) -> None:
         counts = not self.is_inference()
-        torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]  # a descriptor there
+        torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]  # a descriptor
         if counts:
             torch.autograd.graph.increment_version(self)
 
@@ -42,7 +42,7 @@ class Mask(nn.Parameter):
         return torch.Tensor.detach(self).as_subclass(Mask)
 
 
-REAL = (Mask, nn.Parameter, torch.Tensor)  # not what stands for a tensor while a graph is traced
+REAL = (Mask, nn.Parameter, torch.Tensor)  # not the proxies of tensors in tracing
 
 
 class channel_selection(nn.Module):

@@ -57,7 +57,7 @@ class Bottleneck(nn.Module):
         ]
 
 
-Block = Bottleneck  # its name where a class has an attribute of the other
+Block = Bottleneck  # its name in `resnet`, whose attribute `Bottleneck` hides the class
 
 
 class resnet(nn.Module):

@@ -48,7 +48,7 @@ def _widths(layer: Layer) -> list[int]:
 
 
 def _check(name: str, layer: nn.Module | None, shape: list[int]) -> Layer:
-    """The layer itself, if it can have these widths."""
+    """``layer``, if it can have the widths ``shape``; else ValueError."""
     if not isinstance(layer, LAYERS):
         raise ValueError(f"cfg has {name!r}, which is not a layer with channels in this network")
     dense = _widths(layer)

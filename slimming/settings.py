@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 
 class Dataclass(Protocol):
-    """What `dataclasses.fields` takes."""
+    """The argument of `dataclasses.fields`."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 

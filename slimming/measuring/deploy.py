@@ -82,7 +82,7 @@ class SelectedClamp(_Selected):
 
 
 class _Growing(Protocol):
-    """A block of a dense stage, which can compute its own channels alone."""
+    """A block of a dense stage that can compute only its new channels."""
 
     conv1: nn.Conv2d
 
@@ -134,7 +134,7 @@ def deploy(model: nn.Module) -> nn.Module:
     for wire in model.wiring():
         if wire.writes:
             conv = small.get_submodule(wire.layer)
-            assert isinstance(conv, nn.Conv2d)  # what writes a BatchNorm2d
+            assert isinstance(conv, nn.Conv2d)  # the writer of a BatchNorm2d
             small.set_submodule(wire.layer, fuse_conv_bn_eval(conv, norms[wire.writes]))
             small.set_submodule(wire.writes, nn.Identity())
     for name, selection in whole.items():

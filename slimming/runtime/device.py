@@ -43,5 +43,5 @@ def compiled(model: nn.Module, device: torch.device) -> nn.Module:
         )
     mode = "reduce-overhead" if device.type == "cuda" else "default"
     fast = torch.compile(model, mode=mode, dynamic=False)
-    assert isinstance(fast, nn.Module)  # a module's compiled form is one too
+    assert isinstance(fast, nn.Module)  # compiling a module gives a module
     return fast

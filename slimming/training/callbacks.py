@@ -49,7 +49,7 @@ class Callback(Protocol):
 
 
 class Run(Protocol):
-    """What callbacks use of a `slimming.training.trainer.Trainer`."""
+    """The part of `slimming.training.trainer.Trainer` that callbacks use."""
 
     settings: TrainSettings
     test_loader: Batches | Stream

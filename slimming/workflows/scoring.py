@@ -47,6 +47,6 @@ def evaluate(settings: ExperimentSettings, path: Path) -> Evaluated:
 def print_figures(settings: ExperimentSettings) -> None:
     """Print the accuracy, size and FLOPs of the network in --model-path."""
     path = settings.execution.model_path
-    assert path, "--eval-only needs it"
+    assert path, "--eval-only needs --model-path"
     model, network, score = evaluate(settings, path)
     print(stage_text(str(network), figures_of(model, network, score)))

@@ -43,7 +43,7 @@ def train_base(experiment: Experiment, given: Path | None) -> Path:
     if record.done("base"):
         return base
     if settings.execution.skip_base_training:
-        assert given, "what to start from in place of training"
+        assert given, "--skip-base-training needs a network to start from"
         print(f"the base network is {given}")
         record.update(base_from=str(given))
         files.write_bytes(base, given.read_bytes())
