@@ -28,7 +28,7 @@ def main() -> None:
     kept = slicing.kept_channels(dense.model, declared(dense.model), choice.keep)
     slim = slicing.sliced(dense.model, kept)
     proof = prove_equal(slim, slicing.masked(dense.model, kept), dense.images)
-    before_after.save_pruned(dense, slim, choice, proof)
+    before_after.save_pruned(dense, slim, kept, choice, proof)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def main() -> None:
     kept = slicing.kept_channels(dense.model, declared(dense.model), choice.keep)
     slim = slicing.sliced(dense.model, kept)
     proof = prove_equal(slim, slicing.masked(dense.model, kept), dense.images)
-    measured = before_after.save_pruned(dense, slim, choice, proof)
+    measured = before_after.save_pruned(dense, slim, kept, choice, proof)
     if run.prune.ckpt_dir:
         print(f"\n{preact.text(dense, slim, choice, *measured)}")
 

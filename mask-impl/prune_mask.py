@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `models` of the 
 
 from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
+from slimming.pruning import slicing
 from slimming.pruning.proof import prove_equal
 from slimming.pruning.scaling import zero_channels
-from slimming.pruning.slicing import without_dead_channels
 from slimming.pruning.threshold import choose_channels
 from slimming.settings import build
 from slimming.workflows import before_after
@@ -37,9 +37,10 @@ def main() -> None:
     ratio, round_to = run.prune.ratio, run.prune.round_to
     choice = choose_channels(dense.model, ratio, at_least_one=False, round_to=round_to)
     masked = zero_channels(copy.deepcopy(dense.model), choice.keep)
-    slim = without_dead_channels(masked)
+    kept = slicing.living(masked)
+    slim = slicing.sliced(masked, kept)
     proof = prove_equal(slim, masked, dense.images)
-    before_after.save_pruned(dense, slim, choice, proof, masked)
+    before_after.save_pruned(dense, slim, kept, choice, proof, masked)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
-from slimming.data.order import rank_slices
+from slimming.data.order import balanced, rank_slices
 from slimming.data.pixels import Split, normalize
 from slimming.runtime.randomness import epoch_generator
 
@@ -65,6 +65,11 @@ class Batches:
     def first(self, count: int) -> torch.Tensor:
         """The first images, normalised."""
         return normalize(self.split.images[:count])
+
+    def draw(self, count: int, seed: int) -> torch.Tensor:
+        """``count`` images, normalised and not augmented, see `balanced`."""
+        chosen = balanced(self.split.labels, count, seed)
+        return normalize(self.split.images[chosen.to(self.device)])
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         images, labels, _ = self.split

@@ -1,7 +1,9 @@
-"""Split the batches of an epoch between processes."""
+"""Which images: of an epoch for each process, of a class for a sample."""
 
 from collections.abc import Iterator
 from typing import Protocol
+
+import torch
 
 
 class Loader(Protocol):
@@ -42,3 +44,16 @@ def loss_weight(loader: Loader, step: int, count: int) -> float:
         return 1
     whole = min(loader.batch_size, loader.num_images - step * loader.batch_size)
     return count * loader.ranks / whole
+
+
+def balanced(labels: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+    """The indices of ``count`` images, or of all if there are fewer, drawn by ``seed``: one of each
+    class in turns, as long as it has any left."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    shuffled = labels.cpu()[order]
+    turn = torch.empty_like(order)
+    for label in shuffled.unique():
+        own = shuffled == label
+        turn[own] = torch.arange(int(own.sum()))
+    return order[turn.argsort(stable=True)[:count]]

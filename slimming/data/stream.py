@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from slimming.data import image_folder
-from slimming.data.order import rank_slices
+from slimming.data.order import balanced, rank_slices
 from slimming.data.pixels import normalize
 from slimming.errors import UserError
 from slimming.runtime.randomness import epoch_generator
@@ -32,7 +32,7 @@ class Stream:
         rank: int = 0,
         ranks: int = 1,
     ):
-        self.classes, self.device, self.batch_size = classes, device, batch_size
+        self.classes, self.device, self.batch_size, self.size = classes, device, batch_size, size
         self.num_images, self.augment, self.seed = len(samples), augment, seed
         self.epoch, self.rank, self.ranks = 0, rank, ranks
         self.dataset = _ImageDataset(samples, size, augment, seed)
@@ -54,6 +54,14 @@ class Stream:
                 yield normalize(images), labels.to(self.device, non_blocking=True)
         except UserError as error:  # a worker wraps the message in a traceback
             raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
+
+    def draw(self, count: int, seed: int) -> torch.Tensor:
+        """``count`` images, normalised and not augmented, see `balanced`."""
+        samples, workers = self.dataset.samples, self.loader.num_workers
+        labels = torch.tensor([label for _, label in samples])
+        chosen = [samples[i] for i in balanced(labels, count, seed).tolist()]
+        still = Stream(chosen, self.classes, self.size, self.device, workers, 64, augment=False)
+        return torch.cat([images for images, _ in still])
 
     def first(self, count: int) -> torch.Tensor:
         """The first images, normalised."""

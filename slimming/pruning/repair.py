@@ -35,12 +35,13 @@ CONSTANT = 1e-6  # spread of a channel, relative to its largest value, that coun
 class Repaired:
     """A slim network, repaired if that ``helped``: ``model``, in eval mode on the device of the
     images. ``before`` and ``after``: the mean divergence (Kullback-Leibler, in nats) of its
-    predictions from the dense network's on images held back from the fit. ``notes`` name the layers
-    left as they were, and why."""
+    predictions from the dense network's on images held back from the fit. ``images``: how many
+    were used; ``notes`` name the layers left as they were, and why."""
 
     model: nn.Module
     before: float
     after: float
+    images: int
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -68,7 +69,7 @@ def repair(
     notes = _Repair(pair, seed).run()
     repaired = pair.slim.model
     before, after = (divergence(model, dense, judged) for model in (slim, repaired))
-    return Repaired(repaired if after < before else slim, before, after, notes)
+    return Repaired(repaired if after < before else slim, before, after, len(images), notes)
 
 
 def _ready(model: nn.Module, device: torch.device) -> nn.Module:

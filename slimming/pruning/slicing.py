@@ -175,11 +175,36 @@ def masked(model: nn.Module, kept: Kept) -> nn.Module:
     return copied
 
 
+def living(model: nn.Module) -> Kept:
+    """The channels of a network with ``wiring()`` that are not γ = β = 0; at least one a layer."""
+    keep = keep_one(model, alive_channels(model))
+    return kept_channels(model, declared(model), keep)
+
+
 def without_dead_channels(model: nn.Module) -> nn.Module:
     """Slim a network with ``wiring()`` by removing its channels with γ = β = 0; a layer keeps at
     least one channel. On the CPU, in eval mode."""
-    keep = keep_one(model, alive_channels(model))
-    return sliced(model, kept_channels(model, declared(model), keep))
+    return sliced(model, living(model))
+
+
+def spread(slim: nn.Module, masked: nn.Module, kept: Kept) -> nn.Module:
+    """A copy of the ``masked`` network, on the CPU in eval mode, with the weights of the ``slim``
+    network that is equal to it, each in its place."""
+    state = {name: value.clone() for name, value in masked.state_dict().items()}
+    for name, value in slim.state_dict().items():
+        layer, _, part = name.rpartition(".")
+        if name not in state or not value.dim():
+            continue
+        sides = kept.get(layer, {})
+        place = [torch.arange(size) for size in state[name].shape[:2]]
+        if "out" in sides:
+            place[0] = sides["out"].nonzero().flatten()
+        if "in" in sides and part == "weight":
+            place[1] = _of_one_group(layer_of(masked, layer), sides["in"]).nonzero().flatten()
+        state[name][torch.meshgrid(*place, indexing="ij")] = value.to(state[name])
+    filled = copy.deepcopy(masked).cpu().eval()
+    filled.load_state_dict(state)
+    return filled
 
 
 def load_slim_state(model: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:

@@ -80,6 +80,16 @@ def before_after_text(before: Figures, after: Figures) -> str:
     return tables.table(["", "before", "after", "before/after", "change"], lines)
 
 
+def scores_text(scores: Mapping[str, tuple[float, float]]) -> str:
+    """A table of (loss, top-1) by the name of the network."""
+    rows = {row.key: row for row in ROWS}
+    lines = [
+        [name, rows["top-1"].text(top1), rows["loss"].text(loss)]
+        for name, (loss, top1) in scores.items()
+    ]
+    return tables.table(["", "top-1", "loss"], lines)
+
+
 def ratio(first: float, second: float) -> str:
     """``first`` / ``second`` as text: 3.20x; "-" if ``second`` is 0."""
     return f"{first / second:.2f}x" if second else "-"

@@ -19,15 +19,17 @@ from slimming.measuring.figures import measure
 from slimming.pruning import slicing
 from slimming.pruning.choice import Choice
 from slimming.pruning.coupling import is_wired
+from slimming.pruning.slicing import Kept
 from slimming.pruning.sparsity import alive_factors
 from slimming.reports import plots, tables
-from slimming.reports.figures import before_after_text
+from slimming.reports.figures import before_after_text, scores_text
 from slimming.runtime.device import choose_device
 from slimming.storage import architecture, checkpoint, files
 from slimming.storage.architecture import Architecture
 from slimming.training import loop
 from slimming.workflows.settings import PruningRun
 
+STAGES = ("dense", "pruned", "repaired")
 NOTABLE_DROP = 0.005  # a larger drop in top-1 calls for fine-tuning
 
 
@@ -53,6 +55,13 @@ class Dense:
     def images(self) -> torch.Tensor:
         """Normalised test images for the proof, on the device of the test data."""
         return self.test_loader.first(64)
+
+    def repaired(self, slim: nn.Module, kept: Kept) -> nn.Module:
+        """``slim`` as --repair leaves it."""
+        data, network, device = self.run.data, self.network, self.test_loader.device
+        size = data.test_batch_size
+        loader = loading.batches(network.dataset, "train", size, device, network.image_size, data)
+        return self.run.repairing.of(slim, self.model, kept, loader).model
 
 
 def load(run: PruningRun, arch: str | None, networks: dict = NETWORKS) -> Dense:
@@ -99,38 +108,53 @@ def _replaceable(target: Path, model: Path) -> bool:
 def save_pruned(
     dense: Dense,
     slim: nn.Module,
+    kept: Kept,
     choice: Choice,
     difference: float,
     masked: nn.Module | None = None,
 ) -> tuple[dict, dict]:
     """Print the channels of each layer and a comparison of both networks; write the result.
 
-    ``difference``: the result of `proof.prove_equal`. Writes the slim network, or the ``masked``
-    one that is equal to it, a text summary and a picture. Returns the records of the `Figures`
-    before and after, each with the "seconds" of its evaluation.
+    ``kept``: what the slim network holds of each layer; ``difference``: the result of
+    `proof.prove_equal`. Writes the slim network, with --repair repaired, or the ``masked`` one that
+    is equal to it, a text summary and a picture. Returns the records of the `Figures` before and
+    after, each with the "seconds" of its evaluation.
     """
     print_choice(choice)
     print(f"\nslim equals masked: largest difference of the logits {difference:.1e} (relative)\n")
     models = [model.to(dense.test_loader.device) for model in (dense.model, slim)]
+    if dense.run.repairing.repair:
+        models.append(dense.repaired(slim, kept))
     scores, seconds = zip(*(_timed_test(m, dense.test_loader) for m in models), strict=True)
-    images = dense.images
-    before, after = measure(models, images, (len(images),), scores)
+    slim, stages = models[-1], dict(zip(STAGES, scores, strict=False))
+    images, ends = dense.images, (0, -1)
+    before, after = measure(
+        [models[i] for i in ends], images, (len(images),), [scores[i] for i in ends]
+    )
+    if len(stages) == len(STAGES):
+        print(f"{scores_text(stages)}\n")
     print(before_after_text(before, after))
     if masked:
+        masked = slicing.spread(slim, masked, kept)
         print("after: the equivalent slim network; the file contains the masked one in full shape")
 
-    kept = slicing.cfg_of(dense.model, choice.keep)
-    network = dense.network if masked else replace(dense.network, cfg=kept)
+    cfg = slicing.cfg_of(dense.model, choice.keep)
+    network = dense.network if masked else replace(dense.network, cfg=cfg)
     full = dense.contents.get("before_pruning") or scores[0]._asdict()  # before the first pruning
     more = {"before_pruning": full, "classes": dense.test_loader.classes}
-    more["cfg"] = network.cfg or kept  # in a masked file: the channels that the mask keeps
-    contents = architecture.contents_of(masked or slim, network, 0, scores[1].prec1, **more)
+    more["cfg"] = network.cfg or cfg  # in a masked file: the channels that the mask keeps
+    if len(stages) == len(STAGES):
+        more["repair"] = {name: score._asdict() for name, score in stages.items()}
+    contents = architecture.contents_of(masked or slim, network, 0, scores[-1].prec1, **more)
     text = (
-        f"Configuration:\n{kept}\nNumber of parameters:\n{after.parameters}\n"
+        f"Configuration:\n{cfg}\nNumber of parameters:\n{after.parameters}\n"
         f"Test accuracy:\n{after.top1}\n"
         "Number of parameters with the masks of channel selection, as the original counts:\n"
         f"{profiling.count_parameters(slim, masks=True)}\n"
     )
+    if len(stages) == len(STAGES):
+        text += "Test accuracy of the dense, the pruned and the repaired network:\n"
+        text += " ".join(str(score.prec1) for score in stages.values()) + "\n"
     target, name = dense.target, dense.run.output.filename or "prune"
     summary, picture = (target.with_name(f"{name}.{ending}") for ending in ("txt", "png"))
     title = f"{network}, {choice.ratio:.0%} pruned"
@@ -140,10 +164,10 @@ def save_pruned(
     wrote = [target, summary, *plots.write_picture(picture, drawn)]
     print(f"\nwrote {', '.join(map(str, wrote))}")
     script = "mask-impl/main_mask.py" if masked else "main.py"
-    print_next_step(dense, scores[0].prec1, scores[1].prec1, script)
+    print_next_step(dense, scores[0].prec1, scores[-1].prec1, script)
     return (
         {**before.record(), "seconds": seconds[0]},
-        {**after.record(), "seconds": seconds[1]},
+        {**after.record(), "seconds": seconds[-1]},
     )
 
 

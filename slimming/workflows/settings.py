@@ -13,6 +13,7 @@ from slimming.errors import UserError
 from slimming.settings import count, fraction, number, part, plain_name, setting
 from slimming.training.run_folder import RunFolder
 from slimming.training.settings import TrainSettings
+from slimming.workflows.repairing import RepairSettings
 
 PREACT = "preact_res"  # preact_res20 is the name of another suite for resnet with depth 20
 RATES = {
@@ -245,5 +246,6 @@ class PruningRun:
 
     prune: PruneSettings = part(PruneSettings)
     network: NetworkSettings = part(NetworkSettings)
+    repairing: RepairSettings = part(RepairSettings)
     data: DataSettings = part(DataSettings)
     output: PrunedOutputSettings = part(PrunedOutputSettings)

@@ -1,0 +1,53 @@
+"""--repair: a pruned network gets back what it can without training."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from slimming.data.batches import Batches
+from slimming.data.stream import Stream
+from slimming.pruning.repair import LEAST, Repaired, repair
+from slimming.pruning.scaling import Masks
+from slimming.settings import number, seed, setting
+
+
+@dataclass(frozen=True)
+class RepairSettings:
+    """Whether a pruned network is repaired, and on how many images."""
+
+    title: ClassVar[str] = "repair"
+    repair: bool = setting(
+        False,
+        "after pruning, fit the remaining weights to reproduce the activations of the dense "
+        "network (least squares on training images, no labels, no gradient)",
+        kind="switch",
+        kept=True,
+    )
+    repair_images: int = setting(
+        2048,
+        "number of training images for --repair",
+        metavar="N",
+        parse=number(int, LEAST, 10**6),
+        kept=True,
+    )
+    repair_seed: int = setting(
+        0, "random seed of the choice of these images", metavar="N", parse=seed, kept=True
+    )
+
+    def of(
+        self, slim: nn.Module, dense: nn.Module, kept: Mapping[str, Masks], loader: Batches | Stream
+    ) -> Repaired:
+        """``slim`` repaired on images of the training ``loader``; prints how well that went."""
+        images = loader.draw(self.repair_images, self.repair_seed)
+        repaired = repair(slim, dense, dict(kept), images, self.repair_seed)
+        for note in repaired.notes:
+            print(f"note: {note}")
+        print(
+            f"repair on {repaired.images} training images: divergence from the dense network "
+            f"{repaired.before:.4g} -> {repaired.after:.4g} nats"
+        )
+        if not repaired.helped:
+            print("warning: repair did not bring the network closer to the dense one: not kept")
+        return repaired
