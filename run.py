@@ -27,6 +27,8 @@ def main() -> None:
         base = stages.train_base(experiment, given)
         if not settings.execution.skip_pruning:
             pruned = stages.prune(experiment, base)
+            if settings.repairing.repair:
+                pruned = stages.repair(experiment, base, pruned)
             if settings.fine_tuning.finetune_epochs:
                 stages.fine_tune(experiment, pruned)
         experiment_page.write(experiment)

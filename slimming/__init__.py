@@ -1,11 +1,12 @@
 """Prune convolutional networks exactly (Network Slimming, Liu et al., ICCV 2017).
 
 slim = slimming.prune(model, images, ratio=0.5)
+slim = slimming.repair(slim, model, training_images)
 slimming.save(slim, "slim.pth")
 model = slimming.load("slim.pth", build=lambda: resnet18(num_classes=10))
 fast = slimming.deploy(model)
 """
 
-from slimming.api import Slim, deploy, load, prune, save
+from slimming.api import Slim, deploy, load, prune, repair, save
 
-__all__ = ["Slim", "deploy", "load", "prune", "save"]
+__all__ = ["Slim", "deploy", "load", "prune", "repair", "save"]

@@ -1,8 +1,13 @@
 """Repair: exact where algebra allows, better elsewhere, and never worse."""
 
+import importlib
+import json
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import SMALLEST, fails, same, save_network, succeed
 from torch import nn
 
 from models import NETWORKS
@@ -12,6 +17,7 @@ from slimming.pruning.activations import Activations
 from slimming.pruning.groups import declared, groups
 from slimming.pruning.repair import divergence, repair
 from slimming.pruning.threshold import choose_channels
+from slimming.storage import architecture, checkpoint
 
 IMAGES = torch.randn(96, 3, 12, 12, generator=torch.Generator().manual_seed(3))
 
@@ -197,3 +203,85 @@ def test_activations_are_those_of_a_forward_pass_and_are_forgotten_when_read():
     (last,) = activations.kept
     assert torch.equal(torch.cat(activations.kept[last]), torch.cat([model(b) for b in batches]))
     assert most <= 4
+
+
+PRUNERS = {"vgg": "vggprune.py", "resnet": "resprune.py", "densenet": "denseprune.py"}
+
+
+def scores_of(printed: str) -> dict[str, float]:
+    """Top-1 in percent by the name of the network."""
+    found = re.findall(r"^(dense|pruned|repaired) +([\d.]+)%", printed, re.MULTILINE)
+    return {name: float(value) for name, value in found}
+
+
+@pytest.mark.parametrize("arch", PRUNERS)
+def test_repair_in_the_pruning_scripts(arch, images, tmp_path):
+    path = tmp_path / "dense.pth.tar"
+    save_network(path, arch, SMALLEST[arch], "folder", 2)
+    where = f"--percent 0.4 --data {images} --no-cuda --repair --repair-images 32 --save {tmp_path}"
+    printed = succeed(f"{PRUNERS[arch]} --model {path} {where}/slim")
+    assert list(scores_of(printed)) == ["dense", "pruned", "repaired"]
+    assert "repair on 32 training images" in printed
+    contents = checkpoint.read(tmp_path / "slim" / "pruned.pth.tar")
+    assert list(contents["repair"]) == ["dense", "pruned", "repaired"]
+    again = succeed(f"{PRUNERS[arch]} --model {path} {where}/again")
+    assert scores_of(again) == scores_of(printed)
+    assert same(
+        checkpoint.read(tmp_path / "again" / "pruned.pth.tar")["state_dict"], contents["state_dict"]
+    )
+
+    printed = succeed(f"mask-impl/prune_mask.py --model {path} {where}/mask")
+    assert list(scores_of(printed)) == ["dense", "pruned", "repaired"]
+    networks = importlib.import_module("mask-impl.models").NETWORKS
+    masked, _, _ = architecture.load(tmp_path / "mask" / "pruned.pth.tar", networks=networks)
+    slim = slicing.without_dead_channels(masked)
+    batch = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert relative(slim(batch), masked.eval()(batch)) < 1e-5
+    assert not same(masked.state_dict(), checkpoint.read(path)["state_dict"])
+
+
+def test_a_mask_and_its_slim_network_are_repaired_to_the_same_weights(images, tmp_path):
+    """Where no layer loses every channel the two scripts prune the same channels."""
+    path = tmp_path / "dense.pth.tar"
+    save_network(path, "resnet", SMALLEST["resnet"], "folder", 2)
+    where = f"--percent 0.3 --data {images} --no-cuda --repair --repair-images 32 --save {tmp_path}"
+    succeed(f"resprune.py --model {path} {where}/slim")
+    succeed(f"mask-impl/prune_mask.py --model {path} {where}/mask")
+    networks = importlib.import_module("mask-impl.models").NETWORKS
+    masked, _, _ = architecture.load(tmp_path / "mask" / "pruned.pth.tar", networks=networks)
+    slim, _, _ = architecture.load(tmp_path / "slim" / "pruned.pth.tar")
+    batch = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert relative(slim.eval()(batch), masked.eval()(batch)) < 1e-5
+
+
+def test_repair_in_run_py(images, tmp_path):
+    command = (
+        f"run.py --dataset folder --data {images} --model resnet --depth 11 --no-cuda --resume "
+    )
+    command += "--base-train-epochs 1 --finetune-epochs 1 --batch-size 16 --save-model --repair "
+    command += f"--repair-images 32 --output-dir {tmp_path}/out"
+    printed = succeed(command)
+    assert "repair on 32 training images" in printed and "repaired: top-1" in printed
+    (metrics,) = (tmp_path / "out").rglob("metrics.json")
+    stages = json.loads(metrics.read_text())["stages"]
+    assert [stage["name"] for stage in stages] == ["base", "pruned", "repaired", "fine-tuned"]
+    assert "repaired" in metrics.with_name("report.html").read_text()
+    fails(tmp_path, f"{command} --pruning-method kernel", says="--repair needs --pruning-method")
+
+
+def test_repair_after_each_round_of_flowprune(images, tmp_path):
+    command = (
+        f"flowprune.py --model resnet --depth 11 --data_path {images} --n_rounds 2 --epochs 6 "
+    )
+    command += "--warmup_epochs 1 --batch-size 16 --prune_percent 40 --no-cuda --no-tensorboard"
+    printed = succeed(f"{command} --repair --repair-images 32 --save {tmp_path}/out")
+    assert printed.count("repair on 32 training images") == 2
+
+
+@pytest.mark.parametrize("script", [*PRUNERS.values(), "mask-impl/prune_mask.py", "run.py"])
+def test_too_few_images_are_one_line(script, tmp_path):
+    fails(
+        tmp_path, f"{script} --repair --repair-images 31", says=["--repair-images", "at least 32"]
+    )

@@ -71,7 +71,10 @@ def same_settings(config: Path, settings: ExperimentSettings) -> bool:
         recorded = json.loads(config.read_text())
     except (OSError, ValueError):
         return False
-    ours = json.loads(json.dumps(config_of(settings)))
+    ours, defaults = (
+        json.loads(json.dumps(config_of(s))) for s in (settings, ExperimentSettings())
+    )
+    recorded = {**defaults, **recorded}  # an older version knew fewer settings
     return all(recorded.get(n) == ours[n] for n in ours.keys() - PASSING)
 
 

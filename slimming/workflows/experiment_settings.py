@@ -24,6 +24,7 @@ from slimming.settings import (
 from slimming.storage import files
 from slimming.storage.architecture import Architecture
 from slimming.workflows.methods import METHODS
+from slimming.workflows.repairing import RepairSettings
 from slimming.workflows.settings import NetworkSettings, architecture_name
 
 _DEPTHS = ", ".join(f"{arch} {depth}" for arch, depth in PAPER_DEPTH.items())
@@ -237,9 +238,14 @@ class ExperimentSettings:
     network: ModelSettings = part(ModelSettings)
     base: BaseTrainingSettings = part(BaseTrainingSettings)
     pruning: PruningSettings = part(PruningSettings)
+    repairing: RepairSettings = part(RepairSettings)
     fine_tuning: FineTuningSettings = part(FineTuningSettings)
     execution: ExecutionSettings = part(ExecutionSettings)
     data: ExperimentDataSettings = part(ExperimentDataSettings)
+
+    def __post_init__(self) -> None:
+        if self.repairing.repair and self.pruning.masks:
+            raise UserError("--repair needs --pruning-method channel or slimming: omit it")
 
     def asked(self) -> dict[str, Any]:
         """The requested network, see `slimming.workflows.settings.NetworkSettings`."""

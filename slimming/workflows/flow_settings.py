@@ -12,6 +12,7 @@ from slimming.settings import build, count, flat, fraction, not_negative, part, 
 from slimming.training.optimizer import learning_rate
 from slimming.training.run_folder import RunFolder
 from slimming.training.settings import TrainSettings
+from slimming.workflows.repairing import RepairSettings
 from slimming.workflows.rounds_settings import (
     DEPTHS,
     FULL_RATE_EPOCHS,
@@ -132,6 +133,7 @@ class FlowRun:
 
     rounds: RoundsSettings = part(RoundsSettings)
     importance: ImportanceSettings = part(ImportanceSettings)
+    repairing: RepairSettings = part(RepairSettings)
     train: FlowTrainSettings = part(FlowTrainSettings)
     data: FlowDataSettings = part(FlowDataSettings)
     output: FlowOutputSettings = part(FlowOutputSettings)

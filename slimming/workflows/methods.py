@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -43,11 +43,13 @@ class Task:
 @dataclass(frozen=True)
 class Pruned:
     """A pruned network, the choice of channels, and the largest relative difference between its
-    logits and those of the masked dense network; both None if the network keeps its shape."""
+    logits and those of the masked dense network; both None if the network keeps its shape.
+    ``kept``: which channels of each layer are left."""
 
     model: nn.Module
     choice: Choice | None = None
     difference: float | None = None
+    kept: slicing.Kept = field(default_factory=dict)
 
 
 def channels(task: Task) -> Pruned:
@@ -68,7 +70,7 @@ def channels(task: Task) -> Pruned:
         round_to=task.round_to,
         ignore=task.ignore,
     )
-    return Pruned(slimmed.model, slimmed.choice, slimmed.difference)
+    return Pruned(slimmed.model, slimmed.choice, slimmed.difference, slimmed.kept)
 
 
 def whole_kernels(task: Task) -> Pruned:
@@ -81,7 +83,7 @@ def whole_kernels(task: Task) -> Pruned:
     removable = groups(model, image, task.ignore)
     choice = kernels.unread_channels(model, removable)
     slimmed = slicing.apply(model, removable, choice, task.images)
-    return Pruned(slimmed.model, slimmed.choice, slimmed.difference)
+    return Pruned(slimmed.model, slimmed.choice, slimmed.difference, slimmed.kept)
 
 
 def patterns(task: Task) -> Pruned:

@@ -143,7 +143,7 @@ class Rounds:
         stay = self.dense["filters"] * (1 - rounds.removed(rounds.epochs.index(epoch) + 1))
         ratio = max(0.0, 1 - stay / left)
         choice = ranking.choose(coupled, self.scores.of_filters(epoch), ratio, least=self.least)
-        slimmed = slicing.apply(model, coupled, choice, images)
+        slimmed = self._repaired(slicing.apply(model, coupled, choice, images))
         self._replace(slimmed)
         gone = sum(
             int(g.filters[~choice.keep[g.name]].sum()) for g in coupled if g.name in choice.keep
@@ -151,6 +151,15 @@ class Rounds:
         size = size_of(trainer, left - gone)
         self.done.append({"epoch": epoch, **size, "difference": slimmed.difference})
         self._print_round(left, slimmed)
+
+    def _repaired(self, slimmed: Slimmed) -> Slimmed:
+        """``slimmed``, with --repair repaired."""
+        if not self.run.repairing.repair:
+            return slimmed
+        trainer = self.trainer
+        dense, loader = trainer.model, trainer.train_loader
+        model = self.run.repairing.of(slimmed.model, dense, slimmed.kept, loader).model
+        return replace(slimmed, model=model.cpu())
 
     def _replace(self, slimmed: Slimmed) -> None:
         """Continue with the slim network, and with its initial values and momentum."""

@@ -83,6 +83,7 @@ def prune(experiment: Experiment, base: Path) -> Path:
         score.prec1,
         classes=loader.classes,
         before_pruning={"loss": before["loss"], "prec1": before["top-1"]},
+        **({"kept": pruned.kept} if settings.repairing.repair else {}),
     )
     checkpoint.write(target, contents)
     layers = layer_by_layer(model, pruned.model, settings.pruning.masks)
@@ -94,6 +95,22 @@ def prune(experiment: Experiment, base: Path) -> Path:
         "pruned", target, score, began, difference=difference, layers=layers, warnings=warnings
     )
     _print_pruned(pruned, layers)
+    return target
+
+
+def repair(experiment: Experiment, base: Path, pruned: Path) -> Path:
+    """Repair the pruned network on training images, and save it."""
+    settings, record = experiment.settings, experiment.record
+    target, began = experiment.network_file("repaired"), time.perf_counter()
+    if record.done("repaired"):
+        return target
+    (dense, _, _), (slim, network, contents) = map(architecture.load, (base, pruned))
+    training, test = (batches(settings, network, part) for part in ("train", "test"))
+    repaired = settings.repairing.of(slim, dense, contents.pop("kept"), training)
+    score = loop.test(repaired.model, test)
+    contents |= {"state_dict": repaired.model.cpu().state_dict(), "best_prec1": score.prec1}
+    checkpoint.write(target, contents)
+    record.add("repaired", target, score, began, divergence=[repaired.before, repaired.after])
     return target
 
 
