@@ -24,7 +24,7 @@ def make_parser() -> Parser:
 def main() -> None:
     run = build(PruningRun, flags.parse(make_parser()))
     dense = before_after.load(run, arch="densenet")
-    choice = choose_channels(dense.model, run.prune.ratio, round_to=run.prune.round_to)
+    choice = choose_channels(dense.model, dense.ratio, round_to=run.prune.round_to)
     kept = slicing.kept_channels(dense.model, declared(dense.model), choice.keep)
     slim = slicing.sliced(dense.model, kept)
     proof = prove_equal(slim, slicing.masked(dense.model, kept), dense.images)

@@ -67,7 +67,7 @@ def complete(typed: Mapping[str, Any]) -> ResPruningRun:
     if run.prune.model:
         raise UserError("--model and --ckpt_dir both give the checkpoint: use one of them")
     path = files.find(Path(run.prune.ckpt_dir), *before_after.TO_PRUNE)
-    values = {"ratio": 0.4, **values, "model": str(path)}
+    values = {**({} if run.budget.given else {"ratio": 0.4}), **values, "model": str(path)}
     if not run.output.save:
         asked = run.network.asked(run.data)
         depth = architecture.describe(path, checkpoint.read(path), asked)["depth"]
@@ -79,7 +79,7 @@ def complete(typed: Mapping[str, Any]) -> ResPruningRun:
 def main() -> None:
     run = complete(flags.parse(make_parser()))
     dense = before_after.load(run, arch="resnet")
-    choice = choose_channels(dense.model, run.prune.ratio, round_to=run.prune.round_to)
+    choice = choose_channels(dense.model, dense.ratio, round_to=run.prune.round_to)
     kept = slicing.kept_channels(dense.model, declared(dense.model), choice.keep)
     slim = slicing.sliced(dense.model, kept)
     proof = prove_equal(slim, slicing.masked(dense.model, kept), dense.images)

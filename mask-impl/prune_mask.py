@@ -34,7 +34,7 @@ def make_parser() -> Parser:
 def main() -> None:
     run = build(PruningRun, flags.parse(make_parser()))
     dense = before_after.load(run, arch=None, networks=NETWORKS)
-    ratio, round_to = run.prune.ratio, run.prune.round_to
+    ratio, round_to = dense.ratio, run.prune.round_to
     choice = choose_channels(dense.model, ratio, at_least_one=False, round_to=round_to)
     masked = zero_channels(copy.deepcopy(dense.model), choice.keep)
     kept = slicing.living(masked)

@@ -3,8 +3,10 @@
 import os
 import shlex
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,8 +21,11 @@ from slimming.measuring.figures import measure
 from slimming.pruning import slicing
 from slimming.pruning.choice import Choice
 from slimming.pruning.coupling import is_wired
+from slimming.pruning.groups import declared
+from slimming.pruning.scaling import alive_channels
 from slimming.pruning.slicing import Kept
 from slimming.pruning.sparsity import alive_factors
+from slimming.pruning.threshold import choose_channels
 from slimming.reports import plots, tables
 from slimming.reports.figures import before_after_text, scores_text
 from slimming.runtime.device import choose_device
@@ -29,7 +34,7 @@ from slimming.storage.architecture import Architecture
 from slimming.training import loop
 from slimming.workflows.settings import PruningRun
 
-STAGES = ("dense", "pruned", "repaired")
+RATIO = 0.5  # of the channels, by default
 NOTABLE_DROP = 0.005  # a larger drop in top-1 calls for fine-tuning
 
 
@@ -55,6 +60,20 @@ class Dense:
     def images(self) -> torch.Tensor:
         """Normalised test images for the proof, on the device of the test data."""
         return self.test_loader.first(64)
+
+    @property
+    def ratio(self) -> float:
+        """The fraction of the channels to prune: --percent, or what a budget takes."""
+        given, model, round_to = self.run.prune.ratio, self.model, self.run.prune.round_to
+        if not self.run.budget.given:
+            return RATIO if given is None else given
+
+        def prune(ratio: float) -> nn.Module:
+            choice = choose_channels(model, ratio, round_to=round_to)
+            return slicing.sliced(model, slicing.kept_channels(model, declared(model), choice.keep))
+
+        total = sum(int(mask.sum()) for mask in alive_channels(model).values())
+        return self.run.budget.ratio(model, self.images, prune, total)
 
     def repaired(self, slim: nn.Module, kept: Kept) -> nn.Module:
         """``slim`` as --repair leaves it."""
@@ -122,58 +141,75 @@ def save_pruned(
     """
     print_choice(choice)
     print(f"\nslim equals masked: largest difference of the logits {difference:.1e} (relative)\n")
-    models = [model.to(dense.test_loader.device) for model in (dense.model, slim)]
+    stages = {"dense": dense.model, "pruned": slim}
     if dense.run.repairing.repair:
-        models.append(dense.repaired(slim, kept))
-    scores, seconds = zip(*(_timed_test(m, dense.test_loader) for m in models), strict=True)
-    slim, stages = models[-1], dict(zip(STAGES, scores, strict=False))
-    images, ends = dense.images, (0, -1)
-    before, after = measure(
-        [models[i] for i in ends], images, (len(images),), [scores[i] for i in ends]
-    )
-    if len(stages) == len(STAGES):
-        print(f"{scores_text(stages)}\n")
+        stages["repaired"] = slim = dense.repaired(slim, kept)
+        masked = masked and slicing.spread(slim, masked, kept)
+    tested = {name: _timed_test(model, dense.test_loader) for name, model in stages.items()}
+    scores = {name: score for name, (score, _) in tested.items()}
+    score, images = scores[list(scores)[-1]], dense.images
+    before, after = measure([dense.model, slim], images, (len(images),), [scores["dense"], score])
+    if dense.run.repairing.repair:
+        print(f"{scores_text(scores)}\n")
     print(before_after_text(before, after))
     if masked:
-        masked = slicing.spread(slim, masked, kept)
         print("after: the equivalent slim network; the file contains the masked one in full shape")
-
     cfg = slicing.cfg_of(dense.model, choice.keep)
     network = dense.network if masked else replace(dense.network, cfg=cfg)
-    full = dense.contents.get("before_pruning") or scores[0]._asdict()  # before the first pruning
-    more = {"before_pruning": full, "classes": dense.test_loader.classes}
-    more["cfg"] = network.cfg or cfg  # in a masked file: the channels that the mask keeps
-    if len(stages) == len(STAGES):
-        more["repair"] = {name: score._asdict() for name, score in stages.items()}
-    contents = architecture.contents_of(masked or slim, network, 0, scores[-1].prec1, **more)
+    title = f"{network}, {choice.ratio:.0%} pruned"
+    picture = plots.draw_pruning(choice, alive_factors(dense.model), title)
+    wrote = [_write_network(dense, masked or slim, network, cfg, scores)]
+    wrote.append(_write_summary(dense, slim, cfg, scores))
+    wrote += plots.write_picture(wrote[-1].with_suffix(".png"), picture)
+    print(f"\nwrote {', '.join(map(str, wrote))}")
+    script = "mask-impl/main_mask.py" if masked else "main.py"
+    print_next_step(dense, scores["dense"].prec1, score.prec1, script)
+    seconds = [tested[name][1] for name in (*list(tested)[:1], *list(tested)[-1:])]
+    return (
+        {**before.record(), "seconds": seconds[0]},
+        {**after.record(), "seconds": seconds[1]},
+    )
+
+
+def _write_network(
+    dense: Dense,
+    model: nn.Module,
+    network: Architecture,
+    cfg: list | dict,
+    scores: Mapping[str, loop.Score],
+) -> Path:
+    """Write the pruned ``model``; in a masked file ``cfg`` is the channels that the mask keeps."""
+    more: dict[str, Any] = {"classes": dense.test_loader.classes, "cfg": network.cfg or cfg}
+    first = dense.contents.get("before_pruning") or scores["dense"]._asdict()
+    if "repaired" in scores:
+        more["repair"] = {name: score._asdict() for name, score in scores.items()}
+    top1 = scores[list(scores)[-1]].prec1
+    contents = architecture.contents_of(model, network, 0, top1, before_pruning=first, **more)
+    checkpoint.write(dense.target, contents)
+    return dense.target
+
+
+def _write_summary(
+    dense: Dense, slim: nn.Module, cfg: list | dict, scores: Mapping[str, loop.Score]
+) -> Path:
+    """Write prune.txt."""
+    tops = [score.prec1 for score in scores.values()]
     text = (
-        f"Configuration:\n{cfg}\nNumber of parameters:\n{after.parameters}\n"
-        f"Test accuracy:\n{after.top1}\n"
+        f"Configuration:\n{cfg}\nNumber of parameters:\n{profiling.count_parameters(slim)}\n"
+        f"Test accuracy:\n{tops[-1]}\n"
         "Number of parameters with the masks of channel selection, as the original counts:\n"
         f"{profiling.count_parameters(slim, masks=True)}\n"
     )
-    if len(stages) == len(STAGES):
-        text += "Test accuracy of the dense, the pruned and the repaired network:\n"
-        text += " ".join(str(score.prec1) for score in stages.values()) + "\n"
-    target, name = dense.target, dense.run.output.filename or "prune"
-    summary, picture = (target.with_name(f"{name}.{ending}") for ending in ("txt", "png"))
-    title = f"{network}, {choice.ratio:.0%} pruned"
-    drawn = plots.draw_pruning(choice, alive_factors(dense.model), title)
-    checkpoint.write(target, contents)
-    files.write_bytes(summary, text.encode())
-    wrote = [target, summary, *plots.write_picture(picture, drawn)]
-    print(f"\nwrote {', '.join(map(str, wrote))}")
-    script = "mask-impl/main_mask.py" if masked else "main.py"
-    print_next_step(dense, scores[0].prec1, scores[-1].prec1, script)
-    return (
-        {**before.record(), "seconds": seconds[0]},
-        {**after.record(), "seconds": seconds[-1]},
-    )
+    if "repaired" in scores:
+        text += f"Test accuracy of the {', '.join(scores)} network:\n{' '.join(map(str, tops))}\n"
+    path = dense.target.with_name(f"{dense.run.output.filename or 'prune'}.txt")
+    files.write_bytes(path, text.encode())
+    return path
 
 
 def _timed_test(model: nn.Module, loader: Batches | Stream) -> tuple[loop.Score, float]:
     started = time.perf_counter()
-    return loop.test(model, loader), time.perf_counter() - started
+    return loop.test(model.to(loader.device), loader), time.perf_counter() - started
 
 
 def print_choice(choice: Choice) -> None:

@@ -23,6 +23,7 @@ from slimming.settings import (
 )
 from slimming.storage import files
 from slimming.storage.architecture import Architecture
+from slimming.workflows.budgets import BudgetSettings
 from slimming.workflows.methods import METHODS
 from slimming.workflows.repairing import RepairSettings
 from slimming.workflows.settings import NetworkSettings, architecture_name
@@ -238,6 +239,7 @@ class ExperimentSettings:
     network: ModelSettings = part(ModelSettings)
     base: BaseTrainingSettings = part(BaseTrainingSettings)
     pruning: PruningSettings = part(PruningSettings)
+    budget: BudgetSettings = part(BudgetSettings)
     repairing: RepairSettings = part(RepairSettings)
     fine_tuning: FineTuningSettings = part(FineTuningSettings)
     execution: ExecutionSettings = part(ExecutionSettings)
@@ -246,6 +248,8 @@ class ExperimentSettings:
     def __post_init__(self) -> None:
         if self.repairing.repair and self.pruning.masks:
             raise UserError("--repair needs --pruning-method channel or slimming: omit it")
+        if self.budget.given and self.pruning.masks:
+            raise UserError("a budget needs --pruning-method channel or slimming: omit it")
 
     def asked(self) -> dict[str, Any]:
         """The requested network, see `slimming.workflows.settings.NetworkSettings`."""
@@ -265,6 +269,8 @@ def read_settings(typed: Mapping[str, Any]) -> ExperimentSettings:
     """The settings from the ``typed`` flags (see `slimming.cli.flags.parse`). If --model-path is a
     folder, it becomes the network in it. UserError if flags contradict each other."""
     settings = build(ExperimentSettings, typed)
+    if "pruning_ratio" in typed:
+        settings.budget.replaces("--pruning-ratio")
     path = settings.execution.model_path
     if path is None:
         return settings

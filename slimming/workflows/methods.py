@@ -10,9 +10,9 @@ from torch import nn
 from slimming.data import loading
 from slimming.data.batches import Batches
 from slimming.data.stream import Stream
-from slimming.pruning import importance, kernels, slicing
+from slimming.pruning import importance, kernels, ranking, slicing
 from slimming.pruning.choice import Choice
-from slimming.pruning.coupling import inside
+from slimming.pruning.coupling import count_filters, inside
 from slimming.pruning.groups import groups
 from slimming.pruning.scaling import Masks
 
@@ -26,7 +26,8 @@ class Task:
     The fraction ``ratio`` (0 <= ratio < 1) is pruned: of each layer if ``local``, else in one
     ranking over the network. ``measure`` is a name in `slimming.pruning.importance`. ``images``
     (N, 3, H, W) are test images for the proof, on the device to use; ``training`` loads the
-    training batches, for measures that need them.
+    training batches, for measures that need them. ``fit(prune, total)``, if given, finds another
+    ratio for a network of ``total`` filters, see `slimming.workflows.budgets`.
     """
 
     model: nn.Module
@@ -38,6 +39,7 @@ class Task:
     round_to: int = 1
     ignore: Sequence[str] = ()
     seed: int = 1
+    fit: Callable[[Callable[[float], nn.Module], int], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,19 @@ def channels(task: Task) -> Pruned:
         model = model.to(task.images.device)
     temperature = importance.TEMPERATURES.get(task.measure, 1.0)
     evidence = importance.Evidence(model, batches, temperature, seed=task.seed)
-    slimmed = slicing.prune(
-        model.cpu(),
-        importance.MEASURES[task.measure](evidence),
-        task.ratio,
-        task.images,
-        local=task.local,
-        round_to=task.round_to,
-        ignore=task.ignore,
-    )
+    scores = importance.MEASURES[task.measure](evidence)
+    model = model.cpu()
+    coupled = groups(model, task.images, task.ignore)
+
+    def choose(ratio: float) -> Choice:
+        return ranking.choose(coupled, scores, ratio, local=task.local, round_to=task.round_to)
+
+    def prune(ratio: float) -> nn.Module:
+        kept = slicing.kept_channels(model, coupled, choose(ratio).keep)
+        return slicing.sliced(model, kept)
+
+    ratio = task.ratio if task.fit is None else task.fit(prune, count_filters(coupled))
+    slimmed = slicing.apply(model, coupled, choose(ratio), task.images)
     return Pruned(slimmed.model, slimmed.choice, slimmed.difference, slimmed.kept)
 
 

@@ -13,6 +13,7 @@ from slimming.errors import UserError
 from slimming.settings import count, fraction, number, part, plain_name, setting
 from slimming.training.run_folder import RunFolder
 from slimming.training.settings import TrainSettings
+from slimming.workflows.budgets import BudgetSettings
 from slimming.workflows.repairing import RepairSettings
 
 PREACT = "preact_res"  # preact_res20 is the name of another suite for resnet with depth 20
@@ -216,9 +217,9 @@ class PruneSettings:
     model: str | None = setting(
         None, "checkpoint to prune, or a folder with the best model", metavar="FILE"
     )
-    ratio: float = setting(
-        0.5,
-        "fraction of the channels to prune, 0 <= P < 1",
+    ratio: float | None = setting(
+        None,
+        "fraction of the channels to prune, 0 <= P < 1 (default: 0.5)",
         "--percent",
         metavar="P",
         parse=fraction,
@@ -245,7 +246,12 @@ class PruningRun:
     """All settings of the pruning scripts."""
 
     prune: PruneSettings = part(PruneSettings)
+    budget: BudgetSettings = part(BudgetSettings)
     network: NetworkSettings = part(NetworkSettings)
     repairing: RepairSettings = part(RepairSettings)
     data: DataSettings = part(DataSettings)
     output: PrunedOutputSettings = part(PrunedOutputSettings)
+
+    def __post_init__(self) -> None:
+        if self.prune.ratio is not None:
+            self.budget.replaces("--percent")

@@ -7,6 +7,7 @@ import platform
 import time
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,10 +185,11 @@ def _about(settings: ExperimentSettings, path: Path) -> dict[str, Any]:
 def _task(
     settings: ExperimentSettings, model: nn.Module, network: Architecture, loader: Batches | Stream
 ) -> Task:
-    pruning = settings.pruning
+    pruning, images = settings.pruning, loader.first(64)
+    fit = partial(settings.budget.ratio, model, images)
     return Task(
         model,
-        loader.first(64),
+        images,
         lambda: batches(settings, network, "train"),
         pruning.pruning_ratio,
         pruning.measure,
@@ -195,6 +197,7 @@ def _task(
         round_to=pruning.round_to,
         ignore=pruning.ignore,
         seed=settings.base.seed,
+        fit=fit if settings.budget.given else None,
     )
 
 

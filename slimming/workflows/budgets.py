@@ -1,0 +1,100 @@
+"""Budgets in place of a share of channels: FLOPs, parameters, latency."""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from slimming.errors import UserError
+from slimming.measuring import profiling
+from slimming.pruning import budget
+from slimming.settings import number, setting
+
+REPEATS = 3  # measurements of latency, of which the median counts
+share = number(float, 1e-6, 1)
+positive = number(float, 1e-9)
+
+
+@dataclass(frozen=True)
+class BudgetSettings:
+    """What the slim network may cost; all budgets that are given hold together."""
+
+    title: ClassVar[str] = "budget, instead of the fraction to prune"
+    flops: float | None = setting(
+        None, "fraction of the dense network's FLOPs, at most", metavar="F", parse=share
+    )
+    params: float | None = setting(
+        None, "fraction of its parameters, at most", metavar="F", parse=share
+    )
+    latency: float | None = setting(
+        None,
+        "fraction of its latency, at most: of the deployment form, on this device",
+        metavar="F",
+        parse=share,
+    )
+    mflops: float | None = setting(
+        None, "million FLOPs of an image, at most", metavar="M", parse=positive
+    )
+    mparams: float | None = setting(
+        None, "million parameters, at most", metavar="M", parse=positive
+    )
+    ms: float | None = setting(
+        None,
+        "milliseconds of a forward pass of --latency-batch images, at most",
+        metavar="MS",
+        parse=positive,
+    )
+    latency_batch: int = setting(
+        64, "batch size of --latency and --ms", metavar="N", parse=number(int, 1, 2**16)
+    )
+
+    @property
+    def given(self) -> dict[str, float]:
+        """The budgets that are given, by their flag."""
+        names = [entry.name for entry in fields(self) if entry.name != "latency_batch"]
+        return {f"--{n}": getattr(self, n) for n in names if getattr(self, n) is not None}
+
+    def replaces(self, flag: str) -> None:
+        """UserError if there is a budget beside the ``flag`` that it replaces."""
+        for name in self.given:
+            raise UserError(f"{flag} and {name} contradict each other: use one of them")
+
+    def ratio(
+        self,
+        dense: nn.Module,
+        images: torch.Tensor,
+        prune: Callable[[float], nn.Module],
+        total: int,
+    ) -> float:
+        """The smallest ratio at which ``prune(ratio)``, a network on the CPU, keeps every budget.
+
+        ``images`` (N, 3, H, W) are real ones, on the device that latency is measured on; ``total``
+        channels can be pruned. Prints the result.
+        """
+        fitting = budget.fit(
+            prune, lambda slim: self._costs(slim, dense, images), self.given, total
+        )
+        text = [f"{n} {fitting.costs[n]:.4g} (limit {v:g})" for n, v in self.given.items()]
+        print(f"budget: {fitting.ratio:.2%} of the channels are pruned: {', '.join(text)}")
+        return fitting.ratio
+
+    def _costs(self, slim: nn.Module, dense: nn.Module, images: torch.Tensor) -> dict[str, float]:
+        """What ``slim`` costs, by flag."""
+        costs: dict[str, float] = {}
+        if self.flops or self.mflops:
+            flops, full = (profiling.count_flops(m, images.shape[-1]) for m in (slim, dense))
+            costs |= {"--flops": flops / full, "--mflops": flops / 1e6}
+        if self.params or self.mparams:
+            count, full = (profiling.count_parameters(m) for m in (slim, dense))
+            costs |= {"--params": count / full, "--mparams": count / 1e6}
+        if self.latency or self.ms:
+            pair = [model.to(images.device) for model in (slim, dense)]
+            rows = torch.arange(self.latency_batch, device=images.device) % len(images)
+            batch = images[rows]  # small datasets repeat images
+            times = [profiling.latencies(pair, batch, seconds=0.5) for _ in range(REPEATS)]
+            costs["--latency"] = statistics.median(ours / theirs for ours, theirs in times)
+            costs["--ms"] = 1e3 * statistics.median(ours for ours, _ in times)
+        return costs

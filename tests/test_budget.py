@@ -1,0 +1,119 @@
+"""Budgets: as little is pruned as keeps them, and no less."""
+
+import re
+
+import pytest
+import torch
+from conftest import SMALLEST, fails, randomize, save_network, succeed
+
+from models import NETWORKS, constructor
+from slimming.errors import UserError
+from slimming.measuring import profiling
+from slimming.pruning import budget, importance, ranking, slicing
+from slimming.pruning.coupling import count_filters
+from slimming.pruning.groups import declared, groups
+from slimming.pruning.threshold import choose_channels
+from slimming.storage import architecture
+from slimming.workflows.budgets import BudgetSettings
+
+PRUNERS = {"vgg": "vggprune.py", "resnet": "resprune.py", "densenet": "denseprune.py"}
+IMAGES = torch.zeros(64, 3, 32, 32)
+
+
+def of_the_paper(arch, round_to=1):
+    """A network, what makes it slim, and how many channels it has."""
+    torch.manual_seed(0)
+    model = randomize(NETWORKS[arch](depth=SMALLEST[arch], num_classes=10))
+
+    def prune(ratio):
+        choice = choose_channels(model, ratio, round_to=round_to)
+        kept = slicing.kept_channels(model, declared(model), choice.keep)
+        return slicing.sliced(model, kept)
+
+    return model, prune, choose_channels(model, 0).channels[0]
+
+
+def by_l1(arch="resnet18"):
+    """The same for any network."""
+    torch.manual_seed(0)
+    model = constructor(arch)(num_classes=10).eval()
+    coupled = groups(model, IMAGES[:1])
+    scores = importance.lamp(importance.Evidence(model, []))
+
+    def prune(ratio):
+        choice = ranking.choose(coupled, scores, ratio)
+        return slicing.sliced(model, slicing.kept_channels(model, coupled, choice.keep))
+
+    return model, prune, count_filters(coupled)
+
+
+@pytest.mark.parametrize("arch", [*SMALLEST, "resnet18"])
+@pytest.mark.parametrize("flag, count", [("flops", "count_flops"), ("params", "count_parameters")])
+def test_one_channel_less_would_be_past_the_budget(arch, flag, count):
+    model, prune, total = of_the_paper(arch) if arch in SMALLEST else by_l1(arch)
+    cost = getattr(profiling, count)
+    for limit in (0.4, 0.7):
+        ratio = BudgetSettings(**{flag: limit}).ratio(model, IMAGES, prune, total)
+        at, before = (cost(prune(r)) / cost(model) for r in (ratio, ratio - 1 / total))
+        assert at <= limit < before
+
+
+def test_two_budgets_hold_together_and_rounding_counts():
+    model, prune, total = of_the_paper("vgg", round_to=8)
+    size = {"mflops": 30.0, "mparams": 1.0}
+    slim = prune(BudgetSettings(**size).ratio(model, IMAGES, prune, total))
+    assert profiling.count_flops(slim) <= 30e6 and profiling.count_parameters(slim) <= 1e6
+    assert all(bn.num_features % 8 == 0 for bn in slim.modules() if hasattr(bn, "running_mean"))
+    alone = [BudgetSettings(**{n: v}).ratio(model, IMAGES, prune, total) for n, v in size.items()]
+    assert BudgetSettings(**size).ratio(model, IMAGES, prune, total) == max(alone)
+
+
+@pytest.mark.parametrize("flag, limit", [("latency", 0.5), ("ms", 40.0)])
+def test_latency_is_that_of_the_deployment_form(flag, limit, monkeypatch):
+    """With a clock that takes 80 ms for the dense network, and for others by their parameters."""
+    model, prune, total = of_the_paper("resnet")
+    full = profiling.count_parameters(model)
+
+    def latencies(models, images, seconds):
+        assert len(images) == 16
+        return [0.08 * profiling.count_parameters(m) / full for m in models]
+
+    monkeypatch.setattr(profiling, "latencies", latencies)
+    settings = BudgetSettings(**{flag: limit}, latency_batch=16)
+    size = profiling.count_parameters(prune(settings.ratio(model, IMAGES, prune, total))) / full
+    assert 0.475 <= size <= 0.5
+
+
+def test_what_cannot_be_met_says_what_the_smallest_is():
+    model, prune, total = of_the_paper("densenet")
+    with pytest.raises(UserError, match=r"cannot be met: .* needs --mflops [\d.]+ \(limit 0.001\)"):
+        BudgetSettings(mflops=0.001).ratio(model, IMAGES, prune, total)
+    fit = budget.fit(prune, lambda slim: {"one": 1.0}, {"one": 2.0}, total)
+    assert fit.ratio < 1 / total  # what is within the budget already loses nothing
+
+
+@pytest.mark.parametrize("arch", PRUNERS)
+def test_budgets_of_the_pruning_scripts(arch, images, tmp_path):
+    path = tmp_path / "dense.pth.tar"
+    save_network(path, arch, SMALLEST[arch], "folder", 2)
+    command = f"--model {path} --data {images} --no-cuda --save {tmp_path}"
+    printed = succeed(f"{PRUNERS[arch]} {command}/slim --flops 0.6 --params 0.9")
+    assert re.search(r"budget: .* --flops 0\.\d+ \(limit 0\.6\), --params 0\.\d+", printed)
+    slim, _, _ = architecture.load(tmp_path / "slim" / "pruned.pth.tar")
+    dense, _, _ = architecture.load(path)
+    assert 0.5 < profiling.count_flops(slim) / profiling.count_flops(dense) <= 0.6
+    assert "budget: " in succeed(f"mask-impl/prune_mask.py {command}/mask --params 0.7")
+    says = "--percent and --flops contradict each other"
+    fails(tmp_path, f"{PRUNERS[arch]} {command}/x --flops 0.5 --percent 0.5", says=says)
+    for wrong in ("--flops 0", "--flops 1.5", "--ms -1", "--latency x", "--latency-batch 0"):
+        fails(tmp_path, f"{PRUNERS[arch]} {command}/x {wrong}", says=wrong.split()[0])
+    fails(tmp_path, f"{PRUNERS[arch]} {command}/x --mflops 1e-6", says="cannot be met")
+
+
+def test_budgets_of_run_py(images, tmp_path):
+    command = f"run.py --dataset folder --data {images} --model resnet18 --no-cuda --batch-size 16 "
+    command += f"--base-train-epochs 1 --finetune-epochs 0 --output-dir {tmp_path}/out"
+    for more in ("", "--pruning-method slimming --global-pruning"):
+        assert "--flops 0.4" in succeed(f"{command} --flops 0.5 {more}")
+    fails(tmp_path, f"{command} --flops 0.5 --pruning-ratio 0.2", says="contradict each other")
+    fails(tmp_path, f"{command} --flops 0.5 --pruning-method kernel", says="a budget needs")
