@@ -4,10 +4,13 @@ The inputs of a layer are correlated, so that what one contributes others can st
 eliminated one by one, each time the one whose loss the others make up for best.
 """
 
+import math
+
 import torch
 
 from slimming.pruning.least_squares import Gram
 
+ABREAST = 16  # inputs that are compared step by step, at least
 STRENGTH = 1e-3  # of the ridge, relative to the mean square of the inputs
 
 
@@ -20,7 +23,7 @@ def elimination_errors(weight: torch.Tensor, gram: Gram) -> torch.Tensor:
     that can stand in for each other one has a small error and the last that is left a large one.
     """
     groups = len(gram.x)
-    grouped = weight.double().unflatten(0, (groups, -1)).flatten(2)
+    grouped = weight.double().clone().unflatten(0, (groups, -1)).flatten(2)
     xx, taps = gram.covariance(), weight[0, 0].numel()
     variance = (grouped @ xx * grouped).sum().clamp_min(torch.finfo(torch.double).tiny)
     ridge = torch.diag_embed(gram.penalty(STRENGTH).expand(xx.shape[:2]))
@@ -32,22 +35,77 @@ def elimination_errors(weight: torch.Tensor, gram: Gram) -> torch.Tensor:
 def _eliminate(weight: torch.Tensor, inverse: torch.Tensor, taps: int) -> torch.Tensor:
     """Eliminate all inputs of one group: ``weight`` (O, F), ``inverse`` (F, F) of the regularised
     covariance, ``taps`` features an input. The error of each, never less than those before."""
-    count = len(inverse) // taps
-    errors, left = weight.new_zeros(count), torch.arange(count, device=weight.device)
-    largest = weight.new_zeros(())
-    while len(left):
-        blocks = inverse.view(len(left), taps, len(left), taps)
-        own_blocks = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (left, taps, taps)
-        own = weight.view(-1, len(left), taps).permute(1, 2, 0)  # (left, taps, O)
-        costs = (own * torch.linalg.solve(own_blocks, own)).sum((1, 2))
-        place = int(costs.argmin())
-        largest = torch.maximum(largest, costs[place])
-        errors[left[place]] = largest
-        stays = torch.ones(len(left), dtype=torch.bool, device=weight.device)
-        stays[place] = False
-        left, features = left[stays], stays.repeat_interleave(taps)
-        rest, gone = inverse[:, features], inverse[~features]
-        update = torch.linalg.solve(gone[:, ~features], gone[:, features])
-        weight = weight[:, features] - weight[:, ~features] @ update
-        inverse = rest[features] - rest[~features].mT @ update
+    errors, largest = weight.new_zeros(len(inverse) // taps), 0.0
+    left = torch.arange(len(errors), device=weight.device)
+    alive = torch.ones_like(left, dtype=torch.bool)  # of those that the matrix still holds
+    while alive.any():
+        each = _costs(weight, inverse, taps).masked_fill(~alive, math.inf)
+        order = each.argsort()[: int(alive.sum())]
+        few = order[: max(ABREAST, len(order) // 8)]
+        # what the others cost grows with each elimination: until the few reach it they go first
+        bound = float(each[order[len(few)]]) if len(few) < len(order) else math.inf
+        features = _features(few, taps)
+        chosen, costs = _cheapest(weight[:, features], inverse[features][:, features], taps, bound)
+        gone = few[chosen]
+        for place, cost in zip(gone.tolist(), costs, strict=True):
+            largest = max(largest, cost)
+            errors[left[place]] = largest
+        alive[gone] = False
+        _clear(weight, inverse, _features(gone, taps))
+        if alive.sum() < 0.7 * len(alive):  # a smaller matrix pays for the copy
+            features = _features(alive.nonzero().flatten(), taps)
+            weight, inverse = weight[:, features], inverse[features][:, features]
+            left, alive = left[alive], alive[alive]
     return errors
+
+
+def _clear(weight: torch.Tensor, inverse: torch.Tensor, gone: torch.Tensor) -> None:
+    """Refit the weights without the features ``gone``, and update the inverse, both in place; what
+    is gone gets a 1 on the diagonal."""
+    rows = inverse[gone]
+    update = torch.linalg.solve(rows[:, gone], rows)
+    weight -= weight[:, gone] @ update
+    inverse.addmm_(rows.mT, update, alpha=-1)
+    inverse[gone, gone] = 1
+
+
+def _cheapest(
+    weight: torch.Tensor, inverse: torch.Tensor, taps: int, bound: float
+) -> tuple[list[int], list[float]]:
+    """The inputs to eliminate one by one, the cheapest first, while that costs no more than
+    ``bound``, and at least one; what each costs."""
+    left, chosen, costs = torch.arange(len(inverse) // taps, device=weight.device), [], []
+    while len(left):
+        each = _costs(weight, inverse, taps)
+        place = int(each.argmin())
+        if chosen and each[place] > bound:
+            break
+        chosen.append(int(left[place]))
+        costs.append(float(each[place]))
+        stays = torch.arange(len(left), device=weight.device) != place
+        left = left[stays]
+        weight, inverse = _without(weight, inverse, stays.repeat_interleave(taps))
+    return chosen, costs
+
+
+def _costs(weight: torch.Tensor, inverse: torch.Tensor, taps: int) -> torch.Tensor:
+    """What the elimination of each input alone adds to the error: tr(w B⁻¹ wᵀ), with its weights w
+    and its block B of the inverse."""
+    count = len(inverse) // taps
+    blocks = inverse.view(count, taps, count, taps).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    own = weight.view(-1, count, taps).permute(1, 2, 0)  # (count, taps, O)
+    return (own * torch.linalg.solve(blocks, own)).sum((1, 2))
+
+
+def _without(
+    weight: torch.Tensor, inverse: torch.Tensor, stays: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights, refitted, and inverse without the features that do not ``stay`` (F,)."""
+    gone = inverse[~stays]
+    update = torch.linalg.solve(gone[:, ~stays], gone[:, stays])
+    rest = inverse[stays][:, stays]
+    return weight[:, stays] - weight[:, ~stays] @ update, rest - gone[:, stays].mT @ update
+
+
+def _features(inputs: torch.Tensor, taps: int) -> torch.Tensor:
+    return (inputs[:, None] * taps + torch.arange(taps, device=inputs.device)).flatten()
