@@ -74,7 +74,9 @@ def _cheapest(
 ) -> tuple[list[int], list[float]]:
     """The inputs to eliminate one by one, the cheapest first, while that costs no more than
     ``bound``, and at least one; what each costs."""
-    left, chosen, costs = torch.arange(len(inverse) // taps, device=weight.device), [], []
+    left = torch.arange(len(inverse) // taps, device=weight.device)
+    chosen: list[int] = []
+    costs: list[float] = []
     while len(left):
         each = _costs(weight, inverse, taps)
         place = int(each.argmin())
