@@ -67,11 +67,11 @@ def zero_others(model, keep):
     return zero_channels(copy.deepcopy(model).eval(), keep)
 
 
-def save_network(path, arch, depth, dataset="digits", num_classes=10, **more):
+def save_network(path, arch, depth, dataset="digits", num_classes=10, cfg=None, **more):
     """Write a checkpoint of a network with random scaling factors; return the path."""
-    network = architecture.Architecture(arch, depth, dataset, num_classes)
+    network = architecture.Architecture(arch, depth, dataset, num_classes, cfg)
     torch.manual_seed(0)
-    model = randomize(NETWORKS[arch](depth=depth, num_classes=num_classes))
+    model = randomize(NETWORKS[arch](depth=depth, num_classes=num_classes, cfg=cfg))
     checkpoint.write(path, architecture.contents_of(model, network, 1, 0.5, **more))
     return path
 

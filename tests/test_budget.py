@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from conftest import SMALLEST, fails, randomize, save_network, succeed
+from conftest import NARROW, SMALLEST, fails, randomize, save_network, succeed
 
 from models import NETWORKS, constructor
 from slimming.errors import UserError
@@ -95,7 +95,7 @@ def test_what_cannot_be_met_says_what_the_smallest_is():
 @pytest.mark.parametrize("arch", PRUNERS)
 def test_budgets_of_the_pruning_scripts(arch, images, tmp_path):
     path = tmp_path / "dense.pth.tar"
-    save_network(path, arch, SMALLEST[arch], "folder", 2)
+    save_network(path, arch, SMALLEST[arch], "folder", 2, NARROW.get(arch))
     command = f"--model {path} --data {images} --no-cuda --save {tmp_path}"
     printed = succeed(f"{PRUNERS[arch]} {command}/slim --flops 0.6 --params 0.9")
     assert re.search(r"budget: .* --flops 0\.\d+ \(limit 0\.6\), --params 0\.\d+", printed)
@@ -111,8 +111,10 @@ def test_budgets_of_the_pruning_scripts(arch, images, tmp_path):
 
 
 def test_budgets_of_run_py(images, tmp_path):
-    command = f"run.py --dataset folder --data {images} --model resnet18 --no-cuda --batch-size 16 "
-    command += f"--base-train-epochs 1 --finetune-epochs 0 --output-dir {tmp_path}/out"
+    command = f"run.py --dataset folder --data {images} --model resnet --depth 11 --no-cuda "
+    command += (
+        f"--batch-size 16 --base-train-epochs 1 --finetune-epochs 0 --output-dir {tmp_path}/out"
+    )
     for more in ("", "--pruning-method slimming --global-pruning"):
         assert "--flops 0.4" in succeed(f"{command} --flops 0.5 {more}")
     fails(tmp_path, f"{command} --flops 0.5 --pruning-ratio 0.2", says="contradict each other")

@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 import torch
-from conftest import save_network
+from conftest import NARROW, SMALLEST, save_network, succeed
 from torch.distributed.run import get_args_parser
 from warm import ROOT
 
@@ -26,13 +26,16 @@ PAGES = [
 TOLD = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 FLAGS = importlib.util.spec_from_file_location("flags_page", ROOT / "docs" / "flags.py")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TOLD, re.DOTALL)
-COMMANDS = [
-    line.partition("#")[0].strip()
-    for kind, block in BLOCKS
-    if kind == "bash"
-    for line in block.splitlines()
-    if line.startswith("python ")
-]
+
+
+def commands(text):
+    """The command lines of a page."""
+    bash = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = [line.partition("#")[0].strip() for block in bash for line in block.splitlines()]
+    return [line for line in lines if line.startswith("python ")]
+
+
+COMMANDS = commands(TOLD)
 
 PARSERS = {
     **dict.fromkeys(("main.py", "main_mask.py"), main.make_parser()),
@@ -93,3 +96,49 @@ def test_the_programs_run(tmp_path, monkeypatch):
         for path in re.findall(r'architecture.load\("(.*?)"\)', program):
             save_network(tmp_path / path, "vgg", 11)
         exec(program, {"torch": torch})
+
+
+SMALL = {  # what makes a command quick, whatever it says before
+    "main.py": "--dataset folder --epochs 1 --batch-size 16 --no-tensorboard",
+    "flowprune.py": "--n_rounds 1 --epochs 6 --warmup_epochs 1 --imp_samples 16 --batch-size 16 "
+    "--model resnet --depth 11 --dataset folder",
+    "run.py": "--dataset folder --base-train-epochs 1 --finetune-epochs 1 --batch-size 16 "
+    "--model resnet --depth 11",
+}
+SMALL["main_mask.py"] = SMALL["main.py"]
+
+
+def quick(command, images):
+    """The command, with words behind it that make it quick."""
+    _, script, *words = shlex.split(command)
+    more = f"{SMALL.get(script.rpartition('/')[2], '')} --data {images} --no-cuda".split()
+    arch = words[words.index("--arch") + 1] if "--arch" in words else None
+    more += ["--depth", str(SMALLEST[arch])] if arch in SMALLEST else []
+    more += ["--image-size", "40", "--workers", "1"] if "--image-size" in words else []
+    return [script, *words, *more]
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.parent.name != "benchmarks"], ids=lambda p: p.stem
+)
+def test_the_commands_run_in_order(page, images, tmp_path):
+    """Where they are typed: a folder without the scripts, on 48 images."""
+    if page.stem != "README":  # they start from what that one writes
+        for name in ("vgg/model_best", "res/model_best", "vgg-pruned/pruned"):
+            arch = "resnet" if name.startswith("res") else "vgg"
+            network = (arch, SMALLEST[arch], "folder", 2, NARROW.get(arch))
+            save_network(tmp_path / f"logs/{name}.pth.tar", *network)
+    for command in commands(page.read_text(encoding="utf-8")):
+        script, *words = quick(command, images)
+        words = [newest(tmp_path, word) for word in words]
+        succeed(script, *words, cwd=tmp_path)
+
+
+def newest(folder, word):
+    """A path with a time in it -> that of the newest folder of this kind."""
+    pattern = re.sub(r"_\d{8}_\d{6}", "_*", word)
+    return (
+        word
+        if pattern == word
+        else max(folder.glob(pattern.replace("cifar10", "folder").replace("resnet18", "resnet")))
+    )

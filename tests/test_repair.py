@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SMALLEST, fails, same, save_network, succeed
+from conftest import NARROW, SMALLEST, fails, same, save_network, succeed
 from torch import nn
 
 from models import NETWORKS
@@ -106,17 +106,17 @@ def test_linear_combinations_of_the_kept_channels_are_restored():
     assert relative(result.model(IMAGES), dense(IMAGES)) < 1e-4
 
 
-@pytest.mark.parametrize("arch, depth", [("vgg", 11), ("resnet", 20), ("densenet", 22)])
+@pytest.mark.parametrize("arch, depth", [("vgg", 11), ("resnet", 20), ("densenet", 10)])
 def test_the_networks_of_the_paper_are_repaired_the_same_way_twice(arch, depth):
     torch.manual_seed(0)
     images = F.interpolate(IMAGES, 32)
-    dense = NETWORKS[arch](depth=depth, num_classes=10)
+    dense = NETWORKS[arch](depth=depth, num_classes=10, cfg=NARROW.get(arch))
     with_statistics(dense, images)
     choice = choose_channels(dense, 0.3)
     kept = slicing.kept_channels(dense, declared(dense), choice.keep)
     slim = slicing.sliced(dense, kept)
     first, second = (repair(slim, dense, kept, images, seed=4) for _ in range(2))
-    assert first.helped and first.after < 0.5 * first.before and not first.notes
+    assert first.helped and first.after < 0.7 * first.before and not first.notes
     state = second.model.state_dict()
     assert all(torch.equal(value, state[n]) for n, value in first.model.state_dict().items())
     assert any(not torch.equal(value, state[n]) for n, value in slim.state_dict().items())
@@ -217,7 +217,7 @@ def scores_of(printed: str) -> dict[str, float]:
 @pytest.mark.parametrize("arch", PRUNERS)
 def test_repair_in_the_pruning_scripts(arch, images, tmp_path):
     path = tmp_path / "dense.pth.tar"
-    save_network(path, arch, SMALLEST[arch], "folder", 2)
+    save_network(path, arch, SMALLEST[arch], "folder", 2, NARROW.get(arch))
     where = f"--percent 0.4 --data {images} --no-cuda --repair --repair-images 32 --save {tmp_path}"
     printed = succeed(f"{PRUNERS[arch]} --model {path} {where}/slim")
     assert list(scores_of(printed)) == ["dense", "pruned", "repaired"]

@@ -11,6 +11,7 @@ import torch
 from slimming.pruning.least_squares import Gram
 
 ABREAST = 16  # inputs that are compared step by step, at least
+TINY = 1e-30
 STRENGTH = 1e-3  # of the ridge, relative to the mean square of the inputs
 
 
@@ -25,9 +26,11 @@ def elimination_errors(weight: torch.Tensor, gram: Gram) -> torch.Tensor:
     groups = len(gram.x)
     grouped = weight.double().clone().unflatten(0, (groups, -1)).flatten(2)
     xx, taps = gram.covariance(), weight[0, 0].numel()
-    variance = (grouped @ xx * grouped).sum().clamp_min(torch.finfo(torch.double).tiny)
-    ridge = torch.diag_embed(gram.penalty(STRENGTH).expand(xx.shape[:2]))
-    inverses = torch.linalg.inv(xx + ridge)
+    variance = (grouped @ xx * grouped).sum()
+    if variance <= 0:  # it reads constants: nothing is lost with any of them
+        return torch.zeros(groups * xx.shape[1] // taps)
+    ridge = gram.penalty(STRENGTH).clamp_min(TINY).expand(xx.shape[:2])
+    inverses = torch.linalg.inv(xx + torch.diag_embed(ridge))
     errors = [_eliminate(w, inverse, taps) for w, inverse in zip(grouped, inverses, strict=True)]
     return (torch.cat(errors) / variance).float().cpu()
 

@@ -51,13 +51,19 @@ class Repaired:
 
 @torch.no_grad()
 def repair(
-    slim: nn.Module, dense: nn.Module, kept: dict[str, Masks], images: torch.Tensor, seed: int = 0
+    slim: nn.Module,
+    dense: nn.Module,
+    kept: dict[str, Masks],
+    images: torch.Tensor,
+    seed: int = 0,
+    weights: bool = True,
 ) -> Repaired:
     """Repair ``slim``, the ``dense`` network without what is not in ``kept`` (layer -> side -> one
     bool for each channel), on ``images`` (N, 3, H, W) of the training data, normalised.
 
-    Neither network is changed. The same arguments give the same result. UserError for fewer than 32
-    images, or a network that torch.fx cannot trace.
+    Without ``weights`` only the statistics of BNs are adapted. Neither network is changed. The same
+    arguments give the same result. UserError for fewer than 32 images, or a network that torch.fx
+    cannot trace.
     """
     if len(images) < LEAST:
         raise UserError(f"repair needs at least {LEAST} images, not {len(images)}")
@@ -66,7 +72,7 @@ def repair(
     judged, fitted = images.split([size := len(images) // HELD_BACK, len(images) - size])
     batches = list(fitted.split(min(BATCH, -(-len(fitted) // HELD_BACK))))
     pair = SideBySide(slim, dense, kept, batches)
-    notes = _Repair(pair, seed).run()
+    notes = _Repair(pair, seed, weights).run()
     repaired = pair.slim.model
     before, after = (divergence(model, dense, judged) for model in (slim, repaired))
     return Repaired(repaired if after < before else slim, before, after, len(images), notes)
@@ -90,7 +96,8 @@ def divergence(model: nn.Module, dense: nn.Module, images: torch.Tensor) -> floa
 class _Repair:
     """One pass through both networks."""
 
-    def __init__(self, pair: SideBySide, seed: int):
+    def __init__(self, pair: SideBySide, seed: int, weights: bool):
+        self.weights = weights
         self.pair, self.generator = pair, torch.Generator().manual_seed(seed)
         self.shifted = False  # from here on the networks differ by constants,
         self.differs = False  # and from here on by more
@@ -122,7 +129,7 @@ class _Repair:
             return None
         self.differs |= lost is not None
         reason = "it runs more than once" if node.target in self.shared else obstacle(layer)
-        if not self.differs or reason:
+        if not self.differs or reason or not self.weights:
             return reason if self.differs else None
         slope, intercept = best_ridge(*self._moments(layer, node), STRENGTHS)
         layer.weight += slope.mT.reshape(layer.weight.shape)
