@@ -13,6 +13,7 @@ from torch import nn
 from models import NETWORKS
 from slimming.errors import UserError
 from slimming.pruning import importance, slicing
+from slimming.pruning import repair as repairing
 from slimming.pruning.activations import Activations
 from slimming.pruning.groups import declared, groups
 from slimming.pruning.repair import divergence, repair
@@ -285,3 +286,11 @@ def test_too_few_images_are_one_line(script, tmp_path):
     fails(
         tmp_path, f"{script} --repair --repair-images 31", says=["--repair-images", "at least 32"]
     )
+
+
+def test_large_images_are_fewer(monkeypatch):
+    dense = plain()
+    slim, kept = cut(dense, {"0": [0]})
+    each = sum(Activations(model, [IMAGES[:1]]).peak() for model in (slim, dense))
+    monkeypatch.setattr(repairing, "MEMORY", 40 * each)
+    assert repair(slim, dense, kept, IMAGES).images == 40

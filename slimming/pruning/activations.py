@@ -90,6 +90,15 @@ class Activations:
             if not self.waiting[source]:
                 del self.kept[source]
 
+    def peak(self) -> int:
+        """The most bytes of activations that are kept at a time; computes them all."""
+        most = 0
+        for node in self.order:
+            self.compute(node)
+            values = [v for outputs in self.kept.values() for v in outputs]
+            most = max(most, sum(v.nbytes for v in values if isinstance(v, torch.Tensor)))
+        return most
+
     def is_known(self, node: fx.Node) -> bool:
         """Whether `value` has all that it needs for an operation."""
         return node in self.kept or (self.is_cheap(node) and self._sources(node) <= set(self.kept))

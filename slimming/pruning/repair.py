@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from slimming.errors import UserError
+from slimming.pruning.activations import Activations
 from slimming.pruning.least_squares import Moments, best_ridge
 from slimming.pruning.patches import obstacle, rows, sample
 from slimming.pruning.proof import only_logits
@@ -25,6 +26,7 @@ from slimming.runtime import optional
 
 LEAST = 32  # images
 BATCH = 128
+MEMORY = 3 * 2**30  # bytes of activations of both networks: large images are fewer
 HELD_BACK = 8  # one image in so many, to judge the result; one batch, to choose the strength
 POSITIONS = 32_768  # of a layer's output that are fitted, over all images
 STRENGTHS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)  # of the ridge, relative to the variance of the inputs
@@ -62,13 +64,16 @@ def repair(
     bool for each channel), on ``images`` (N, 3, H, W) of the training data, normalised.
 
     Without ``weights`` only the statistics of BNs are adapted. Neither network is changed. The same
-    arguments give the same result. UserError for fewer than 32 images, or a network that torch.fx
+    arguments give the same result. Of images so large that their activations would take more than
+    3 GiB, only the first are used. UserError for fewer than 32 images, or a network that torch.fx
     cannot trace.
     """
     if len(images) < LEAST:
         raise UserError(f"repair needs at least {LEAST} images, not {len(images)}")
     images = images.to(memory_format=torch.channels_last)
     slim, dense = (_ready(model, images.device) for model in (slim, dense))
+    each = sum(Activations(model, [images[:1]]).peak() for model in (slim, dense))
+    images = images[: max(LEAST, MEMORY // each)]
     judged, fitted = images.split([size := len(images) // HELD_BACK, len(images) - size])
     batches = list(fitted.split(min(BATCH, -(-len(fitted) // HELD_BACK))))
     pair = SideBySide(slim, dense, kept, batches)
