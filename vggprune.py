@@ -1,7 +1,7 @@
 """Prune the channels of a VGG with the smallest scaling factors over the whole network.
 
-With a channel go its filter in the convolution before the BN, and its slice of every filter in
-the convolution after it.
+Removing a channel also removes its filter in the convolution before the BN, and its slice of each
+filter in the convolution after it.
 
     python vggprune.py --dataset cifar10 --depth 19 --percent 0.7 --model logs/model_best.pth.tar
 """

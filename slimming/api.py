@@ -43,7 +43,7 @@ def prune(
     scope: str = "global",
     labels: torch.Tensor | None = None,
     round_to: int = 1,
-    ignore: Iterable[str] = (),
+    ignore: str | Iterable[str] = (),
 ) -> Slim:
     """Remove the fraction ``ratio`` (0 <= ratio < 1) of the filters of any CNN, and prove the
     result.
@@ -75,7 +75,7 @@ def prune(
         images,
         local=scope == "layer",
         round_to=round_to,
-        ignore=tuple(ignore),
+        ignore=(ignore,) if isinstance(ignore, str) else tuple(ignore),
     )
     (cost,) = figures.measure([slimmed.model], images[:1].cpu())
     return Slim(slimmed.model, slimmed.cfg, cost, slimmed.difference, slimmed.kept)
@@ -122,6 +122,14 @@ def load(path: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
 
     ``build`` returns the dense network; its layers get the widths in the file. Loading runs no code
     from the file. UserError if it is damaged or of another network.
+
+    >>> import tempfile
+    >>> def build():
+    ...     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 10))
+    >>> path = Path(tempfile.mkdtemp(), "slim.pth")
+    >>> save(prune(build(), torch.rand(2, 3, 8, 8)), path)
+    >>> load(path, build)[0].out_channels
+    4
     """
     model = slicing.load_slim_state(build(), checkpoint.read(path)["state_dict"])
     return model.eval()

@@ -58,7 +58,8 @@ def setting(default: Any, help: str, *flags: str, **more: Any) -> Any:
 
 def number(kind: type, low: float, high: float = math.inf, below: bool = False) -> Callable:
     """A parser of an int or float from ``low`` to ``high`` (exclusive with ``below``)."""
-    limit = f" and {'less than' if below else 'at most'} {high:g}" if high < math.inf else ""
+    form = "d" if kind is int else "g"
+    limit = f" and {'less than' if below else 'at most'} {high:{form}}" if high < math.inf else ""
 
     def parse(text: str) -> int | float:
         try:
@@ -67,7 +68,7 @@ def number(kind: type, low: float, high: float = math.inf, below: bool = False) 
             value = math.nan
         if not (low <= value < high if below or high == math.inf else low <= value <= high):
             noun = "an integer" if kind is int else "a number"
-            raise ValueError(f"must be {noun} of at least {low:g}{limit}, not {text!r}")
+            raise ValueError(f"must be {noun} of at least {low:{form}}{limit}, not {text!r}")
         return value
 
     return parse

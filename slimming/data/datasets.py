@@ -16,7 +16,7 @@ from slimming.storage import files
 
 @dataclass(frozen=True)
 class Kind:
-    """A data set. ``read`` gives the split ('train' or 'test') kept in a folder, with some threads;
+    """A dataset. ``read`` gives the split ('train' or 'test') kept in a folder, with some threads;
     ``mirror``: a mirror image shows the same class (a mirrored digit does not); ``archive``: the
     folder into which torchvision extracts the download."""
 
@@ -36,7 +36,7 @@ def load(name: str, folder: Path, split: str, workers: int = 1) -> Split:
 
 
 def _torchvision(name: str, folder: Path, split: str, workers: int = 1) -> Split:
-    """The data set that torchvision's class ``name`` downloads and reads."""
+    """The dataset that torchvision's class ``name`` downloads and reads."""
     from torchvision import datasets
 
     if name == "SVHN":  # torchvision would fail only after the download

@@ -123,6 +123,11 @@ def deploy(model: nn.Module) -> nn.Module:
     left: it cannot be trained or pruned. ValueError if ``model`` has no BatchNorm. In a network
     without ``wiring()`` each BN after a convolution is folded, if torch.fx can trace the network
     and no such layer runs twice.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)).eval()
+    >>> images = torch.rand(1, 3, 8, 8)
+    >>> torch.allclose(deploy(net)(images), net(images), atol=1e-5)
+    True
     """
     if not is_wired(model):
         return _fused(model).requires_grad_(False).to(memory_format=torch.channels_last)

@@ -21,7 +21,7 @@ from slimming.pruning.widths import BatchNorm
 from slimming.runtime.strides import unit_strides
 
 Tensors = dict[str, torch.Tensor]  # by name of the parameter
-NO_IMAGES = "this measure needs images: add some, or use l1"
+NO_IMAGES = "this measure needs images with labels: pass some, or use l1"
 
 
 @dataclass

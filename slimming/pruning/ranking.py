@@ -55,11 +55,12 @@ def choose(
     keep, rescued, spared = {}, [], 0
     for group in scored:
         units, name = by_group[group.name], group.name
-        if cuts[name].any() and torch.equal(cuts[name], prunable[name]):
-            rescued.append(group.members[0].layer)
         shifted = units - units.min()  # `round_up` needs scores of at least 0
         keep[name] = round_up(alive[name] & ~cuts[name], shifted, alive[name], round_to)
-        spared += int((keep[name] & cuts[name]).sum())
+        more = int((keep[name] & cuts[name]).sum())
+        if cuts[name].any() and torch.equal(cuts[name], prunable[name]) and not more:
+            rescued.append(group.members[0].layer)
+        spared += more
     return Choice(ratio, threshold, alive, keep, rescued, spared)
 
 

@@ -77,6 +77,10 @@ class Architecture:
             raise UserError(f"{self.arch} has only one depth: omit --depth {self.depth}")
         elif self.arch not in NETWORKS:
             shape["image_size"] = self.image_size
+        if self.options and self.arch != "densenet":
+            raise UserError(
+                f"{', '.join(self.options)} can be set for densenet only: omit them for {self.arch}"
+            )
         try:
             return make(**shape)
         except (ValueError, TypeError, AttributeError, RuntimeError) as error:

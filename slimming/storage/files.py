@@ -31,7 +31,8 @@ def write_bytes(path: str | Path, data: bytes, suffix: str = ".tmp") -> None:
         if not isinstance(error, OSError):
             raise
         reason = error.strerror or error
-        raise UserError(f"cannot write {path}: {reason}; an existing file was kept") from error
+        kept = "; the file that is there was kept" if path.exists() else ""
+        raise UserError(f"cannot write {path}: {reason}{kept}") from error
 
 
 def find(path: Path, *patterns: str) -> Path:

@@ -91,7 +91,7 @@ def load(run: PruningRun, arch: str | None, networks: dict = NETWORKS) -> Dense:
         raise UserError("--model FILE is required: the checkpoint of the network to prune")
     asked = run.network.asked(run.data)
     if arch and asked["arch"] not in (None, arch):
-        raise UserError(f"--arch {run.network.arch} is not supported: this script prunes a {arch}")
+        raise UserError(f"--arch {run.network.arch}: this script prunes only {arch}")
     path = files.find(Path(run.prune.model), *TO_PRUNE)
     folder = Path(run.output.save or path.parent)
     asked["arch"] = arch or asked["arch"]

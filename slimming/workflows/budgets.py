@@ -1,4 +1,4 @@
-"""Budgets in place of a share of channels: FLOPs, parameters, latency."""
+"""Budgets instead of a fraction of the channels: FLOPs, parameters, latency."""
 
 import statistics
 from collections.abc import Callable
@@ -24,26 +24,30 @@ class BudgetSettings:
 
     title: ClassVar[str] = "budget, instead of the fraction to prune"
     flops: float | None = setting(
-        None, "fraction of the dense network's FLOPs, at most", metavar="F", parse=share
+        None, "upper limit on FLOPs, as a fraction of the dense network's", metavar="F", parse=share
     )
     params: float | None = setting(
-        None, "fraction of its parameters, at most", metavar="F", parse=share
+        None,
+        "upper limit on parameters, as a fraction of those of the dense network",
+        metavar="F",
+        parse=share,
     )
     latency: float | None = setting(
         None,
-        "fraction of its latency, at most: of the deployment form, on this device",
+        "upper limit on latency (deployment form, this device), as a fraction of the dense "
+        "network's",
         metavar="F",
         parse=share,
     )
     mflops: float | None = setting(
-        None, "million FLOPs of an image, at most", metavar="M", parse=positive
+        None, "upper limit on the FLOPs of one image, in millions", metavar="M", parse=positive
     )
     mparams: float | None = setting(
-        None, "million parameters, at most", metavar="M", parse=positive
+        None, "upper limit on parameters, in millions", metavar="M", parse=positive
     )
     ms: float | None = setting(
         None,
-        "milliseconds of a forward pass of --latency-batch images, at most",
+        "upper limit on the latency of --latency-batch images, in milliseconds",
         metavar="MS",
         parse=positive,
     )

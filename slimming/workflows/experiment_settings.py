@@ -248,6 +248,9 @@ class ExperimentSettings:
     def __post_init__(self) -> None:
         if self.repairing.repair and self.pruning.masks:
             raise UserError("--repair needs --pruning-method channel or slimming: omit it")
+        if self.execution.skip_pruning and (self.repairing.repair or self.budget.given):
+            flag = "--repair" if self.repairing.repair else next(iter(self.budget.given))
+            raise UserError(f"--skip-pruning and {flag} contradict each other: omit one of them")
         if self.budget.given and self.pruning.masks:
             raise UserError("a budget needs --pruning-method channel or slimming: omit it")
 

@@ -1,4 +1,4 @@
-"""--repair: a pruned network gets back what it can without training."""
+"""--repair: recover accuracy without training."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class RepairSettings:
         kept=True,
     )
     repair_seed: int = setting(
-        0, "random seed of the choice of these images", metavar="N", parse=seed, kept=True
+        0, "random seed for choosing these images", metavar="N", parse=seed, kept=True
     )
 
     def of(
@@ -49,5 +49,8 @@ class RepairSettings:
             f"{repaired.before:.4g} -> {repaired.after:.4g} nats"
         )
         if not repaired.helped:
-            print("warning: repair did not bring the network closer to the dense one: not kept")
+            print(
+                "warning: the repair was discarded, because predictions did not get closer to "
+                "those of the dense network"
+            )
         return repaired

@@ -4,12 +4,12 @@ import json
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from models import PAPER_DEPTH
+from models import NETWORKS, PAPER_DEPTH
 from slimming.errors import UserError
 from slimming.pruning.importance import MEASURES
 from slimming.settings import boolean, count, fraction, number, setting
 
-MODELS = ("vgg", "mobilenet", "resnet-56", "resnet-34", "resnet-18", "resnet", "densenet")
+MODELS = tuple(NETWORKS)
 DEPTHS = {**PAPER_DEPTH, "vgg": 13}  # the depth in Lubana and Dick
 FULL_RATE_EPOCHS = 80  # of 160: warm-up and rounds must end while the learning rate is full
 MAX_PERCENT = 95  # percent of all filters, and of the channels of any layer; more with --bypass
