@@ -84,7 +84,9 @@ def random_network(arch: str) -> nn.Module:
 
 
 @torch.no_grad()
-def latencies(dense, slim, batch: int, rounds: int, device: torch.device) -> dict[str, float]:
+def latencies(
+    dense: nn.Module, slim: nn.Module, batch: int, rounds: int, device: torch.device
+) -> dict[str, float]:
     """Median seconds of a forward pass of each form."""
     images = torch.randn(batch, 3, 32, 32, device=device).to(memory_format=LAYOUT)
     forms = {"dense": dense, "dense deployed": deploy(dense), "slim": slim}

@@ -1,6 +1,7 @@
 """The training loop of the original scripts in plain form, and the changes from it to ours."""
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -22,13 +23,18 @@ CHANGES = ("identity selection", "channels_last", "fused step", "images in memor
 class Pictures(torch.utils.data.Dataset):
     """Images (N, H, W, 3) that become PIL images one by one, as torchvision's CIFAR does."""
 
-    def __init__(self, pixels: np.ndarray, labels: torch.Tensor, transform):
+    def __init__(
+        self,
+        pixels: np.ndarray,
+        labels: torch.Tensor,
+        transform: Callable[[Image.Image], torch.Tensor],
+    ):
         self.pixels, self.labels, self.transform = pixels, labels, transform
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.pixels)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
         return self.transform(Image.fromarray(self.pixels[i])), int(self.labels[i])
 
 
@@ -37,7 +43,14 @@ def changes_of(variant: str) -> tuple[str, ...]:
     return CHANGES[: CHANGES.index(variant) + 1] if variant in CHANGES else ()
 
 
-def reference_epoch(arch, depth, images, labels, device, changes=()):
+def reference_epoch(
+    arch: str,
+    depth: int,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    device: torch.device,
+    changes: tuple[str, ...] = (),
+) -> Callable[[], None]:
     """The classic loop, with some of `CHANGES`."""
     transform = transforms.Compose(
         [
@@ -69,7 +82,7 @@ def reference_epoch(arch, depth, images, labels, device, changes=()):
     if "fused step" in changes:
         optimizer, penalty = make_optimizer(model, 0.01, 0.9, 1e-4), L1Penalty(model, S)
 
-    def run():
+    def run() -> None:
         model.train()
         for batch, target in loader:
             batch, target = batch.to(device, memory_format=layout), target.to(device)
@@ -96,7 +109,7 @@ class ClassicSelection(nn.Module):
         super().__init__()
         self.indexes = nn.Parameter(torch.ones(num_channels))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         kept = np.squeeze(np.argwhere(self.indexes.detach().cpu().numpy()))
         return x[:, torch.as_tensor(kept, device=x.device)]
 

@@ -20,7 +20,9 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import measure
 from slimming.cli import entry
 from slimming.data import loading
+from slimming.data.batches import Batches
 from slimming.data.settings import DataSettings
+from slimming.data.stream import Stream
 from slimming.measuring import profiling
 from slimming.pruning import one_pass, ranking, repair, slicing
 from slimming.pruning.choice import Choice
@@ -71,7 +73,14 @@ def main() -> None:
 class Trial:
     """A dense network, and the images that its slim ones are repaired and tested on."""
 
-    def __init__(self, model, training, test, count: int, seed: int):
+    def __init__(
+        self,
+        model: nn.Module,
+        training: Batches | Stream,
+        test: Batches | Stream,
+        count: int,
+        seed: int,
+    ):
         self.model, self.training, self.test = model, training, test
         self.images, self.seed = training.draw(count, seed), seed
         self.top1 = loop.test(model.to(test.device), test).prec1

@@ -109,7 +109,7 @@ def train(folder: Path, words: list, data: list, args: argparse.Namespace) -> Pa
     return folder / "model_best.pth.tar"
 
 
-def run(script: str, *words) -> None:
+def run(script: str, *words: object) -> None:
     command = [sys.executable, str(ROOT / script), *map(str, words)]
     print(f"$ python {shlex.join([script, *command[2:]])}", flush=True)
     done = subprocess.run(command, check=False)

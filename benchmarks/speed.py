@@ -18,6 +18,7 @@ import os
 import statistics
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -79,7 +80,15 @@ large matrix product with the same precision in the same run; above 100 % if a c
 fewer multiplications than its FLOPs count (Winograd)."""
 
 
-def measure_network(arch, depth, variants, steps, rounds, peak, device) -> list[dict]:
+def measure_network(
+    arch: str,
+    depth: int,
+    variants: list[str],
+    steps: int,
+    rounds: int,
+    peak: dict[torch.dtype, float],
+    device: torch.device,
+) -> list[dict]:
     """The rows of one network: every variant trains ``steps`` batches in each round.
 
     The variants take turns, and each has its own process, so that they share no memory.
@@ -150,7 +159,9 @@ def dtype_of(variant: str) -> torch.dtype:
     return torch.bfloat16 if "amp" in variant else torch.float32
 
 
-def make_epoch(variant: str, arch: str, depth: int, steps: int, device: torch.device):
+def make_epoch(
+    variant: str, arch: str, depth: int, steps: int, device: torch.device
+) -> Callable[[], None]:
     """A function that trains ``steps`` batches with ``variant``."""
     torch.manual_seed(0)
     images = torch.randint(256, (steps * BATCH, 3, 32, 32), dtype=torch.uint8)
@@ -165,7 +176,7 @@ def make_epoch(variant: str, arch: str, depth: int, steps: int, device: torch.de
     penalty = [L1Penalty(model, S)]
     trained = compiled(model, device) if "compile" in variant else model
 
-    def run():
+    def run() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             loop.train(trained, loader, optimizer, 0, penalty, precision, steps + 1)
 

@@ -1,5 +1,7 @@
 """DenseNet without channel selection."""
 
+from typing import Any
+
 from torch import nn
 
 from .suite import suite
@@ -11,19 +13,19 @@ class densenet(suite.densenet):
 
     slim_form = suite.densenet
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, selection=nn.Identity, **kwargs)
 
 
 class BasicBlock(suite.densenet.BasicBlock):
     """The suite's, without channel selection."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, selection=nn.Identity, **kwargs)
 
 
 class Transition(suite.densenet.Transition):
     """The suite's, without channel selection."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, selection=nn.Identity, **kwargs)

@@ -1,5 +1,7 @@
 """Pre-activation ResNet without channel selection."""
 
+from typing import Any
+
 from torch import nn
 
 from .suite import suite
@@ -11,12 +13,12 @@ class resnet(suite.resnet):
 
     slim_form = suite.resnet
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, selection=nn.Identity, **kwargs)
 
 
 class Bottleneck(suite.preresnet.Bottleneck):
     """The suite's, without channel selection."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, selection=nn.Identity, **kwargs)

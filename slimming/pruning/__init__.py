@@ -1,1 +1,30 @@
-"""Prune networks, and prove that the slim network computes the same."""
+"""Prune networks, and prove that the slim network computes the same.
+
+Which channels are coupled:
+- `coupling.Group`, `coupling.Member`, `coupling.is_wired`: channels that are removed together
+- `groups.groups`, `groups.declared`, `tracing.traced`: the groups of a network
+- `widths.widths`, `widths.set_widths`, `widths.fit_to`: how many channels layers read and write
+
+Which ones stay:
+- `scaling.scaling_factors`, `scaling.alive_channels`, `scaling.batch_norms`: γ, and what is alive
+- `sparsity.near_zero`: how much can be pruned without harm
+- `threshold.choose_channels`: the paper's threshold on |γ|
+- `evidence.Evidence`, `importance.MEASURES`: measures of importance, and what they look at
+- `obs.elimination_errors`: the measure `obs`, Optimal Brain Surgeon for whole channels
+- `tracking.Tracker`: importance during training, as a moving average
+- `ranking.choose`, `choice.Choice`: a choice by any scores
+- `budget.fit`: the smallest ratio that fits a budget
+- `kernels.kernel_masks`, `kernels.pattern_masks`: weights inside filters instead of channels
+
+The slim network:
+- `slicing.prune`, `slicing.apply`, `slicing.sliced`, `slicing.load_slim_state`: make it, load it
+- `proof.prove_equal`: that it computes the same as the masked one
+
+Its repair:
+- `repair.repair`: fit its weights to the activations of the dense network, layer by layer
+- `one_pass.refit`, `one_pass.input_grams`: the same in closed form, from one pass over the images
+- `side_by_side.SideBySide`, `activations.Activations`: both networks run on the same images, and
+  what the layers of one read and put out
+- `patches.sample`, `patches.rows`: a layer as rows of a matrix product
+- `least_squares.best_ridge`, `least_squares.Gram`, `least_squares.Moments`: ridge regression
+"""

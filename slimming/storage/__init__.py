@@ -1,1 +1,9 @@
-"""Files on disk: writing them atomically, checkpoints, and the networks in them."""
+"""Files on disk: writing them atomically, checkpoints, and the networks in them.
+
+- `architecture.Architecture`, `architecture.load`, `architecture.rebuild`: the network that a
+  checkpoint describes
+- `architecture.contents_of`: the contents of a checkpoint to write
+- `checkpoint.read`, `checkpoint.write`, `checkpoint.save_checkpoint`: checkpoints; reading runs no
+  code
+- `files.write_bytes`, `files.find`, `files.no_empty_folders`: any file
+"""
