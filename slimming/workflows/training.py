@@ -15,9 +15,10 @@ from slimming.data.batches import Batches
 from slimming.data.settings import DataSettings
 from slimming.data.stream import Stream
 from slimming.errors import Interrupted, UserError
-from slimming.measuring import profiling
+from slimming.measuring.figures import measure
 from slimming.reports import plots, tables
 from slimming.reports.board import TensorBoard
+from slimming.reports.figures import size_text
 from slimming.runtime import distributed, threads
 from slimming.runtime.device import choose_device
 from slimming.runtime.randomness import seed_everything
@@ -254,11 +255,11 @@ def summary(trainer: Trainer, folder: RunFolder) -> str:
     settings, network = trainer.settings, trainer.architecture
     if trainer.epoch >= settings.epochs:
         return f"all {settings.epochs} epochs are done; use a larger --epochs to train longer"
-    flops = profiling.count_flops(trainer.model, network.image_size)
+    image = torch.zeros(1, 3, network.image_size, network.image_size)
+    (figures,) = measure([trainer.model], image)
     penalty = f"sparsity s = {settings.s:g}" if settings.sr else "no sparsity"
     return (
-        f"{network}: {profiling.count_parameters(trainer.model):,} parameters, "
-        f"{flops / 1e6:.1f} MFLOPs an image\n"
+        f"{network}: {size_text(figures)} an image\n"
         f"{trainer.device}, {trainer.precision}, {penalty}, epochs {trainer.epoch} to "
         f"{settings.epochs}, results in {folder.path}/"
     )
