@@ -214,3 +214,14 @@ def test_options_are_compared_one_by_one(tmp_path):
     assert same["options"] == stored["options"]
     with pytest.raises(UserError, match="has growthRate 6, but 7 was requested"):
         architecture.describe("file", stored, {"options": {"growthRate": 7}})
+
+
+def test_a_damaged_weight_is_found(tmp_path):
+    path = tmp_path / "model.pth.tar"
+    checkpoint.write(path, {"state_dict": {"weight": torch.full((1000,), 1.5)}})
+    data = bytearray(path.read_bytes())
+    place = data.index(torch.full((4,), 1.5).numpy().tobytes()) + 400
+    data[place : place + 8] = bytes(8)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="is not as it was written"):
+        checkpoint.read(path)

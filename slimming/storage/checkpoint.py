@@ -5,6 +5,7 @@ A checkpoint is a dict of tensors, numbers, strings, lists and dicts.
 
 import io
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
@@ -38,6 +39,7 @@ def read(path: str | Path) -> dict:
         data = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    _check_sums(path, data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error below says what is wrong
@@ -65,6 +67,21 @@ def read(path: str | Path) -> dict:
     if all(name.startswith(WRAPPED) for name in state):
         state = {name.removeprefix(WRAPPED): value for name, value in state.items()}
     return {**contents, "state_dict": state}
+
+
+def _check_sums(path: str | Path, data: bytes) -> None:
+    """UserError if a part of a zip file, which is what torch.save writes, is not as it was written:
+    torch.load does not look at the checksums of the weights."""
+    if not zipfile.is_zipfile(io.BytesIO(data)):
+        return  # of a version before 1.6, or what `read` refuses
+    try:
+        damaged = zipfile.ZipFile(io.BytesIO(data)).testzip()
+    except Exception:  # whatever a damaged header leads to
+        damaged = "its header"
+    if damaged:
+        raise UserError(
+            f"{path} is damaged: {damaged} is not as it was written. Copy or train it again"
+        )
 
 
 def _is_state_dict(value: object) -> bool:
