@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
+STRENGTH = 1e-3  # of the ridge, relative to the mean square of the inputs, if none is chosen
+
 
 class Gram:
     """Sums over samples x (G, n, F) of G independent regressions, in fp64."""

@@ -8,11 +8,10 @@ import math
 
 import torch
 
-from slimming.pruning.least_squares import Gram
+from slimming.pruning.least_squares import STRENGTH, Gram
 
 ABREAST = 16  # inputs that are compared step by step, at least
 TINY = 1e-30
-STRENGTH = 1e-3  # of the ridge, relative to the mean square of the inputs
 
 
 @torch.no_grad()
@@ -76,20 +75,19 @@ def _cheapest(
     weight: torch.Tensor, inverse: torch.Tensor, taps: int, bound: float
 ) -> tuple[list[int], list[float]]:
     """The inputs to eliminate one by one, the cheapest first, while that costs no more than
-    ``bound``, and at least one; what each costs."""
-    left = torch.arange(len(inverse) // taps, device=weight.device)
+    ``bound``, and at least one; what each costs. Both tensors are changed."""
+    alive = torch.ones(len(inverse) // taps, dtype=torch.bool, device=weight.device)
     chosen: list[int] = []
     costs: list[float] = []
-    while len(left):
-        each = _costs(weight, inverse, taps)
-        place = int(each.argmin())
+    while alive.any():
+        each = _costs(weight, inverse, taps).masked_fill(~alive, math.inf)
+        place = each.argmin()
         if chosen and each[place] > bound:
             break
-        chosen.append(int(left[place]))
+        chosen.append(int(place))
         costs.append(float(each[place]))
-        stays = torch.arange(len(left), device=weight.device) != place
-        left = left[stays]
-        weight, inverse = _without(weight, inverse, stays.repeat_interleave(taps))
+        alive[place] = False
+        _clear(weight, inverse, _features(place[None], taps))
     return chosen, costs
 
 
@@ -100,16 +98,6 @@ def _costs(weight: torch.Tensor, inverse: torch.Tensor, taps: int) -> torch.Tens
     blocks = inverse.view(count, taps, count, taps).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     own = weight.view(-1, count, taps).permute(1, 2, 0)  # (count, taps, O)
     return (own * torch.linalg.solve(blocks, own)).sum((1, 2))
-
-
-def _without(
-    weight: torch.Tensor, inverse: torch.Tensor, stays: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights, refitted, and inverse without the features that do not ``stay`` (F,)."""
-    gone = inverse[~stays]
-    update = torch.linalg.solve(gone[:, ~stays], gone[:, stays])
-    rest = inverse[stays][:, stays]
-    return weight[:, stays] - weight[:, ~stays] @ update, rest - gone[:, stays].mT @ update
 
 
 def _features(inputs: torch.Tensor, taps: int) -> torch.Tensor:

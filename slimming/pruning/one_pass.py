@@ -11,15 +11,13 @@ import torch
 from torch import nn
 
 from slimming.pruning.activations import Activations
-from slimming.pruning.least_squares import Gram, solve
+from slimming.pruning.least_squares import STRENGTH, Gram, solve
 from slimming.pruning.patches import obstacle, sample
 from slimming.pruning.scaling import Masks
 from slimming.pruning.widths import layer_of
 
 BATCH = 128
 POSITIONS = 16_384  # of a layer's output, over all images
-STRENGTH = 1e-3  # of the ridge, relative to the mean square of the inputs
-STRENGTH = 1e-3  # of the ridge, relative to the mean square of the inputs
 
 
 @torch.no_grad()
@@ -36,7 +34,9 @@ def input_grams(model: nn.Module, images: torch.Tensor, seed: int = 0) -> dict[s
             for b in batches:
                 read = activations.value(node.all_input_nodes[0], b)
                 count = POSITIONS // len(batches)
-                x, _ = sample(layer, read, layer(read), count, generator)
+                one = layer(read[:1])  # for the shape: `compute` runs the layer
+                output = one.expand(len(read), *one.shape[1:])
+                x, _ = sample(layer, read, output, count, generator)
                 name = str(node.target)
                 grams[name] = grams.get(name) or Gram(len(x), x.shape[2], x.device)
                 grams[name].add_inputs(x)
