@@ -147,7 +147,8 @@ def save_pruned(
         masked = masked and slicing.spread(slim, masked, kept)
     tested = {name: _timed_test(model, dense.test_loader) for name, model in stages.items()}
     scores = {name: score for name, (score, _) in tested.items()}
-    score, images = scores[list(scores)[-1]], dense.images
+    last, images = next(reversed(scores)), dense.images
+    score = scores[last]
     before, after = measure([dense.model, slim], images, (len(images),), [scores["dense"], score])
     if dense.run.repairing.repair:
         print(f"{scores_text(scores)}\n")
@@ -164,10 +165,9 @@ def save_pruned(
     print(f"\nwrote {', '.join(map(str, wrote))}")
     script = "mask-impl/main_mask.py" if masked else "main.py"
     print_next_step(dense, scores["dense"].prec1, score.prec1, script)
-    seconds = [tested[name][1] for name in (*list(tested)[:1], *list(tested)[-1:])]
     return (
-        {**before.record(), "seconds": seconds[0]},
-        {**after.record(), "seconds": seconds[1]},
+        {**before.record(), "seconds": tested["dense"][1]},
+        {**after.record(), "seconds": tested[last][1]},
     )
 
 
@@ -176,14 +176,14 @@ def _write_network(
     model: nn.Module,
     network: Architecture,
     cfg: list | dict,
-    scores: Mapping[str, loop.Score],
+    scores: dict[str, loop.Score],
 ) -> Path:
     """Write the pruned ``model``; in a masked file ``cfg`` is the channels that the mask keeps."""
     more: dict[str, Any] = {"classes": dense.test_loader.classes, "cfg": network.cfg or cfg}
     first = dense.contents.get("before_pruning") or scores["dense"]._asdict()
     if "repaired" in scores:
         more["repair"] = {name: score._asdict() for name, score in scores.items()}
-    top1 = scores[list(scores)[-1]].prec1
+    top1 = scores[next(reversed(scores))].prec1
     contents = architecture.contents_of(model, network, 0, top1, before_pruning=first, **more)
     checkpoint.write(dense.target, contents)
     return dense.target

@@ -78,22 +78,25 @@ class BudgetSettings:
         ``images`` (N, 3, H, W) are real ones, on the device that latency is measured on; ``total``
         channels can be pruned. Prints the result.
         """
+        full = profiling.count_all(dense, tuple(images.shape[1:]))
         fitting = budget.fit(
-            prune, lambda slim: self._costs(slim, dense, images), self.given, total
+            prune, lambda slim: self._costs(slim, dense, full, images), self.given, total
         )
         text = [f"{n} {fitting.costs[n]:.4g} (limit {v:g})" for n, v in self.given.items()]
         print(f"budget: {fitting.ratio:.2%} of the channels are pruned: {', '.join(text)}")
         return fitting.ratio
 
-    def _costs(self, slim: nn.Module, dense: nn.Module, images: torch.Tensor) -> dict[str, float]:
-        """What ``slim`` costs, by flag."""
+    def _costs(
+        self, slim: nn.Module, dense: nn.Module, full: profiling.Counts, images: torch.Tensor
+    ) -> dict[str, float]:
+        """What ``slim`` costs, by flag; ``full`` are the counts of the ``dense`` network."""
         costs: dict[str, float] = {}
         if self.flops or self.mflops:
-            flops, full = (profiling.count_flops(m, images.shape[-1]) for m in (slim, dense))
-            costs |= {"--flops": flops / full, "--mflops": flops / 1e6}
+            flops = profiling.count_flops(slim, images.shape[-1])
+            costs |= {"--flops": flops / full.flops, "--mflops": flops / 1e6}
         if self.params or self.mparams:
-            count, full = (profiling.count_parameters(m) for m in (slim, dense))
-            costs |= {"--params": count / full, "--mparams": count / 1e6}
+            count = profiling.count_parameters(slim)
+            costs |= {"--params": count / full.parameters, "--mparams": count / 1e6}
         if self.latency or self.ms:
             pair = [model.to(images.device) for model in (slim, dense)]
             rows = torch.arange(self.latency_batch, device=images.device) % len(images)
