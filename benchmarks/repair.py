@@ -6,9 +6,10 @@ statistics, and with repaired weights.
 """
 
 import argparse
+import copy
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -28,7 +29,10 @@ from slimming.pruning import one_pass, ranking, repair, slicing
 from slimming.pruning.choice import Choice
 from slimming.pruning.groups import groups
 from slimming.pruning.importance import MEASURES, Evidence
+from slimming.pruning.least_squares import Gram, solve
+from slimming.pruning.one_pass import OnePass
 from slimming.pruning.threshold import choose_channels
+from slimming.pruning.widths import layer_of
 from slimming.runtime.device import choose_device
 from slimming.settings import fraction, plain_name
 from slimming.storage import architecture
@@ -36,7 +40,8 @@ from slimming.training import loop
 
 HEADER = ["network", "channels by", "pruned", "method", "top-1", "of the dense", "MFLOPs"]
 HEADER += ["parameters", "images", "seconds"]
-WAYS = ("as pruned", "BN statistics", "one pass", "layer by layer")
+WAYS = ("as pruned", "BN statistics", "channels only", "one pass", "layer by layer")
+STRENGTH = 1e-3  # of the ridge, relative to the mean square of the inputs
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -82,11 +87,11 @@ class Trial:
         seed: int,
     ):
         self.model, self.training, self.test = model, training, test
-        self.images, self.seed = training.draw(count, seed), seed
+        self.images, self.seed = training.draw(count, seed)[0], seed
         self.top1 = loop.test(model.to(test.device), test).prec1
         self.coupled = groups(model.cpu(), self.images[:1])
         self.scores: dict = {}
-        self.grams = None
+        self.one_pass: OnePass | None = None
 
     def choose(self, measured: str, ratio: float) -> Choice:
         """The paper's threshold, or a ranking of the whole network by a measure."""
@@ -115,20 +120,50 @@ class Trial:
             yield dict(zip(HEADER, row, strict=True))
 
     def by(self, way: str) -> Callable[[nn.Module, slicing.Kept], nn.Module]:
-        def closed_form(slim: nn.Module, kept: slicing.Kept) -> nn.Module:
-            self.grams = self.grams or one_pass.input_grams(self.model, self.images.cpu())
-            fitted = one_pass.refit(slim, self.model, kept, self.grams)
-            return self.fit(fitted, kept, weights=False)
+        def closed_form(fit: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+            def repaired(slim: nn.Module, kept: slicing.Kept) -> nn.Module:
+                self.one_pass = self.one_pass or OnePass(self.model, self.images.cpu())
+                fitted = fit(slim, self.model, kept, self.one_pass.grams)
+                return self.one_pass.recalibrated(fitted, kept)
+
+            return repaired
 
         return {
             "as pruned": lambda slim, kept: slim,
             "BN statistics": lambda slim, kept: self.fit(slim, kept, weights=False),
-            "one pass": closed_form,
+            "channels only": closed_form(mix_channels),
+            "one pass": closed_form(one_pass.refit),
             "layer by layer": self.fit,
         }[way]
 
     def fit(self, slim: nn.Module, kept: slicing.Kept, weights: bool = True) -> nn.Module:
         return repair.repair(slim, self.model, kept, self.images, self.seed, weights).model
+
+
+@torch.no_grad()
+def mix_channels(
+    slim: nn.Module, dense: nn.Module, kept: slicing.Kept, grams: Mapping[str, Gram]
+) -> nn.Module:
+    """A copy of ``slim`` in which each lost channel is replaced, in all places alike, by the linear
+    combination of those that are left which is closest to it (GRAIL, 2602.23795)."""
+    mixed = copy.deepcopy(slim)
+    for name, gram in grams.items():
+        inputs = kept.get(name, {}).get("in")
+        if inputs is None or inputs.all():
+            continue
+        layer, full = layer_of(mixed, name), layer_of(dense, name)
+        groups, taps = len(gram.x), full.weight[0, 0].numel()
+        stays = inputs.view(groups, -1)[0]
+        by_tap = gram.xx.unflatten(1, (-1, taps)).unflatten(3, (-1, taps))
+        xx = by_tap.diagonal(dim1=2, dim2=4).sum(-1) / gram.count  # (groups, channels, channels)
+        penalty = STRENGTH * xx.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
+        from_kept = xx[:, stays]
+        mix = solve(from_kept[:, :, stays], penalty, from_kept[:, :, ~stays])
+        weight = full.weight if "out" not in kept[name] else full.weight[kept[name]["out"]]
+        lost = weight.double().reshape(groups, -1, len(stays), taps)[:, :, ~stays]
+        more = torch.einsum("gkl,golt->gokt", mix, lost)
+        layer.weight += more.reshape(layer.weight.shape)
+    return mixed
 
 
 if __name__ == "__main__":

@@ -66,10 +66,10 @@ class Batches:
         """The first images, normalised."""
         return normalize(self.split.images[:count])
 
-    def draw(self, count: int, seed: int) -> torch.Tensor:
-        """``count`` images, normalised and not augmented, see `balanced`."""
-        chosen = balanced(self.split.labels, count, seed)
-        return normalize(self.split.images[chosen.to(self.device)])
+    def draw(self, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """``count`` images, normalised and not augmented, and their labels, see `balanced`."""
+        chosen = balanced(self.split.labels, count, seed).to(self.device)
+        return normalize(self.split.images[chosen]), self.split.labels[chosen]
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         images, labels, _ = self.split

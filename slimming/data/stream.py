@@ -55,13 +55,14 @@ class Stream:
         except UserError as error:  # a worker wraps the message in a traceback
             raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
 
-    def draw(self, count: int, seed: int) -> torch.Tensor:
-        """``count`` images, normalised and not augmented, see `balanced`."""
+    def draw(self, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """``count`` images, normalised and not augmented, and their labels, see `balanced`."""
         samples, workers = self.dataset.samples, self.loader.num_workers
         labels = torch.tensor([label for _, label in samples])
         chosen = [samples[i] for i in balanced(labels, count, seed).tolist()]
         still = Stream(chosen, self.classes, self.size, self.device, workers, 64, augment=False)
-        return torch.cat([images for images, _ in still])
+        images, numbers = (torch.cat(part) for part in zip(*still, strict=True))
+        return images, numbers
 
     def first(self, count: int) -> torch.Tensor:
         """The first images, normalised."""

@@ -1,11 +1,12 @@
 """Repair in closed form, from the moments of what the dense network's layers read.
 
 One pass through the dense network serves any choice of channels: then a repair takes a fraction of
-a second. Unlike `slimming.pruning.repair` it does not see errors grow from layer to layer.
+a second, and the statistics of BNs a forward pass. Unlike `slimming.pruning.repair` it does not see
+errors grow from layer to layer.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -13,11 +14,72 @@ from torch import nn
 from slimming.pruning.activations import Activations
 from slimming.pruning.least_squares import STRENGTH, Gram, solve
 from slimming.pruning.patches import obstacle, sample
-from slimming.pruning.scaling import Masks
+from slimming.pruning.scaling import Masks, batch_norms
+from slimming.pruning.statistics import mean_and_variance, move_statistics
 from slimming.pruning.widths import layer_of
 
 BATCH = 128
 POSITIONS = 16_384  # of a layer's output, over all images
+FORWARD = 256  # images of the forward pass for statistics: a batch of BN
+MEMORY = 2**30  # bytes of activations in that pass
+
+
+class OnePass:
+    """What a ``dense`` network does with ``images`` (N, 3, H, W) of the training data, normalised:
+    enough to repair any network that is cut from it. UserError if torch.fx cannot trace it."""
+
+    def __init__(self, dense: nn.Module, images: torch.Tensor, seed: int = 0):
+        self.dense = copy.deepcopy(dense).to(images.device).eval()
+        self.grams = input_grams(self.dense, images, seed)
+        each = Activations(self.dense, [images[:1]]).peak()
+        self.images = images[: min(FORWARD, max(1, MEMORY // each))]
+        self.statistics = input_statistics(self.dense, self.images)
+
+    def repaired(self, slim: nn.Module, kept: Mapping[str, Masks]) -> nn.Module:
+        """A copy of ``slim``, the dense network without what is not in ``kept``, `refit` and
+        `recalibrated`."""
+        return self.recalibrated(refit(slim, self.dense, kept, self.grams), kept)
+
+    def recalibrated(self, fitted: nn.Module, kept: Mapping[str, Masks]) -> nn.Module:
+        """``fitted`` itself: the running statistics of each BN move as those of its input have
+        moved between the dense network and this one."""
+        fitted = fitted.to(self.images.device)
+        norms = batch_norms(fitted)
+
+        def move(name: str, mean: torch.Tensor, var: torch.Tensor) -> None:
+            stays = kept.get(name, {}).get("out", slice(None))
+            mean_before, var_before = (values[stays] for values in self.statistics[name])
+            move_statistics(norms[name], mean - mean_before, var, var_before)
+
+        input_statistics(fitted, self.images, move)
+        return fitted
+
+
+def input_statistics(
+    model: nn.Module,
+    images: torch.Tensor,
+    before_norm: Callable[[str, torch.Tensor, torch.Tensor], None] | None = None,
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Mean and variance (C,) of what each BN of ``model`` reads for one batch of ``images``, by its
+    name; ``before_norm(name, mean, var)`` is called before it runs."""
+    found = {}
+
+    def read(name: str, inputs: tuple[torch.Tensor]) -> None:
+        found[name] = mean_and_variance(inputs)
+        if before_norm:
+            before_norm(name, *found[name])
+
+    hooks = [
+        norm.register_forward_pre_hook(lambda _, inputs, name=name: read(name, inputs))
+        for name, norm in batch_norms(model).items()
+    ]
+    try:
+        with torch.no_grad():
+            model(images.contiguous(memory_format=torch.channels_last))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ to match (Li et al., ECCV 2020, 2007.02491).
 """
 
 import copy
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +20,7 @@ from slimming.pruning.patches import obstacle, rows, sample
 from slimming.pruning.proof import only_logits
 from slimming.pruning.scaling import Masks
 from slimming.pruning.side_by_side import SideBySide
+from slimming.pruning.statistics import mean_and_variance, move_statistics
 from slimming.pruning.widths import BATCH_NORMS, BatchNorm
 from slimming.runtime import optional
 
@@ -181,28 +181,13 @@ class _Repair:
         """Move the running statistics of a BN as those of its input have moved."""
         if not (self.differs or self.shifted):
             return
-        assert norm.running_mean is not None and norm.running_var is not None  # eval needs them
         source = node.all_input_nodes[0]
         if self.differs:
             pair, name = self.pair, str(node.target)
-            mean, var = _statistics(pair.slim.value(source, b) for b in pair.batches)
+            mean, var = mean_and_variance(pair.slim.value(source, b) for b in pair.batches)
             target = (pair.target(source, b, name) for b in pair.batches)
-            mean_before, var_before = _statistics(target)
-            ratio = torch.where(var_before > 0, var / var_before, 1).clamp(1e-2, 1e2)
-            norm.running_mean += mean - mean_before
-            norm.running_var *= ratio
+            mean_before, var_before = mean_and_variance(target)
+            move_statistics(norm, mean - mean_before, var, var_before)
         else:
+            assert norm.running_mean is not None  # eval mode needs it
             norm.running_mean -= self._shift(source, str(node.target))
-
-
-def _statistics(values: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance (C,) of all rows of some (N, C, H, W), in fp64."""
-    counts, means, variances = [], [], []
-    for value in values:
-        var, mean = torch.var_mean(rows(value), 0, correction=0)
-        counts.append(value.numel() // value.shape[1])
-        means.append(mean.double())
-        variances.append(var.double())
-    share = torch.tensor(counts, dtype=torch.double, device=means[0].device)[:, None] / sum(counts)
-    mean = (share * torch.stack(means)).sum(0)
-    return mean, (share * (torch.stack(variances) + (torch.stack(means) - mean).square())).sum(0)

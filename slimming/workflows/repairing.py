@@ -40,7 +40,7 @@ class RepairSettings:
         self, slim: nn.Module, dense: nn.Module, kept: Mapping[str, Masks], loader: Batches | Stream
     ) -> Repaired:
         """``slim`` repaired on images of the training ``loader``; prints how well that went."""
-        images = loader.draw(self.repair_images, self.repair_seed)
+        images, _ = loader.draw(self.repair_images, self.repair_seed)
         repaired = repair(slim, dense, dict(kept), images, self.repair_seed)
         for note in repaired.notes:
             print(f"note: {note}")
