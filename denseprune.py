@@ -8,10 +8,8 @@ selection after each BN keeps only the channels that the next convolution still 
 
 from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
-from slimming.pruning import slicing
-from slimming.pruning.groups import declared
+from slimming.pruning import allocation, slicing
 from slimming.pruning.proof import prove_equal
-from slimming.pruning.threshold import choose_channels
 from slimming.settings import build
 from slimming.workflows import before_after
 from slimming.workflows.settings import PruningRun
@@ -24,8 +22,8 @@ def make_parser() -> Parser:
 def main() -> None:
     run = build(PruningRun, flags.parse(make_parser()))
     dense = before_after.load(run, arch="densenet")
-    choice = choose_channels(dense.model, dense.ratio, round_to=run.prune.round_to)
-    kept = slicing.kept_channels(dense.model, declared(dense.model), choice.keep)
+    choice = allocation.choose(dense.prunable, dense.ratio, run.prune.allocation)
+    kept = slicing.kept_channels(dense.model, dense.prunable.coupled, choice.keep)
     slim = slicing.sliced(dense.model, kept)
     proof = prove_equal(slim, slicing.masked(dense.model, kept), dense.images)
     before_after.save_pruned(dense, slim, kept, choice, proof)

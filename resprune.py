@@ -15,10 +15,8 @@ from typing import Any
 from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
 from slimming.errors import UserError
-from slimming.pruning import slicing
-from slimming.pruning.groups import declared
+from slimming.pruning import allocation, slicing
 from slimming.pruning.proof import prove_equal
-from slimming.pruning.threshold import choose_channels
 from slimming.reports import preact
 from slimming.settings import build, part, setting
 from slimming.storage import architecture, checkpoint, files
@@ -79,8 +77,8 @@ def complete(typed: Mapping[str, Any]) -> ResPruningRun:
 def main() -> None:
     run = complete(flags.parse(make_parser()))
     dense = before_after.load(run, arch="resnet")
-    choice = choose_channels(dense.model, dense.ratio, round_to=run.prune.round_to)
-    kept = slicing.kept_channels(dense.model, declared(dense.model), choice.keep)
+    choice = allocation.choose(dense.prunable, dense.ratio, run.prune.allocation)
+    kept = slicing.kept_channels(dense.model, dense.prunable.coupled, choice.keep)
     slim = slicing.sliced(dense.model, kept)
     proof = prove_equal(slim, slicing.masked(dense.model, kept), dense.images)
     measured = before_after.save_pruned(dense, slim, kept, choice, proof)

@@ -10,16 +10,16 @@ slim network.
 import copy
 import importlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `models` of the main suite
 
 from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
-from slimming.pruning import slicing
+from slimming.pruning import allocation, slicing
 from slimming.pruning.proof import prove_equal
 from slimming.pruning.scaling import zero_channels
-from slimming.pruning.threshold import choose_channels
 from slimming.settings import build
 from slimming.workflows import before_after
 from slimming.workflows.settings import PruningRun
@@ -34,8 +34,8 @@ def make_parser() -> Parser:
 def main() -> None:
     run = build(PruningRun, flags.parse(make_parser()))
     dense = before_after.load(run, arch=None, networks=NETWORKS)
-    ratio, round_to = dense.ratio, run.prune.round_to
-    choice = choose_channels(dense.model, ratio, at_least_one=False, round_to=round_to)
+    whole_layers = replace(dense.prunable, at_least_one=False)
+    choice = allocation.choose(whole_layers, dense.ratio, run.prune.allocation)
     masked = zero_channels(copy.deepcopy(dense.model), choice.keep)
     kept = slicing.living(masked)
     slim = slicing.sliced(masked, kept)

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -93,13 +94,11 @@ def draw_pruning(choice: Choice, factors: torch.Tensor, title: str) -> bytes:
     draw_bars(layers, list(choice.keep), before, after)
     layers.set(xlabel="BN layer, in the order of the forward pass", ylabel="channels")
     spread.hist(factors.double().numpy(), bins=100, color="#1f5a96")
-    spread.axvline(
-        choice.threshold,
-        color="#c23b22",
-        label=f"threshold {choice.threshold:.3g} ({choice.ratio:.0%})",
-    )
+    if not math.isnan(choice.threshold):
+        label = f"threshold {choice.threshold:.3g} ({choice.ratio:.0%})"
+        spread.axvline(choice.threshold, color="#c23b22", label=label)
+        spread.legend()
     spread.set(xlabel="|γ|", ylabel="channels", yscale="log")
-    spread.legend()
     return to_png(figure, title)
 
 

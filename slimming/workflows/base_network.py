@@ -9,7 +9,8 @@ from slimming.data import loading
 from slimming.data.batches import Batches
 from slimming.data.stream import Stream
 from slimming.errors import UserError
-from slimming.pruning import importance, ranking
+from slimming.pruning import allocation, importance, ranking
+from slimming.pruning.allocation import Prunable
 from slimming.pruning.groups import check_names, groups
 from slimming.pruning.tracing import need_library
 from slimming.storage import architecture, checkpoint
@@ -32,7 +33,9 @@ def check(settings: ExperimentSettings) -> None:
         return
     pixels = network.image_size
     removable = groups(model, torch.zeros(1, 3, pixels, pixels), pruning.ignore)
-    if pruning.measure in importance.GRADIENT_FREE:
+    if pruning.allocation:
+        allocation.choose(Prunable(model, removable), pruning.pruning_ratio, pruning.allocation)
+    elif pruning.measure in importance.GRADIENT_FREE:
         scores = importance.MEASURES[pruning.measure](importance.Evidence(model, []))
         ranking.choose(removable, scores, pruning.pruning_ratio)
 

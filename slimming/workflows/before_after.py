@@ -1,10 +1,12 @@
 """Load a network to prune, compare it with the result, and write the result."""
 
+import math
 import os
 import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,12 @@ from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.measuring.figures import measure
 from slimming.pruning import slicing
+from slimming.pruning.allocation import Prunable
 from slimming.pruning.choice import Choice
 from slimming.pruning.coupling import is_wired
 from slimming.pruning.groups import declared
-from slimming.pruning.scaling import alive_channels
 from slimming.pruning.slicing import Kept
 from slimming.pruning.sparsity import alive_factors
-from slimming.pruning.threshold import choose_channels
 from slimming.reports import plots, tables
 from slimming.reports.figures import before_after_text, scores_text
 from slimming.runtime.device import choose_device
@@ -61,19 +62,18 @@ class Dense:
         """Normalised test images for the proof, on the device of the test data."""
         return self.test_loader.first(64)
 
+    @cached_property
+    def prunable(self) -> Prunable:
+        """The network with its coupled channels."""
+        return Prunable(self.model, declared(self.model), self.run.prune.round_to)
+
     @property
     def ratio(self) -> float:
         """The fraction of the channels to prune: --percent, or what a budget takes."""
-        given, model, round_to = self.run.prune.ratio, self.model, self.run.prune.round_to
-        if not self.run.budget.given:
-            return RATIO if given is None else given
-
-        def prune(ratio: float) -> nn.Module:
-            choice = choose_channels(model, ratio, round_to=round_to)
-            return slicing.sliced(model, slicing.kept_channels(model, declared(model), choice.keep))
-
-        total = sum(int(mask.sum()) for mask in alive_channels(model).values())
-        return self.run.budget.ratio(model, self.images, prune, total)
+        given = self.run.prune.ratio
+        if self.run.budget.given:
+            return self.run.budget.of(self.prunable, self.images, self.run.prune.allocation)
+        return RATIO if given is None else given
 
     def repaired(self, slim: nn.Module, kept: Kept) -> nn.Module:
         """``slim`` as --repair leaves it."""
@@ -215,7 +215,8 @@ def _timed_test(model: nn.Module, loader: Batches | Stream) -> tuple[loop.Score,
 def print_choice(choice: Choice) -> None:
     """Print the threshold and the channels of each layer, and warnings."""
     before, after = choice.channels
-    print(f"threshold {choice.threshold:.6g}: {choice.ratio:.0%} of {before} channels")
+    threshold = "" if math.isnan(choice.threshold) else f"threshold {choice.threshold:.6g}: "
+    print(f"{threshold}{choice.ratio:.0%} of {before} channels")
     print(tables.layers_text(choice))
     for name in choice.rescued:
         print(

@@ -10,7 +10,8 @@ from torch import nn
 
 from slimming.errors import UserError
 from slimming.measuring import profiling
-from slimming.pruning import budget
+from slimming.pruning import allocation, budget
+from slimming.pruning.allocation import Prunable
 from slimming.settings import number, setting
 
 REPEATS = 3  # measurements of latency, of which the median counts
@@ -65,6 +66,14 @@ class BudgetSettings:
         """UserError if there is a budget beside the ``flag`` that it replaces."""
         for name in self.given:
             raise UserError(f"{flag} and {name} contradict each other: use one of them")
+
+    def of(self, prunable: Prunable, images: torch.Tensor, name: str) -> float:
+        """The smallest ratio at which the allocation called ``name`` keeps every budget."""
+
+        def prune(ratio: float) -> nn.Module:
+            return prunable.slim(allocation.choose(prunable, ratio, name))[0]
+
+        return self.ratio(prunable.model, images, prune, prunable.total)
 
     def ratio(
         self,

@@ -26,7 +26,7 @@ from slimming.storage.architecture import Architecture
 from slimming.workflows.budgets import BudgetSettings
 from slimming.workflows.methods import METHODS
 from slimming.workflows.repairing import RepairSettings
-from slimming.workflows.settings import NetworkSettings, architecture_name
+from slimming.workflows.settings import NetworkSettings, allocation_field, architecture_name
 
 _DEPTHS = ", ".join(f"{arch} {depth}" for arch, depth in PAPER_DEPTH.items())
 UNTRACKED = tuple(name for name in MEASURES if name != "biased_loss_tracked")  # needs training
@@ -123,6 +123,9 @@ class PruningSettings:
         metavar="M",
         choices=UNTRACKED,
     )
+    allocation: str | None = allocation_field(
+        None, " (instead of --global-pruning and --importance)"
+    )
     round_to: int = setting(
         1, "keep a multiple of N channels in each layer", metavar="N", parse=count
     )
@@ -136,6 +139,11 @@ class PruningSettings:
     def __post_init__(self) -> None:
         if self.importance and self.pruning_method != "channel":
             raise UserError("--importance needs --pruning-method channel: omit one of them")
+        if self.allocation and (self.importance or self.global_pruning):
+            other = "--importance" if self.importance else "--global-pruning"
+            raise UserError(f"--allocation and {other} contradict each other: use one of them")
+        if self.allocation and self.masks:
+            raise UserError("--allocation needs --pruning-method channel or slimming: omit it")
         if self.round_to > 1 and self.masks:
             raise UserError("--round-to needs --pruning-method channel or slimming: omit it")
 

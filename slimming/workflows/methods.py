@@ -10,7 +10,8 @@ from torch import nn
 from slimming.data import loading
 from slimming.data.batches import Batches
 from slimming.data.stream import Stream
-from slimming.pruning import importance, kernels, ranking, slicing
+from slimming.pruning import allocation, importance, kernels, ranking, slicing
+from slimming.pruning.allocation import Prunable
 from slimming.pruning.choice import Choice
 from slimming.pruning.coupling import count_filters, inside
 from slimming.pruning.groups import groups
@@ -26,8 +27,10 @@ class Task:
     The fraction ``ratio`` (0 <= ratio < 1) is pruned: of each layer if ``local``, else in one
     ranking over the network. ``measure`` is a name in `slimming.pruning.importance`. ``images``
     (N, 3, H, W) are test images for the proof, on the device to use; ``training`` loads the
-    training batches, for measures that need them. ``fit(prune, total)``, if given, finds another
-    ratio for a network of ``total`` filters, see `slimming.workflows.budgets`.
+    training batches, for measures that need them. ``allocation``, see
+    `slimming.pruning.allocation`, replaces ``measure`` and ``local``. ``fit(prune, total)``, if
+    given, finds another ratio for a network of ``total`` filters, see
+    `slimming.workflows.budgets`.
     """
 
     model: nn.Module
@@ -39,6 +42,7 @@ class Task:
     round_to: int = 1
     ignore: Sequence[str] = ()
     seed: int = 1
+    allocation: str | None = None
     fit: Callable[[Callable[[float], nn.Module], int], float] | None = None
 
 
@@ -56,6 +60,25 @@ class Pruned:
 
 def channels(task: Task) -> Pruned:
     """Remove whole filters, the least important first."""
+    scores = {} if task.allocation else _scores(task)
+    model = task.model.cpu()
+    coupled = groups(model, task.images, task.ignore)
+    prunable = Prunable(model, coupled, task.round_to)
+
+    def choose(ratio: float) -> Choice:
+        if task.allocation:
+            return allocation.choose(prunable, ratio, task.allocation)
+        return ranking.choose(coupled, scores, ratio, local=task.local, round_to=task.round_to)
+
+    def prune(ratio: float) -> nn.Module:
+        return prunable.slim(choose(ratio))[0]
+
+    ratio = task.ratio if task.fit is None else task.fit(prune, count_filters(coupled))
+    slimmed = slicing.apply(model, coupled, choose(ratio), task.images)
+    return Pruned(slimmed.model, slimmed.choice, slimmed.difference, slimmed.kept)
+
+
+def _scores(task: Task) -> importance.Scores:
     model, batches = task.model, []
     if task.measure not in importance.GRADIENT_FREE:
         balanced = task.measure == "grasp"
@@ -63,20 +86,7 @@ def channels(task: Task) -> Pruned:
         model = model.to(task.images.device)
     temperature = importance.TEMPERATURES.get(task.measure, 1.0)
     evidence = importance.Evidence(model, batches, temperature, seed=task.seed)
-    scores = importance.MEASURES[task.measure](evidence)
-    model = model.cpu()
-    coupled = groups(model, task.images, task.ignore)
-
-    def choose(ratio: float) -> Choice:
-        return ranking.choose(coupled, scores, ratio, local=task.local, round_to=task.round_to)
-
-    def prune(ratio: float) -> nn.Module:
-        kept = slicing.kept_channels(model, coupled, choose(ratio).keep)
-        return slicing.sliced(model, kept)
-
-    ratio = task.ratio if task.fit is None else task.fit(prune, count_filters(coupled))
-    slimmed = slicing.apply(model, coupled, choose(ratio), task.images)
-    return Pruned(slimmed.model, slimmed.choice, slimmed.difference, slimmed.kept)
+    return importance.MEASURES[task.measure](evidence)
 
 
 def whole_kernels(task: Task) -> Pruned:

@@ -10,6 +10,7 @@ from models import NETWORKS, PAPER_DEPTH, constructor
 from slimming.data.datasets import ON_DISK
 from slimming.data.settings import DataSettings, dataset_field
 from slimming.errors import UserError
+from slimming.pruning.allocation import allocation_name
 from slimming.settings import count, fraction, number, part, plain_name, setting
 from slimming.training.run_folder import RunFolder
 from slimming.training.settings import TrainSettings
@@ -210,6 +211,13 @@ class TrainingRun:
         return replace(self, start=StartSettings(**files))
 
 
+def allocation_field(default: str | None, more: str = "") -> Any:
+    """The field of how the fraction to prune is allocated to the layers."""
+    text = "which layers lose the channels with the smallest |γ|: global, one threshold over the "
+    text += "network; uniform, all alike; lamp, by LAMP scores; random-N, a candidate of sweep.py"
+    return setting(default, text + more, metavar="A", parse=allocation_name)
+
+
 @dataclass(frozen=True)
 class PruneSettings:
     """What the pruning scripts prune, and how much."""
@@ -224,6 +232,7 @@ class PruneSettings:
         metavar="P",
         parse=fraction,
     )
+    allocation: str = allocation_field("global", " (default: global)")
     round_to: int = setting(
         1,
         "round the number of channels in each layer up to a multiple of N",

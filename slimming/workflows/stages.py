@@ -197,6 +197,7 @@ def _task(
         round_to=pruning.round_to,
         ignore=pruning.ignore,
         seed=settings.base.seed,
+        allocation=pruning.allocation,
         fit=fit if settings.budget.given else None,
     )
 

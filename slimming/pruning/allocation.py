@@ -1,0 +1,127 @@
+"""How a fraction of the channels is allocated to layers: which layer loses how many of them.
+
+Within a layer the channels with the smallest scaling factors go, whatever the allocation.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from slimming.errors import UserError
+from slimming.pruning import importance, ranking, slicing
+from slimming.pruning.choice import Choice
+from slimming.pruning.coupling import Group, count_filters, is_wired
+from slimming.pruning.evidence import Evidence, scaled_norms
+from slimming.pruning.importance import Scores
+from slimming.pruning.scaling import alive_channels
+from slimming.pruning.threshold import choose_channels
+
+STEPS = 60  # of a bisection over floats
+RANDOM = re.compile(r"random-(\d{1,9})")
+
+
+@dataclass(frozen=True)
+class Prunable:
+    """A network, the groups of its coupled channels that can be removed, and the multiple that
+    layers keep. Without ``at_least_one``, a network with ``wiring()`` may lose whole layers to the
+    threshold."""
+
+    model: nn.Module
+    coupled: list[Group]
+    round_to: int = 1
+    at_least_one: bool = True
+
+    @property
+    def total(self) -> int:
+        """The number of channels that can be removed."""
+        if is_wired(self.model):
+            return sum(int(mask.sum()) for mask in alive_channels(self.model).values())
+        return count_filters(self.coupled)
+
+    def slim(self, choice: Choice) -> tuple[nn.Module, slicing.Kept]:
+        """The network that has only the chosen channels, not proved, and what its layers keep."""
+        kept = slicing.kept_channels(self.model, self.coupled, choice.keep)
+        return slicing.sliced(self.model, kept), kept
+
+    @cached_property
+    def scores(self) -> Scores:
+        """|γ|, or ‖θ‖₁ of each filter if there is no BatchNorm."""
+        measure = importance.bn if scaled_norms(self.model) else importance.l1
+        return measure(Evidence(self.model, []))
+
+    def ranked(
+        self, ratio: float, scores: Scores | None = None, shares: Mapping[str, float] | None = None
+    ) -> Choice:
+        """The channels with the highest ``scores``; ``shares``: see `ranking.choose`."""
+        scores = self.scores if scores is None else scores
+        return ranking.choose(self.coupled, scores, ratio, shares=shares, round_to=self.round_to)
+
+
+Allocation = Callable[[Prunable, float], Choice]
+ALLOCATIONS: dict[str, Allocation] = {}
+
+
+def allocation(function: Allocation) -> Allocation:
+    """Register an allocation under its own name, without a trailing underscore."""
+    ALLOCATIONS[function.__name__.rstrip("_")] = function
+    return function
+
+
+@allocation
+def global_(network: Prunable, ratio: float) -> Choice:
+    """One threshold on |γ| over the whole network (Liu et al., ICCV 2017, section 3)."""
+    if is_wired(network.model):
+        return choose_channels(network.model, ratio, network.at_least_one, network.round_to)
+    if not scaled_norms(network.model):
+        raise UserError("the network has no BatchNorm, so no threshold on its scaling factors")
+    return network.ranked(ratio)
+
+
+@allocation
+def uniform(network: Prunable, ratio: float) -> Choice:
+    """The same fraction of each layer."""
+    return network.ranked(ratio, shares={group.name: ratio for group in network.coupled})
+
+
+@allocation
+def lamp(network: Prunable, ratio: float) -> Choice:
+    """Layer-adaptive: one threshold on the LAMP score (Lee et al., ICLR 2021, 2010.07611)."""
+    scores = importance.lamp(Evidence(network.model, []))
+    return replace(network.ranked(ratio, scores), threshold=math.nan)  # it is no |γ|
+
+
+def choose(network: Prunable, ratio: float, name: str = "global") -> Choice:
+    """Prune the fraction ``ratio`` (0 <= ratio < 1) of the channels by the allocation ``name``: one
+    of `ALLOCATIONS`, or random-N, which draws the fractions of the layers with the seed N."""
+    drawn = RANDOM.fullmatch(name)
+    if drawn:
+        shares = random_shares(network.coupled, ratio, int(drawn[1]))
+        return network.ranked(ratio, shares=shares)
+    return ALLOCATIONS[name](network, ratio)
+
+
+def random_shares(coupled: list[Group], ratio: float, seed: int) -> dict[str, float]:
+    """A fraction for each group, uniform and then scaled so that ``ratio`` of all filters go (as
+    the candidates of EagleEye, Li et al., ECCV 2020, 2007.02491)."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.rand(len(coupled), generator=generator, dtype=torch.double)
+    filters = torch.tensor([int(group.filters.sum()) for group in coupled], dtype=torch.double)
+    low, high = 0.0, 1 / max(float(drawn.min()), 1e-9)
+    for _ in range(STEPS):
+        scale = (low + high) / 2
+        removed = float((filters * (scale * drawn).clamp(max=1)).sum())
+        low, high = (low, scale) if removed > ratio * count_filters(coupled) else (scale, high)
+    fractions = (low * drawn).clamp(max=1).tolist()
+    return {group.name: share for group, share in zip(coupled, fractions, strict=True)}
+
+
+def allocation_name(text: str) -> str:
+    """The name of an allocation, for `choose`."""
+    if text not in ALLOCATIONS and not RANDOM.fullmatch(text):
+        raise ValueError(f"must be {', '.join(ALLOCATIONS)} or random-N, not {text!r}")
+    return text
