@@ -17,6 +17,7 @@ SCRIPTS = {  # title -> module with the parser
     "`resprune.py`": "resprune",
     "`run.py`": "run",
     "`flowprune.py`": "flowprune",
+    "`sweep.py`": "sweep",
     "`eval.py`": "eval",
 }
 HEAD = """# Flags

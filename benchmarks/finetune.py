@@ -1,0 +1,136 @@
+"""What is left of repair after fine-tuning, and does the curve of sweep.py tell the truth?
+
+`starts` fine-tunes a pruned network from several starts: as pruned, with new BN statistics, and
+repaired in each way. `rank` fine-tunes slim networks of several percentages and allocations, and
+gives the rank correlation (Spearman's ρ) of their accuracy before and after.
+
+    python benchmarks/finetune.py starts logs/resnet/model_best.pth.tar --ratio 0.5
+    python benchmarks/finetune.py rank logs/resnet/model_best.pth.tar
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from scipy.stats import spearmanr
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import measure
+from benchmarks.repair import WAYS, Trial
+from slimming.cli import entry
+from slimming.data import loading
+from slimming.data.settings import DataSettings
+from slimming.measuring import profiling
+from slimming.pruning import slicing
+from slimming.pruning.allocation import allocation_name
+from slimming.runtime.device import choose_device
+from slimming.settings import build, fraction, plain_name
+from slimming.storage import architecture
+from slimming.storage.architecture import Architecture
+from slimming.training import loop
+from slimming.training.settings import TrainSettings
+from slimming.training.trainer import Trainer
+from slimming.workflows import sweep_subject
+from slimming.workflows.sweep_settings import SweepRun
+from slimming.workflows.sweep_subject import Candidate
+
+STARTS = ["network", "pruned", "start", "seed", "epochs", "before", "after"]
+RANK = ["network", "allocation", "pruned", "MFLOPs", "repaired", "on test", "fine-tuned"]
+RATIOS = (0.3, 0.45, 0.6, 0.75)
+ALLOCATIONS = ("global", "uniform", "lamp")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", choices=("starts", "rank"))
+    parser.add_argument("model", type=Path, help="checkpoint of a network trained by main.py")
+    parser.add_argument("--data", help="folder of its dataset")
+    parser.add_argument("--ratio", type=fraction, action="append", metavar="P")
+    parser.add_argument("--way", action="append", choices=WAYS, metavar="W", help="default: all")
+    parser.add_argument("--allocation", action="append", type=allocation_name, metavar="A")
+    parser.add_argument("--epochs", type=int, action="append", metavar="N")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--name", type=plain_name, help="of the results (default: the study)")
+    parser.add_argument("--device")
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
+    args.name = args.name or f"finetune-{args.study}"
+    {"starts": starts, "rank": rank}[args.study](args)
+
+
+def starts(args: argparse.Namespace) -> None:
+    """Fine-tune from each start, for some epochs, with some seeds."""
+    device = choose_device(args.device)
+    model, network, _ = architecture.load(args.model)
+    data = DataSettings(data=args.data)
+    loaders = [
+        loading.batches(network.dataset, part, 64, device, network.image_size, data)
+        for part in ("train", "test")
+    ]
+    trial = Trial(model, *loaders, 2048, 0)
+    for ratio in args.ratio or [0.5]:
+        choice = trial.choose("threshold", ratio)
+        kept = slicing.kept_channels(model, trial.coupled, choice.keep)
+        slim = slicing.sliced(model, kept)
+        for way in args.way or WAYS:
+            begun = trial.by(way)(slim, kept).to(device)
+            before = loop.test(begun, loaders[1]).prec1
+            for epochs in args.epochs or [1, 2, 4]:
+                for seed in range(1, args.seeds + 1):
+                    after = tuned(begun, network, loaders, epochs, seed, args.lr)
+                    row = [str(network), f"{ratio:.0%}", way, seed, epochs]
+                    row += [f"{before:.2%}", f"{after:.2%}"]
+                    rows = [dict(zip(STARTS, row, strict=True))]
+                    rows = measure.merged(args.name, rows, STARTS[:5])
+                    measure.write(args.name, measure.machine(device), STARTS, rows)
+
+
+def rank(args: argparse.Namespace) -> None:
+    """Fine-tune the points of a sweep, and correlate."""
+    typed = {"checkpoint": str(args.model), "data": args.data, "device": args.device}
+    subject = sweep_subject.load(build(SweepRun, {**typed, "save": str(ROOT / "logs" / "none")}))
+    network, device, rows = subject.network, subject.test.device, []
+    train = loading.batches(
+        network.dataset, "train", 64, device, network.image_size, subject.run.data
+    )
+    for ratio in args.ratio or RATIOS:
+        for name in args.allocation or ALLOCATIONS:
+            _, slim, kept = subject.slim(Candidate(name, ratio))
+            repaired = subject.one_pass.repaired(slim, kept).to(device)
+            held_back, test = subject.top1(repaired), loop.test(repaired, subject.test).prec1
+            (epochs,) = args.epochs or [4]
+            after = tuned(repaired, network, (train, subject.test), epochs, 1, args.lr)
+            flops = f"{profiling.count_flops(slim, network.image_size) / 1e6:.1f}"
+            row = [str(network), name, f"{ratio:.0%}", flops]
+            row += [f"{top1:.2%}" for top1 in (held_back, test, after)]
+            rows = measure.merged(args.name, [dict(zip(RANK, row, strict=True))], RANK[:3])
+            pairs = [[float(row[column].rstrip("%")) for row in rows] for column in RANK[4::2]]
+            note = f"Spearman's ρ of repaired and fine-tuned, {len(rows)} networks: "
+            note += f"{spearmanr(*pairs).statistic:.3f}" if len(rows) > 2 else "-"
+            measure.write(args.name, measure.machine(device), RANK, rows, note)
+
+
+def tuned(
+    model: nn.Module, network: Architecture, loaders: Sequence, epochs: int, seed: int, lr: float
+) -> float:
+    """The test accuracy after fine-tuning a copy of the network."""
+    settings = TrainSettings(epochs=epochs, seed=seed, lr=lr, amp=True, log_interval=10**6)
+    train = loaders[0]
+    train.seed = seed
+    slim = replace(network, cfg=slicing.cfg_of(model))
+    trainer = Trainer(slicing.sliced(model, {}), slim, train, loaders[1], settings)
+    trainer.fit()
+    return trainer.history[-1]["test_prec1"]
+
+
+if __name__ == "__main__":
+    entry.run(main)

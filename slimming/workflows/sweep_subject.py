@@ -1,0 +1,141 @@
+"""The network that sweep.py prunes, and the images that it judges slim ones by."""
+
+import shlex
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from slimming.data import loading
+from slimming.data.batches import Batches
+from slimming.data.stream import Stream
+from slimming.errors import UserError
+from slimming.pruning import allocation, slicing
+from slimming.pruning.allocation import Prunable
+from slimming.pruning.choice import Choice
+from slimming.pruning.groups import groups
+from slimming.pruning.one_pass import OnePass
+from slimming.pruning.repair import LEAST, repair
+from slimming.runtime.device import choose_device
+from slimming.storage import architecture
+from slimming.storage.architecture import Architecture
+from slimming.training import loop
+from slimming.workflows.before_after import one_process
+from slimming.workflows.sweep_record import SweepRecord, digest
+from slimming.workflows.sweep_settings import SweepRun
+
+SCRIPTS = {"vgg": "vggprune.py", "resnet": "resprune.py", "densenet": "denseprune.py"}
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A fraction to prune, and how it is allocated."""
+
+    allocation: str
+    ratio: float
+
+    @property
+    def id(self) -> str:
+        return f"{self.allocation} {100 * self.ratio:.6g} %"
+
+
+@dataclass
+class Subject:
+    """The network to prune, and the images that its slim ones are repaired and judged on."""
+
+    run: SweepRun
+    path: Path
+    network: Architecture
+    prunable: Prunable
+    calibration: torch.Tensor
+    judged: list[tuple[torch.Tensor, torch.Tensor]]
+    test: Batches | Stream
+    record: SweepRecord
+
+    @property
+    def images(self) -> torch.Tensor:
+        """The images that latency is measured with."""
+        few, count = self.test.first(64), self.run.budget.latency_batch
+        return few[torch.arange(count, device=few.device) % len(few)]
+
+    def top1(self, model: nn.Module) -> float:
+        """The accuracy on the held-back training images."""
+        return loop.test(model.to(self.test.device), self.judged).prec1
+
+    def slim(self, candidate: Candidate) -> tuple[Choice, nn.Module, slicing.Kept]:
+        """The slim network of a candidate, not proved."""
+        choice = allocation.choose(self.prunable, candidate.ratio, candidate.allocation)
+        return choice, *self.prunable.slim(choice)
+
+    @cached_property
+    def one_pass(self) -> OnePass:
+        """Repair in closed form."""
+        return OnePass(self.prunable.model, self.calibration, self.run.judging.repair_seed)
+
+    def layer_by_layer(self, slim: nn.Module, kept: slicing.Kept) -> nn.Module:
+        """``slim`` repaired as --repair does."""
+        seed = self.run.judging.repair_seed
+        return repair(slim, self.prunable.model, kept, self.calibration, seed).model
+
+
+def load(run: SweepRun) -> Subject:
+    """Load the network and the images of ``run``. UserError if one is unavailable, or if the
+    network cannot be slimmed."""
+    one_process("sweep.py")
+    path, judging, data = run.subject.path, run.judging, run.data
+    model, network, contents = architecture.load(path, run.subject.asked(data))
+    device = choose_device(data.device, data.no_cuda)
+    size = data.test_batch_size
+    training, test = (
+        loading.batches(network.dataset, part, size, device, network.image_size, data)
+        for part in ("train", "test")
+    )
+    loading.check_classes(test, network.num_classes, contents, path)
+    wanted = judging.held_back + judging.repair_images
+    images, labels = training.draw(wanted, judging.repair_seed)
+    held_back = judging.held_back * len(images) // wanted
+    if len(images) - held_back < LEAST or not held_back:
+        raise UserError(f"{len(images)} training images are too few to repair and to judge by")
+    if len(images) < wanted:
+        print(
+            f"note: of {len(images)} training images, {held_back} are held back to measure "
+            f"accuracy, and repair uses {len(images) - held_back}"
+        )
+    judged = list(
+        zip(images[:held_back].split(BATCH), labels[:held_back].split(BATCH), strict=True)
+    )
+    prunable = Prunable(model, groups(model, test.first(1)), run.points.round_to)
+    basis: dict[str, Any] = {
+        "checkpoint": digest(path),
+        "dataset": network.dataset,
+        "held_back": held_back,
+        "repair_images": len(images) - held_back,
+        "repair_seed": judging.repair_seed,
+        "round_to": run.points.round_to,
+        "latency_batch": run.budget.latency_batch,
+        "device": device.type,
+    }
+    record = SweepRecord(run.folder, basis)
+    return Subject(run, path, network, prunable, images[held_back:], judged, test, record)
+
+
+def command(subject: Subject, candidate: Candidate) -> str:
+    """The command that prunes at ``candidate``."""
+    run, network = subject.run, subject.network
+    ratio, name = f"{candidate.ratio:.9g}", candidate.allocation
+    if network.arch in SCRIPTS:
+        words = ["python", SCRIPTS[network.arch], "--model", str(subject.path), "--percent", ratio]
+        words += [] if name == "global" else ["--allocation", name]
+    else:
+        words = ["python", "run.py", "--model", network.arch, "--dataset", network.dataset]
+        words += ["--skip-base-training", "--model-path", str(subject.path)]
+        words += ["--pruning-ratio", ratio, "--allocation", name, "--finetune-epochs", "0"]
+    words += ["--round-to", str(run.points.round_to)] if run.points.round_to > 1 else []
+    words += ["--data", run.data.data] if run.data.data else []
+    words += ["--device", run.data.device] if run.data.device else []
+    words += ["--no-cuda"] if run.data.no_cuda else []
+    return shlex.join([*words, "--repair"])
