@@ -39,7 +39,7 @@ from slimming.workflows import sweep_subject
 from slimming.workflows.sweep_settings import SweepRun
 from slimming.workflows.sweep_subject import Candidate
 
-STARTS = ["network", "pruned", "start", "seed", "epochs", "before", "after"]
+STARTS = ["network", "pruned", "start", "seed", "before", "first epoch", "half", "last epoch"]
 RANK = ["network", "allocation", "pruned", "MFLOPs", "repaired", "on test", "fine-tuned"]
 RATIOS = (0.3, 0.45, 0.6, 0.75)
 ALLOCATIONS = ("global", "uniform", "lamp")
@@ -53,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--ratio", type=fraction, action="append", metavar="P")
     parser.add_argument("--way", action="append", choices=WAYS, metavar="W", help="default: all")
     parser.add_argument("--allocation", action="append", type=allocation_name, metavar="A")
-    parser.add_argument("--epochs", type=int, action="append", metavar="N")
+    parser.add_argument("--epochs", type=int, help="default: 4")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--name", type=plain_name, help="of the results (default: the study)")
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def starts(args: argparse.Namespace) -> None:
-    """Fine-tune from each start, for some epochs, with some seeds."""
+    """Fine-tune from each start, with some seeds."""
     device = choose_device(args.device)
     model, network, _ = architecture.load(args.model)
     data = DataSettings(data=args.data)
@@ -84,14 +84,14 @@ def starts(args: argparse.Namespace) -> None:
         for way in args.way or WAYS:
             begun = trial.by(way)(slim, kept).to(device)
             before = loop.test(begun, loaders[1]).prec1
-            for epochs in args.epochs or [1, 2, 4]:
-                for seed in range(1, args.seeds + 1):
-                    after = tuned(begun, network, loaders, epochs, seed, args.lr)
-                    row = [str(network), f"{ratio:.0%}", way, seed, epochs]
-                    row += [f"{before:.2%}", f"{after:.2%}"]
-                    rows = [dict(zip(STARTS, row, strict=True))]
-                    rows = measure.merged(args.name, rows, STARTS[:5])
-                    measure.write(args.name, measure.machine(device), STARTS, rows)
+            for seed in range(1, args.seeds + 1):
+                tops = tuned(begun, network, loaders, args.epochs or 4, seed, args.lr)
+                row = [str(network), f"{ratio:.0%}", way, seed]
+                for top1 in (before, tops[0], tops[len(tops) // 2 - 1], tops[-1]):
+                    row.append(f"{top1:.2%}")
+                rows = [dict(zip(STARTS, row, strict=True))]
+                rows = measure.merged(args.name, rows, STARTS[:4])
+                measure.write(args.name, measure.machine(device), STARTS, rows)
 
 
 def rank(args: argparse.Namespace) -> None:
@@ -107,8 +107,9 @@ def rank(args: argparse.Namespace) -> None:
             _, slim, kept = subject.slim(Candidate(name, ratio))
             repaired = subject.one_pass.repaired(slim, kept).to(device)
             held_back, test = subject.top1(repaired), loop.test(repaired, subject.test).prec1
-            (epochs,) = args.epochs or [4]
-            after = tuned(repaired, network, (train, subject.test), epochs, 1, args.lr)
+            *_, after = tuned(
+                repaired, network, (train, subject.test), args.epochs or 4, 1, args.lr
+            )
             flops = f"{profiling.count_flops(slim, network.image_size) / 1e6:.1f}"
             row = [str(network), name, f"{ratio:.0%}", flops]
             row += [f"{top1:.2%}" for top1 in (held_back, test, after)]
@@ -121,15 +122,17 @@ def rank(args: argparse.Namespace) -> None:
 
 def tuned(
     model: nn.Module, network: Architecture, loaders: Sequence, epochs: int, seed: int, lr: float
-) -> float:
-    """The test accuracy after fine-tuning a copy of the network."""
+) -> list[float]:
+    """The test accuracy after each epoch of fine-tuning a copy of the network, with a constant
+    learning rate."""
     settings = TrainSettings(epochs=epochs, seed=seed, lr=lr, amp=True, log_interval=10**6)
     train = loaders[0]
     train.seed = seed
     slim = replace(network, cfg=slicing.cfg_of(model))
-    trainer = Trainer(slicing.sliced(model, {}), slim, train, loaders[1], settings)
+    begun = slicing.sliced(model, {})
+    trainer = Trainer(begun, slim, train, loaders[1], settings, schedule=lambda epoch: lr)
     trainer.fit()
-    return trainer.history[-1]["test_prec1"]
+    return [record["test_prec1"] for record in trainer.history]
 
 
 if __name__ == "__main__":
