@@ -12,6 +12,7 @@ demo: $(VENV)/requirements
 	@rm -rf demo
 	$(BIN)/python main.py -sr --s 0.005 --dataset digits --arch vgg --depth 11 --epochs 12 \
 	    --no-cuda --save demo/sparse
+	$(BIN)/python sweep.py demo/sparse --points 10 --no-cuda --save demo/sweep
 	$(BIN)/python vggprune.py --percent 0.6 --model demo/sparse --no-cuda --save demo/pruned
 	$(BIN)/python main.py --refine demo/pruned/pruned.pth.tar --epochs 8 --no-cuda \
 	    --save demo/refined

@@ -15,8 +15,9 @@ import flowprune
 import main
 import resprune
 import run
+import sweep
 import vggprune
-from benchmarks import inference, measures, reproduce, speed
+from benchmarks import finetune, inference, measures, repair, reproduce, speed
 
 PAGES = [
     ROOT / "README.md",
@@ -44,9 +45,11 @@ PARSERS = {
     "flowprune.py": flowprune.make_parser(),
     "run.py": run.make_parser(),
     "eval.py": evaluation.make_parser(),
+    "sweep.py": sweep.make_parser(),
 }
 BENCHMARKS = {
-    f"{b.__name__.rpartition('.')[2]}.py": b for b in (inference, measures, reproduce, speed)
+    f"{b.__name__.rpartition('.')[2]}.py": b
+    for b in (finetune, inference, measures, repair, reproduce, speed)
 }
 
 
@@ -105,6 +108,7 @@ SMALL = {  # what makes a command quick, whatever it says before
     "run.py": "--dataset folder --base-train-epochs 1 --finetune-epochs 1 --batch-size 16 "
     "--model resnet --depth 11",
 }
+SMALL["sweep.py"] = "--points 2"
 SMALL["main_mask.py"] = SMALL["main.py"]
 
 

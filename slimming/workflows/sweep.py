@@ -165,7 +165,7 @@ def _point(subject: Subject, candidate: Candidate) -> dict[str, Any]:
     counts = profiling.count_all(slim, (3, size, size))
     repaired = subject.one_pass.repaired(slim, kept)
     both = [repaired, subject.one_pass.dense]
-    ours, theirs = profiling.latencies(both, subject.images, SECONDS)
+    ours, theirs = profiling.latencies(both, subject.images, seconds=SECONDS)
     return {
         "id": candidate.id,
         "allocation": candidate.allocation,
