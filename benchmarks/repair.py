@@ -40,6 +40,7 @@ from slimming.training import loop
 
 HEADER = ["network", "channels by", "pruned", "method", "top-1", "of the dense", "MFLOPs"]
 HEADER += ["parameters", "images", "seconds"]
+KEY = [*HEADER[:4], "images"]
 WAYS = ("as pruned", "BN statistics", "channels only", "one pass", "layer by layer")
 STRENGTH = 1e-3  # of the ridge, relative to the mean square of the inputs
 
@@ -51,6 +52,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--ratio", type=fraction, action="append", metavar="P")
     parser.add_argument("--measure", action="append", choices=["threshold", *MEASURES], metavar="M")
     parser.add_argument("--way", action="append", choices=WAYS, metavar="W", help="default: all")
+    parser.add_argument(
+        "--local", action="store_true", help="prune the same fraction of each layer, as run.py does"
+    )
+    parser.add_argument("--strength", type=float, help="of the ridge; default: the best held-back")
     parser.add_argument("--images", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", type=plain_name, default="repair", help="of the results")
@@ -68,10 +73,14 @@ def main() -> None:
         for part in ("train", "test")
     ]
     trial = Trial(model, *loaders, args.images, args.seed)
+    trial.local = args.local
+    if args.strength:
+        repair.STRENGTHS = (args.strength,)
     for measured in args.measure or ["threshold"]:
         for ratio in args.ratio or [0.5]:
             for row in trial.rows(str(network), measured, ratio, args.way or WAYS):
-                rows = measure.merged(args.name, [row], HEADER[:4])
+                row["method"] += f", strength {args.strength:g}" if args.strength else ""
+                rows = measure.merged(args.name, [row], KEY)
                 measure.write(args.name, measure.machine(device), HEADER, rows)
 
 
@@ -91,6 +100,7 @@ class Trial:
         self.top1 = loop.test(model.to(test.device), test).prec1
         self.coupled = groups(model.cpu(), self.images[:1])
         self.scores: dict = {}
+        self.local = False
         self.one_pass: OnePass | None = None
 
     def choose(self, measured: str, ratio: float) -> Choice:
@@ -101,7 +111,7 @@ class Trial:
             labels = torch.zeros(len(self.images), dtype=torch.long)
             evidence = Evidence(self.model, [(self.images.cpu(), labels)])
             self.scores[measured] = MEASURES[measured](evidence)
-        return ranking.choose(self.coupled, self.scores[measured], ratio)
+        return ranking.choose(self.coupled, self.scores[measured], ratio, local=self.local)
 
     def rows(self, name: str, measured: str, ratio: float, ways: Sequence[str]) -> Iterator[dict]:
         choice = self.choose(measured, ratio)
@@ -114,7 +124,8 @@ class Trial:
             repaired = self.by(way)(slim, kept)
             seconds = time.perf_counter() - began
             top1 = loop.test(repaired.to(self.test.device), self.test).prec1
-            row = [name, measured, f"{ratio:.0%}", way, f"{top1:.2%}", f"{top1 / self.top1:.1%}"]
+            by = f"{measured} in each layer" if self.local else measured
+            row = [name, by, f"{ratio:.0%}", way, f"{top1:.2%}", f"{top1 / self.top1:.1%}"]
             count = 0 if way == WAYS[0] else len(self.images)
             row += [flops, parameters, count, f"{seconds:.0f}"]
             yield dict(zip(HEADER, row, strict=True))
