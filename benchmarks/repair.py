@@ -157,7 +157,7 @@ def mix_channels(
 ) -> nn.Module:
     """A copy of ``slim`` in which each lost channel is replaced, in all places alike, by the linear
     combination of those that are left which is closest to it (GRAIL, 2602.23795)."""
-    mixed = copy.deepcopy(slim)
+    mixed = copy.deepcopy(slim).to(next(dense.parameters()).device)
     for name, gram in grams.items():
         inputs = kept.get(name, {}).get("in")
         if inputs is None or inputs.all():

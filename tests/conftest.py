@@ -71,7 +71,7 @@ def save_network(path, arch, depth, dataset="digits", num_classes=10, cfg=None, 
     """Write a checkpoint of a network with random scaling factors; return the path."""
     network = architecture.Architecture(arch, depth, dataset, num_classes, cfg)
     torch.manual_seed(0)
-    model = randomize(NETWORKS[arch](depth=depth, num_classes=num_classes, cfg=cfg))
+    model = randomize(network.build())
     checkpoint.write(path, architecture.contents_of(model, network, 1, 0.5, **more))
     return path
 

@@ -129,6 +129,15 @@ def test_any_network_can_be_swept(images, tmp_path):
     assert re.search(rf"pruned: .*{point['parameters']:,} parameters", printed)
 
 
+def test_without_batchnorm_there_is_no_global_threshold_to_try(images, tmp_path):
+    path = save_network(tmp_path / "dense.pth.tar", "squeezenet1_1", None, "folder", 2)
+    record, printed = swept(path, images, tmp_path / "sweep", "--points 1")
+    assert {p["allocation"] for p in record["points"]} == {"uniform", "lamp"}
+    assert "no BatchNorm" in printed
+    command = f"sweep.py {path} --data {images} --no-cuda --save {tmp_path}/sweep"
+    fails(tmp_path, f"{command} --allocation global", says="no allocation is left")
+
+
 def test_bad_input_of_a_sweep_is_one_line(resnet, images, tmp_path):
     command = f"sweep.py {resnet} --data {images} --no-cuda --save {tmp_path}/sweep"
     fails(tmp_path, "sweep.py", says="CHECKPOINT is required")

@@ -113,7 +113,7 @@ def refit(
     """A copy of ``slim``, the ``dense`` network without what is not in ``kept``, whose layers
     reproduce the dense ones as well as they can from the inputs that are left, if those are as in
     the dense network; ``grams`` are `input_grams` of it. BN statistics stay as they are."""
-    fitted = copy.deepcopy(slim)
+    fitted = copy.deepcopy(slim).to(next(dense.parameters()).device)
     for name, gram in grams.items():
         inputs = kept.get(name, {}).get("in")
         if inputs is None or inputs.all():

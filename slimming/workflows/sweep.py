@@ -34,8 +34,7 @@ def continuable(subject: Subject) -> Iterator[None]:
 def candidates(subject: Subject) -> list[Candidate]:
     """All candidates, by rising percentage, those that fit a budget last."""
     run, ratios = subject.run, subject.run.points.ratios
-    names = [name for name in run.points.allocation if name != SEARCH]
-    made = [Candidate(name, ratio) for ratio in ratios for name in names]
+    made = [Candidate(name, ratio) for ratio in ratios for name in subject.allocations]
     if SEARCH in run.points.allocation:
         count = run.points.candidates
         places = [(i + 0.5) / count for i in range(count)]
@@ -47,8 +46,7 @@ def candidates(subject: Subject) -> list[Candidate]:
 def within_budget(subject: Subject) -> list[Candidate]:
     """For each allocation but search, the candidate that prunes as little as the budgets allow."""
     run, images, found = subject.run, subject.test.first(64), []
-    names = [name for name in run.points.allocation if name != SEARCH and run.budget.given]
-    for name in names:
+    for name in subject.allocations if run.budget.given else ():
         print(f"{name}: ", end="")
         found.append(Candidate(name, round(run.budget.of(subject.prunable, images, name), 9)))
     return found

@@ -16,6 +16,7 @@ from slimming.errors import UserError
 from slimming.pruning import allocation, slicing
 from slimming.pruning.allocation import Prunable
 from slimming.pruning.choice import Choice
+from slimming.pruning.evidence import scaled_norms
 from slimming.pruning.groups import groups
 from slimming.pruning.one_pass import OnePass
 from slimming.pruning.repair import LEAST, repair
@@ -25,10 +26,11 @@ from slimming.storage.architecture import Architecture
 from slimming.training import loop
 from slimming.workflows.before_after import one_process
 from slimming.workflows.sweep_record import SweepRecord, digest
-from slimming.workflows.sweep_settings import SweepRun
+from slimming.workflows.sweep_settings import SEARCH, SweepRun
 
 SCRIPTS = {"vgg": "vggprune.py", "resnet": "resprune.py", "densenet": "denseprune.py"}
 BATCH = 256
+THRESHOLD = "global"  # the allocation that needs scaling factors
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,13 @@ class Subject:
     judged: list[tuple[torch.Tensor, torch.Tensor]]
     test: Batches | Stream
     record: SweepRecord
+
+    @property
+    def allocations(self) -> list[str]:
+        """The allocations that make a curve, without search."""
+        names = [name for name in self.run.points.allocation if name != SEARCH]
+        scaled = scaled_norms(self.prunable.model)
+        return [name for name in names if scaled or name != THRESHOLD]
 
     @property
     def images(self) -> torch.Tensor:
@@ -119,6 +128,10 @@ def load(run: SweepRun) -> Subject:
         "latency_batch": run.budget.latency_batch,
         "device": device.type,
     }
+    if THRESHOLD in run.points.allocation and not scaled_norms(model):
+        print("note: the network has no BatchNorm, so there is no global threshold to try")
+        if run.points.allocation == (THRESHOLD,):
+            raise UserError("no allocation is left to try: use --allocation uniform,lamp")
     record = SweepRecord(run.folder, basis)
     return Subject(run, path, network, prunable, images[held_back:], judged, test, record)
 
@@ -129,7 +142,7 @@ def command(subject: Subject, candidate: Candidate) -> str:
     ratio, name = f"{candidate.ratio:.9g}", candidate.allocation
     if network.arch in SCRIPTS:
         words = ["python", SCRIPTS[network.arch], "--model", str(subject.path), "--percent", ratio]
-        words += [] if name == "global" else ["--allocation", name]
+        words += [] if name == THRESHOLD else ["--allocation", name]
     else:
         words = ["python", "run.py", "--model", network.arch, "--dataset", network.dataset]
         words += ["--skip-base-training", "--model-path", str(subject.path)]
