@@ -145,6 +145,7 @@ def test_bad_input_of_a_sweep_is_one_line(resnet, images, tmp_path):
     for wrong in ("--points 0", "--held-back 0", "--candidates 0", "--cost time"):
         fails(tmp_path, f"{command} {wrong}", says=wrong.split()[0])
     fails(tmp_path, f"{command} --allocation global,best", says="not 'global,best'")
+    fails(tmp_path, f"{command} --candidates 5", says="--candidates needs --allocation search")
     succeed(f"{command} --points 1")
     fails(tmp_path, f"{command} --points 1 --mflops 1e-6", says="cannot be met")
     known = (tmp_path / "sweep" / "sweep.json").read_bytes()

@@ -8,6 +8,7 @@ from torch import nn
 
 from slimming.data.batches import Batches
 from slimming.data.stream import Stream
+from slimming.errors import UserError
 from slimming.pruning.repair import LEAST, Repaired, repair
 from slimming.pruning.scaling import Masks
 from slimming.settings import number, seed, setting
@@ -35,6 +36,11 @@ class RepairSettings:
     repair_seed: int = setting(
         0, "random seed for choosing these images", metavar="N", parse=seed, kept=True
     )
+
+    def __post_init__(self) -> None:
+        for name in ("repair_images", "repair_seed"):
+            if not self.repair and getattr(self, name) != getattr(type(self), name):
+                raise UserError(f"--{name.replace('_', '-')} needs --repair: add it")
 
     def of(
         self, slim: nn.Module, dense: nn.Module, kept: Mapping[str, Masks], loader: Batches | Stream

@@ -75,6 +75,10 @@ class PointsSettings:
     )
     cost: str = setting("flops", "cost that the front and its knee are found by", choices=COSTS)
 
+    def __post_init__(self) -> None:
+        if SEARCH not in self.allocation and self.candidates != type(self).candidates:
+            raise UserError("--candidates needs --allocation search: add it")
+
     @property
     def ratios(self) -> list[float]:
         """The fractions to prune."""
