@@ -9,8 +9,8 @@ training images that are held back; names the best point, and prints the command
 from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
 from slimming.settings import build
-from slimming.workflows import sweep, sweep_subject
-from slimming.workflows.sweep_settings import SweepRun
+from slimming.workflows.sweep import points, subject
+from slimming.workflows.sweep.settings import SweepRun
 
 
 def make_parser() -> Parser:
@@ -19,14 +19,14 @@ def make_parser() -> Parser:
 
 def main() -> None:
     run = build(SweepRun, flags.parse(make_parser()))
-    subject = sweep_subject.load(run)
-    with sweep.continuable(subject):
-        fitted = sweep.within_budget(subject)
-        sweep.measure(subject, [*sweep.candidates(subject), *fitted])
-        sweep.repair_front(subject)
-        best = sweep.choose(subject, fitted)
-        sweep.test(subject, best)
-    sweep.report(subject, best)
+    swept = subject.load(run)
+    with points.continuable(swept):
+        fitted = points.within_budget(swept)
+        points.measure(swept, [*points.candidates(swept), *fitted])
+        points.repair_front(swept)
+        best = points.choose(swept, fitted)
+        points.test(swept, best)
+    points.report(swept, best)
 
 
 if __name__ == "__main__":

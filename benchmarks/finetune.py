@@ -35,9 +35,9 @@ from slimming.storage.architecture import Architecture
 from slimming.training import loop
 from slimming.training.settings import TrainSettings
 from slimming.training.trainer import Trainer
-from slimming.workflows import sweep_subject
-from slimming.workflows.sweep_settings import SweepRun
-from slimming.workflows.sweep_subject import Candidate
+from slimming.workflows.sweep import subject as sweep_subject
+from slimming.workflows.sweep.settings import SweepRun
+from slimming.workflows.sweep.subject import Candidate
 
 STARTS = ["network", "pruned", "start", "seed", "before", "first epoch", "half", "last epoch"]
 RANK = ["network", "allocation", "pruned", "MFLOPs", "repaired", "on test", "fine-tuned"]

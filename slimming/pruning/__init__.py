@@ -13,6 +13,8 @@ Which ones stay:
 - `obs.elimination_errors`: the measure `obs`, Optimal Brain Surgeon for whole channels
 - `tracking.Tracker`: importance during training, as a moving average
 - `ranking.choose`, `choice.Choice`: a choice by any scores
+- `allocation.choose`, `allocation.ALLOCATIONS`: which layer loses how much
+- `front.front`, `front.knee`: the best of many slim networks
 - `budget.fit`: the smallest ratio that fits a budget
 - `kernels.kernel_masks`, `kernels.pattern_masks`: weights inside filters instead of channels
 
@@ -22,7 +24,8 @@ The slim network:
 
 Its repair:
 - `repair.repair`: fit its weights to the activations of the dense network, layer by layer
-- `one_pass.refit`, `one_pass.input_grams`: the same in closed form, from one pass over the images
+- `one_pass.OnePass`: the same in closed form, from one pass over the images
+- `statistics.mean_and_variance`, `statistics.move_statistics`: what BatchNorm reads
 - `side_by_side.SideBySide`, `activations.Activations`: both networks run on the same images, and
   what the layers of one read and put out
 - `patches.sample`, `patches.rows`: a layer as rows of a matrix product

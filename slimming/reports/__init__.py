@@ -6,5 +6,6 @@
 - `preact.text`: a summary of pruning in the format of another suite
 - `plots.write_picture`, `plots.draw_curves`, `plots.draw_pruning`, ...: pictures as PNG
 - `board.TensorBoard`: scalars and histograms of γ
+- `sweep_text.line`, `sweep_plot.write`, `sweep_page.page`: a sweep as text, picture and page
 - `page.write_report`: an experiment as one HTML file
 """

@@ -52,8 +52,6 @@ def draw(facts: Mapping[str, Any]) -> bytes:
         part.grid(alpha=0.3)
     axes[0].set_ylabel("top-1 on held-back training images (%)")
     axes[0].legend(fontsize=8)
-    axes[1].text(
-        0.98, 0.97, "solid: repaired\ndotted: as pruned", ha="right", va="top", fontsize=8,
-        transform=axes[1].transAxes,
-    )  # fmt: skip
+    note, corner = "solid: repaired\ndotted: as pruned", axes[1].transAxes
+    axes[1].text(0.03, 0.05, note, fontsize=8, transform=corner)
     return to_png(figure, facts["title"])

@@ -23,6 +23,11 @@ run.py:
 - `methods.METHODS`: its pruning methods by name
 - `scoring.evaluate`, `record.Record`, `experiment_page.write`: scores, results, report
 
+sweep.py:
+- `sweep.subject.load`: the network to prune, and the images that slim ones are judged by
+- `sweep.points.measure`, `sweep.points.choose`, `sweep.points.report`: what pruning would give
+- `sweep.settings.SweepRun`, `sweep.record.SweepRecord`: its settings, and sweep.json
+
 eval.py:
 - `evaluation.load`, `evaluation.evaluate`: describe and evaluate a checkpoint
 - `evaluation_settings.EvaluationRun`: its settings

@@ -1,4 +1,4 @@
-"""sweep.py: what each percentage of each allocation would give."""
+"""Measure slim networks, choose one, report."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ from slimming.reports import sweep_page, sweep_plot, sweep_text
 from slimming.runtime import optional
 from slimming.storage import files
 from slimming.training import loop
-from slimming.workflows.sweep_settings import SEARCH, SweepRun
-from slimming.workflows.sweep_subject import Candidate, Subject, command
+from slimming.workflows.sweep.settings import SEARCH, SweepRun
+from slimming.workflows.sweep.subject import Candidate, Subject, command
 
 SECONDS = 0.2  # of measuring the latency of a point
 

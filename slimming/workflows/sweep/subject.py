@@ -25,8 +25,8 @@ from slimming.storage import architecture
 from slimming.storage.architecture import Architecture
 from slimming.training import loop
 from slimming.workflows.before_after import one_process
-from slimming.workflows.sweep_record import SweepRecord, digest
-from slimming.workflows.sweep_settings import SEARCH, SweepRun
+from slimming.workflows.sweep.record import SweepRecord, digest
+from slimming.workflows.sweep.settings import SEARCH, SweepRun
 
 SCRIPTS = {"vgg": "vggprune.py", "resnet": "resprune.py", "densenet": "denseprune.py"}
 BATCH = 256
