@@ -9,12 +9,12 @@ import time
 
 import pytest
 import torch
-from conftest import SMALLEST, fails, same, save_network, succeed
+from conftest import NARROW, SMALLEST, fails, same, save_network, succeed
 from warm import start
 
 from models import NETWORKS
 from slimming.measuring import profiling
-from slimming.pruning import slicing
+from slimming.pruning import activations, one_pass, slicing
 from slimming.pruning.front import front, knee
 from slimming.pruning.groups import declared
 from slimming.pruning.one_pass import OnePass
@@ -170,14 +170,23 @@ def test_one_pass_changes_nothing_without_a_loss_and_helps_with_one(arch):
     with torch.no_grad():
         dense.train()(images)
     dense.eval()
-    one_pass = OnePass(dense, images)
-    unchanged = one_pass.repaired(slicing.sliced(dense, {}), {}).state_dict()
+    once = OnePass(dense, images)
+    unchanged = once.repaired(slicing.sliced(dense, {}), {}).state_dict()
     assert all(torch.allclose(value, unchanged[n]) for n, value in dense.state_dict().items())
     choice = choose_channels(dense, 0.3)
     kept = slicing.kept_channels(dense, declared(dense), choice.keep)
     slim = slicing.sliced(dense, kept)
-    repaired = one_pass.repaired(slim, kept)
+    repaired = once.repaired(slim, kept)
     assert divergence(repaired, dense, images) < 0.7 * divergence(slim, dense, images)
+
+
+def test_of_large_images_one_pass_uses_fewer(monkeypatch):
+    dense, images = NETWORKS["vgg"](depth=11, cfg=NARROW["vgg"]).eval(), torch.rand(64, 3, 32, 32)
+    whole = OnePass(dense, images).grams["feature.4"].count
+    each = activations.Activations(dense, [images[:1]]).peak()
+    monkeypatch.setattr(one_pass, "MEMORY", 40 * each)
+    few = OnePass(dense, images)
+    assert few.grams["feature.4"].count < whole and len(few.images) == activations.LEAST
 
 
 def test_the_knee_is_where_accuracy_begins_to_fall():

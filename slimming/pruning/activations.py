@@ -12,6 +12,10 @@ from torch import fx, nn
 from slimming.errors import UserError
 from slimming.pruning.widths import BATCH_NORMS
 
+LEAST = 32  # images
+BATCH = 128
+MEMORY = 3 * 2**30  # bytes of activations that are kept at a time: large images are fewer
+
 # What costs less to compute again than to keep for all images.
 CHEAP_MODULES = (*BATCH_NORMS, nn.Dropout, nn.Identity, nn.Flatten)
 CHEAP_FUNCTIONS = {F.relu, F.relu6, F.hardswish, F.silu, F.dropout, torch.relu, torch.flatten}
@@ -129,6 +133,12 @@ class Activations:
             else:
                 nearest.add(other)
         return nearest
+
+
+def count_within(memory: int, image: torch.Tensor, *models: nn.Module) -> int:
+    """The number of images like ``image`` (1, 3, H, W) whose activations in all ``models``, those
+    that `Activations` keeps at a time, take ``memory`` bytes."""
+    return memory // sum(Activations(model, [image]).peak() for model in models)
 
 
 def _nothing_in_place(model: nn.Module) -> nn.Module:

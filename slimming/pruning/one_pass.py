@@ -11,28 +11,27 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from slimming.pruning.activations import Activations
+from slimming.pruning.activations import BATCH, LEAST, MEMORY, Activations, count_within
 from slimming.pruning.least_squares import STRENGTH, Gram, solve
 from slimming.pruning.patches import obstacle, sample
 from slimming.pruning.scaling import Masks, batch_norms
 from slimming.pruning.statistics import mean_and_variance, move_statistics
 from slimming.pruning.widths import layer_of
 
-BATCH = 128
 POSITIONS = 16_384  # of a layer's output, over all images
 FORWARD = 256  # images of the forward pass for statistics: a batch of BN
-MEMORY = 2**30  # bytes of activations in that pass
 
 
 class OnePass:
     """What a ``dense`` network does with ``images`` (N, 3, H, W) of the training data, normalised:
-    enough to repair any network that is cut from it. UserError if torch.fx cannot trace it."""
+    enough to repair any network that is cut from it. Of images so large that their activations
+    would take more than 3 GiB, only the first are used. UserError if torch.fx cannot trace it."""
 
     def __init__(self, dense: nn.Module, images: torch.Tensor, seed: int = 0):
         self.dense = copy.deepcopy(dense).to(images.device).eval()
-        self.grams = input_grams(self.dense, images, seed)
-        each = Activations(self.dense, [images[:1]]).peak()
-        self.images = images[: min(FORWARD, max(1, MEMORY // each))]
+        count = count_within(MEMORY, images[:1], self.dense)
+        self.grams = input_grams(self.dense, images[: max(LEAST, count)], seed)
+        self.images = images[: max(LEAST, min(FORWARD, count // 4))]
         self.statistics = input_statistics(self.dense, self.images)
 
     def repaired(self, slim: nn.Module, kept: Mapping[str, Masks]) -> nn.Module:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from slimming.errors import UserError
-from slimming.pruning.activations import Activations
+from slimming.pruning.activations import BATCH, LEAST, MEMORY, count_within
 from slimming.pruning.least_squares import Moments, best_ridge
 from slimming.pruning.patches import obstacle, rows, sample
 from slimming.pruning.proof import only_logits
@@ -24,9 +24,6 @@ from slimming.pruning.statistics import mean_and_variance, move_statistics
 from slimming.pruning.widths import BATCH_NORMS, BatchNorm
 from slimming.runtime import optional
 
-LEAST = 32  # images
-BATCH = 128
-MEMORY = 3 * 2**30  # bytes of activations of both networks: large images are fewer
 HELD_BACK = 8  # one image in so many, to judge the result; one batch, to choose the strength
 POSITIONS = 32_768  # of a layer's output that are fitted, over all images
 STRENGTHS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)  # of the ridge, relative to the variance of the inputs
@@ -72,8 +69,7 @@ def repair(
         raise UserError(f"repair needs at least {LEAST} images, not {len(images)}")
     images = images.to(memory_format=torch.channels_last)
     slim, dense = (_ready(model, images.device) for model in (slim, dense))
-    each = sum(Activations(model, [images[:1]]).peak() for model in (slim, dense))
-    images = images[: max(LEAST, MEMORY // each)]
+    images = images[: max(LEAST, count_within(MEMORY, images[:1], slim, dense))]
     judged, fitted = images.split([size := len(images) // HELD_BACK, len(images) - size])
     batches = list(fitted.split(min(BATCH, -(-len(fitted) // HELD_BACK))))
     pair = SideBySide(slim, dense, kept, batches)
