@@ -24,6 +24,9 @@ from benchmarks import measure
 from benchmarks.repair import WAYS, Trial
 from slimming.cli import entry
 from slimming.data import loading
+from slimming.data.batches import Batches
+from slimming.data.order import balanced
+from slimming.data.pixels import Split
 from slimming.data.settings import DataSettings
 from slimming.measuring import profiling
 from slimming.pruning import slicing
@@ -54,6 +57,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--way", action="append", choices=WAYS, metavar="W", help="default: all")
     parser.add_argument("--allocation", action="append", type=allocation_name, metavar="A")
     parser.add_argument("--epochs", type=int, help="default: 4")
+    text = "number of training images of an epoch, equally many of each class (default: all)"
+    parser.add_argument("--train-images", type=int, default=10**9, metavar="N", help=text)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--name", type=plain_name, help="of the results (default: the study)")
@@ -77,6 +82,7 @@ def starts(args: argparse.Namespace) -> None:
         for part in ("train", "test")
     ]
     trial = Trial(model, *loaders, 2048, 0)
+    loaders[0] = some(loaders[0], args.train_images)
     for ratio in args.ratio or [0.5]:
         choice = trial.choose("threshold", ratio)
         kept = slicing.kept_channels(model, trial.coupled, choice.keep)
@@ -102,6 +108,7 @@ def rank(args: argparse.Namespace) -> None:
     train = loading.batches(
         network.dataset, "train", 64, device, network.image_size, subject.run.data
     )
+    train = some(train, args.train_images)
     for ratio in args.ratio or RATIOS:
         for name in args.allocation or ALLOCATIONS:
             _, slim, kept = subject.slim(Candidate(name, ratio))
@@ -118,6 +125,13 @@ def rank(args: argparse.Namespace) -> None:
             note = f"Spearman's ρ of repaired and fine-tuned, {len(rows)} networks: "
             note += f"{spearmanr(*pairs).statistic:.3f}" if len(rows) > 2 else "-"
             measure.write(args.name, measure.machine(device), RANK, rows, note)
+
+
+def some(loader: Batches, count: int) -> Batches:
+    """The batches of so many of the images."""
+    images, labels, classes = loader.split
+    chosen = balanced(labels, count, seed=0).to(images.device)
+    return replace(loader, split=Split(images[chosen], labels[chosen], classes))
 
 
 def tuned(
