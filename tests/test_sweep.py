@@ -45,6 +45,7 @@ def test_a_point_costs_what_its_command_gives(resnet, images, tmp_path):
             continue
         target = tmp_path / point["id"]
         words = shlex.split(point["command"])[1:]
+        assert words[-1].startswith(f"{tmp_path}/sweep/{point['allocation']}-")
         succeed(shlex.join(words), "--save", target)
         slim, _, _ = architecture.load(target / "pruned.pth.tar")
         assert profiling.count_parameters(slim) == point["parameters"]
@@ -83,27 +84,32 @@ def test_ctrl_c_keeps_the_points_and_the_same_command_continues(resnet, images, 
     assert process.exitcode == 130
     (line,) = files[1].read_text().splitlines()
     before = json.loads(record.read_text())["points"]
-    assert f"{len(before)} points are in {record}; run the same command" in line
+    assert f"{record} has {len(before)} of the points; run the same command" in line
     assert 0 < len(before) < 18 and not (folder / "sweep.html").exists()
     printed = succeed(command)
     after = json.loads(record.read_text())["points"]
     assert len(after) == 18 and same(after[: len(before)], before)
     assert f"{len(before)} of 18 points are in {record} already" in printed
     again = succeed(command)  # all is known: nothing is measured
-    assert "allocation   " not in again and "prune there with" in again
+    assert "allocation   " not in again and "prune there, and" in again
 
 
 def test_budgets_of_a_sweep(resnet, images, tmp_path):
-    more = "--points 2 --flops 0.5 --params 0.6"
+    more = "--points 2 --flops 0.5 --params 0.6 --allocation global,uniform,lamp,search"
+    more += " --candidates 2"
     record, printed = swept(resnet, images, tmp_path / "sweep", more)
-    assert len(record["points"]) == 3 * 2 + 3 and "the best within the budget" in printed
+    assert len(record["points"]) == 3 * 2 + 5 and "the best within the budget" in printed
     chosen = next(p for p in record["points"] if p["id"] == record["chosen"]["id"])
     assert chosen["flops"] <= 0.5 and chosen["params"] <= 0.6
-    fitted = record["points"][-3:]
+    fitted = record["points"][-5:]
     for point in fitted:
         assert point["flops"] <= 0.5 and point["params"] <= 0.6
         assert max(point["flops"] / 0.5, point["params"] / 0.6) > 0.97
-    assert chosen["repaired"] == max(point["repaired"] for point in fitted)
+    inside = [p for p in record["points"] if p["flops"] <= 0.5 and p["params"] <= 0.6]
+    assert chosen["repaired"] == max(point["repaired"] for point in inside)
+    assert "budget, uniform: " not in succeed(  # found once
+        f"sweep.py {resnet} --data {images} --no-cuda --save {tmp_path}/sweep {more}"
+    )
 
 
 def test_exact_repairs_the_front_layer_by_layer(resnet, images, tmp_path):
@@ -149,11 +155,14 @@ def test_bad_input_of_a_sweep_is_one_line(resnet, images, tmp_path):
     succeed(f"{command} --points 1")
     fails(tmp_path, f"{command} --points 1 --mflops 1e-6", says="cannot be met")
     known = (tmp_path / "sweep" / "sweep.json").read_bytes()
-    says = "is of a sweep with round_to 1, not 4: use another --save"
+    says = "is of a sweep with --round-to 1, not 4: use another --save"
     fails(tmp_path, f"{command} --points 1 --round-to 4", says=says)
     assert (tmp_path / "sweep" / "sweep.json").read_bytes() == known
-    (tmp_path / "sweep" / "sweep.json").write_text("[]")
-    fails(tmp_path, f"{command} --points 1", says="is not the file of a sweep")
+    damaged = json.loads(known)
+    del damaged["points"][0]["repaired"]
+    for text in ("[]", "{", json.dumps(damaged)):
+        (tmp_path / "sweep" / "sweep.json").write_text(text)
+        fails(tmp_path, f"{command} --points 1", says="is damaged or not of a sweep")
 
 
 @pytest.mark.parametrize("arch", SMALLEST)
@@ -195,3 +204,6 @@ def test_the_knee_is_where_accuracy_begins_to_fall():
     worse = [(cost + 0.05, accuracy - 0.3) for cost, accuracy in points]
     assert points[knee([*points, *worse], (1.0, 0.9))][0] == 0.4
     assert knee([(0.5, 0.9)], (1.0, 0.9)) == 0
+    assert knee([(0.3, 0.9), (0.95, 0.905)], (1.0, 0.9)) == 0  # the cheapest is as good
+    assert knee([(0.3, 0.895), (0.95, 0.91)], (1.0, 0.9)) == 0
+    assert knee([(0.1, 0.1), (0.3, 0.88), (0.95, 0.95)], (1.0, 0.9)) == 1

@@ -34,7 +34,8 @@ FACTS = {
     ],
     "chosen": {"id": "lamp 0.55", "exact": False, "test": {"dense": {"prec1": 0.91}}},
     "cost": "flops",
-    "why": "the knee of the front",
+    "front": ["global 0.5", "lamp 0.55"],
+    "why": "the knee of the front, beyond which accuracy falls faster than cost",
 }
 
 

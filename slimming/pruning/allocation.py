@@ -21,7 +21,7 @@ from slimming.pruning.importance import Scores
 from slimming.pruning.scaling import alive_channels
 from slimming.pruning.threshold import choose_channels
 
-STEPS = 60  # of a bisection over floats
+LEAST = 1e-3  # a smaller share is none
 RANDOM = re.compile(r"random-(\d{1,9})")
 
 
@@ -49,6 +49,20 @@ class Prunable:
         return slicing.sliced(self.model, kept), kept
 
     @cached_property
+    def living(self) -> list[Group]:
+        """The groups, without the channels that a mask has set to γ = β = 0."""
+        if not is_wired(self.model):
+            return self.coupled
+        masks = alive_channels(self.model)
+        alive = {name: mask for name, mask in masks.items() if mask.any()}
+        return [
+            replace(g, alive=alive[g.name], filters=g.filters * alive[g.name])
+            if g.name in alive
+            else g
+            for g in self.coupled
+        ]
+
+    @cached_property
     def scores(self) -> Scores:
         """|γ|, or ‖θ‖₁ of each filter if there is no BatchNorm."""
         measure = importance.bn if scaled_norms(self.model) else importance.l1
@@ -59,7 +73,7 @@ class Prunable:
     ) -> Choice:
         """The channels with the highest ``scores``; ``shares``: see `ranking.choose`."""
         scores = self.scores if scores is None else scores
-        return ranking.choose(self.coupled, scores, ratio, shares=shares, round_to=self.round_to)
+        return ranking.choose(self.living, scores, ratio, shares=shares, round_to=self.round_to)
 
 
 Allocation = Callable[[Prunable, float], Choice]
@@ -85,7 +99,7 @@ def global_(network: Prunable, ratio: float) -> Choice:
 @allocation
 def uniform(network: Prunable, ratio: float) -> Choice:
     """The same fraction of each layer."""
-    return network.ranked(ratio, shares={group.name: ratio for group in network.coupled})
+    return network.ranked(ratio, shares=dict.fromkeys(_names(network), 1.0))
 
 
 @allocation
@@ -100,24 +114,20 @@ def choose(network: Prunable, ratio: float, name: str = "global") -> Choice:
     of `ALLOCATIONS`, or random-N, which draws the fractions of the layers with the seed N."""
     drawn = RANDOM.fullmatch(name)
     if drawn:
-        shares = random_shares(network.coupled, ratio, int(drawn[1]))
-        return network.ranked(ratio, shares=shares)
+        return network.ranked(ratio, shares=random_shares(_names(network), int(drawn[1])))
     return ALLOCATIONS[name](network, ratio)
 
 
-def random_shares(coupled: list[Group], ratio: float, seed: int) -> dict[str, float]:
-    """A fraction for each group, uniform and then scaled so that ``ratio`` of all filters go (as
-    the candidates of EagleEye, Li et al., ECCV 2020, 2007.02491)."""
+def random_shares(names: list[str], seed: int) -> dict[str, float]:
+    """A share for each group, uniform from 0 to 1, as in the candidates of EagleEye (Li et al.,
+    ECCV 2020, 2007.02491)."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.rand(len(coupled), generator=generator, dtype=torch.double)
-    filters = torch.tensor([int(group.filters.sum()) for group in coupled], dtype=torch.double)
-    low, high = 0.0, 1 / max(float(drawn.min()), 1e-9)
-    for _ in range(STEPS):
-        scale = (low + high) / 2
-        removed = float((filters * (scale * drawn).clamp(max=1)).sum())
-        low, high = (low, scale) if removed > ratio * count_filters(coupled) else (scale, high)
-    fractions = (low * drawn).clamp(max=1).tolist()
-    return {group.name: share for group, share in zip(coupled, fractions, strict=True)}
+    drawn = torch.rand(len(names), generator=generator, dtype=torch.double).clamp(min=LEAST)
+    return dict(zip(names, drawn.tolist(), strict=True))
+
+
+def _names(network: Prunable) -> list[str]:
+    return [group.name for group in network.coupled]
 
 
 def allocation_name(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+NOISE = 0.01  # about a standard error of the accuracy on 1,024 images
+
 Point = tuple[float, float]  # cost, accuracy
 
 
@@ -22,7 +24,8 @@ def front(points: Sequence[Point]) -> list[int]:
 def knee(points: Sequence[Point], dense: Point) -> int:
     """The index of the point of the `front` that is farthest above the line from its cheapest point
     to the ``dense`` network, in units of their differences: beyond it, accuracy falls faster than
-    cost (Satopää et al., 2011, "Finding a kneedle in a haystack").
+    cost (Satopää et al., 2011, "Finding a kneedle in a haystack"). Accuracy above that of the dense
+    network counts as equal; if the cheapest point is as accurate, up to NOISE, it is the knee.
 
     >>> knee([(0.1, 0.1), (0.3, 0.85), (0.6, 0.9)], dense=(1.0, 0.9))
     1
@@ -30,11 +33,11 @@ def knee(points: Sequence[Point], dense: Point) -> int:
     best = front(points)
     low_cost, low_accuracy = points[best[0]]
     width, height = dense[0] - low_cost, dense[1] - low_accuracy
-    if width <= 0 or height <= 0:
-        return best[-1]  # the cheapest is as good as the dense network, or the only one
+    if width <= 0 or height <= NOISE:
+        return best[0]
 
     def above(i: int) -> float:
         cost, accuracy = points[i]
-        return (accuracy - low_accuracy) / height - (cost - low_cost) / width
+        return (min(accuracy, dense[1]) - low_accuracy) / height - (cost - low_cost) / width
 
     return max(best, key=above)

@@ -23,8 +23,8 @@ def choose(
     least: Mapping[str, int] | None = None,
 ) -> Choice:
     """Choose the units of each group to keep when the fraction ``ratio`` of all filters is pruned:
-    over the whole network or, with ``local``, of each group. ``shares`` prunes another fraction of
-    each group, by its name.
+    over the whole network or, with ``local``, of each group. With ``shares``, by the names of the
+    groups, the fractions of the groups are in these proportions.
 
     The score of a unit is the mean over the layers of its group that have scores; ties are spread
     evenly over all groups. Groups without scores are not pruned. Each layer that writes a group
@@ -52,9 +52,11 @@ def choose(
     alive = {group.name: group.alive for group in scored}
     prunable = {g.name: g.alive & ~_best(g, by_group[g.name], least or {}) for g in scored}
     if local:
-        shares = {group.name: ratio for group in scored}
-    if shares is not None:
-        cuts, threshold = _lowest_of_each(scored, by_group, prunable, shares), math.nan
+        cuts, threshold = _lowest_of_each(scored, by_group, prunable, ratio), math.nan
+    elif shares is not None:
+        # the larger the share, the more units are below the same fraction of the group
+        places = {g.name: _places(by_group[g.name], g.alive) / shares[g.name] for g in scored}
+        cuts, threshold = _lowest_of_all(scored, places, prunable, ratio)[0], math.nan
     else:
         cuts, threshold = _lowest_of_all(scored, by_group, prunable, ratio)
     keep, rescued, spared = {}, [], 0
@@ -99,14 +101,12 @@ def _best(group: Group, units: torch.Tensor, least: Mapping[str, int]) -> torch.
     return best
 
 
-def _lowest_of_each(
-    scored: list[Group], by_group: Scores, prunable: Masks, shares: Mapping[str, float]
-) -> Masks:
-    """Masks of the fraction ``shares[name]`` with the lowest scores in each group."""
+def _lowest_of_each(scored: list[Group], by_group: Scores, prunable: Masks, ratio: float) -> Masks:
+    """Masks of the fraction ``ratio`` with the lowest scores in each group."""
     cuts = {}
     for group in scored:
         order = by_group[group.name].argsort(stable=True)
-        count = int(int(group.alive.sum()) * shares[group.name] + 1e-9)
+        count = int(int(group.alive.sum()) * ratio + 1e-9)
         removed = order[prunable[group.name][order]][:count]
         cuts[group.name] = torch.zeros(group.size, dtype=torch.bool).index_fill_(0, removed, True)
     return cuts

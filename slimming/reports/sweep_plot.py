@@ -45,7 +45,7 @@ def draw(facts: Mapping[str, Any]) -> bytes:
         top = 100 * best.get("exact", best["repaired"])
         part.plot(
             100 * best[key], top, "o", markersize=11, fillstyle="none", color="#12171d",
-            label=f"{facts['why'].removeprefix('the ')}: {best['allocation']}",
+            label=f"{facts['why'].partition(',')[0].removeprefix('the ')}: {best['allocation']}",
         )  # fmt: skip
         label = f"{COSTS[facts['cost']]} (% of the dense network)" if not name else ""
         part.set(xlabel=label or "channels pruned (%)")

@@ -26,8 +26,9 @@ def dense(facts: Mapping[str, Any]) -> str:
     )
 
 
-def header() -> str:
-    return _row(list(COLUMNS)[:-1])
+def header(exact: bool = False) -> str:
+    """The titles of the columns; ``exact`` adds that of repair layer by layer."""
+    return _row(list(COLUMNS)[: None if exact else -1])
 
 
 def line(point: Mapping[str, Any]) -> str:
@@ -47,7 +48,7 @@ def chosen(facts: Mapping[str, Any], point: Mapping[str, Any]) -> str:
         f"{point['params']:.1%} of the parameters, {point['flops']:.1%} of the FLOPs, "
         f"{point['latency']:.1%} of the latency\n\n"
         f"on test images, repaired {way}:\n{scores_text(scores)}\n\n"
-        f"prune there with\n  {point['command']}"
+        f"prune there, and repair layer by layer, with\n  {point['command']}"
     )
 
 

@@ -73,7 +73,7 @@ class BudgetSettings:
         def prune(ratio: float) -> nn.Module:
             return prunable.slim(allocation.choose(prunable, ratio, name))[0]
 
-        return self.ratio(prunable.model, images, prune, prunable.total)
+        return self.ratio(prunable.model, images, prune, prunable.total, name)
 
     def ratio(
         self,
@@ -81,18 +81,20 @@ class BudgetSettings:
         images: torch.Tensor,
         prune: Callable[[float], nn.Module],
         total: int,
+        name: str = "global",
     ) -> float:
         """The smallest ratio at which ``prune(ratio)``, a network on the CPU, keeps every budget.
 
         ``images`` (N, 3, H, W) are real ones, on the device that latency is measured on; ``total``
-        channels can be pruned. Prints the result.
+        channels can be pruned. Prints the result, with the ``name`` of the allocation.
         """
         full = profiling.count_all(dense, tuple(images.shape[1:]))
         fitting = budget.fit(
             prune, lambda slim: self._costs(slim, dense, full, images), self.given, total
         )
         text = [f"{n} {fitting.costs[n]:.4g} (limit {v:g})" for n, v in self.given.items()]
-        print(f"budget: {fitting.ratio:.2%} of the channels are pruned: {', '.join(text)}")
+        label = "budget" if name == "global" else f"budget, {name}"
+        print(f"{label}: {fitting.ratio:.2%} of the channels are pruned: {', '.join(text)}")
         return fitting.ratio
 
     def _costs(

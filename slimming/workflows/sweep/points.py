@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from slimming.errors import Interrupted, UserError
+from slimming.errors import Interrupted
 from slimming.measuring import profiling
 from slimming.pruning import slicing
 from slimming.pruning.front import front, knee
@@ -13,10 +13,14 @@ from slimming.reports import sweep_page, sweep_plot, sweep_text
 from slimming.runtime import optional
 from slimming.storage import files
 from slimming.training import loop
-from slimming.workflows.sweep.settings import SEARCH, SweepRun
+from slimming.workflows.sweep.settings import SweepRun
 from slimming.workflows.sweep.subject import Candidate, Subject, command
 
-SECONDS = 0.2  # of measuring the latency of a point
+WITHIN, KNEE = (
+    "the best within the budget",
+    "the knee of the front, beyond which accuracy falls faster than cost",
+)
+SECONDS = 0.5  # of measuring the latency of a point
 
 
 @contextlib.contextmanager
@@ -26,30 +30,33 @@ def continuable(subject: Subject) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         count, path = len(subject.record.points), subject.record.path
-        raise Interrupted(
-            f"interrupted: {count} points are in {path}; run the same command to continue"
-        ) from None
+        saved = f"{path} has {count} of the points" if count else "no point is finished yet"
+        raise Interrupted(f"interrupted: {saved}; run the same command to continue") from None
 
 
 def candidates(subject: Subject) -> list[Candidate]:
-    """All candidates, by rising percentage, those that fit a budget last."""
-    run, ratios = subject.run, subject.run.points.ratios
+    """The candidates, by rising percentage; with a budget, those of search are fitted to it."""
+    ratios = subject.run.points.ratios
     made = [Candidate(name, ratio) for ratio in ratios for name in subject.allocations]
-    if SEARCH in run.points.allocation:
-        count = run.points.candidates
-        places = [(i + 0.5) / count for i in range(count)]
-        spread = [ratios[int(place * len(ratios))] for place in places]
-        made += [Candidate(f"random-{i + 1}", ratio) for i, ratio in enumerate(spread)]
-    return made
+    if subject.run.budget.given:
+        return made
+    count = len(subject.searched)
+    spread = [ratios[int((i + 0.5) / count * len(ratios))] for i in range(count)]
+    return made + [Candidate(*pair) for pair in zip(subject.searched, spread, strict=True)]
 
 
 def within_budget(subject: Subject) -> list[Candidate]:
-    """For each allocation but search, the candidate that prunes as little as the budgets allow."""
-    run, images, found = subject.run, subject.test.first(64), []
-    for name in subject.allocations if run.budget.given else ():
-        print(f"{name}: ", end="")
-        found.append(Candidate(name, round(run.budget.of(subject.prunable, images, name), 9)))
-    return found
+    """For each allocation, the candidate that prunes as little as the budgets allow."""
+    run, images, record = subject.run, subject.test.first(64), subject.record
+    if not run.budget.given:
+        return []
+    budget = " ".join(f"{name} {limit:g}" for name, limit in run.budget.given.items())
+    known: dict[str, float] = record.facts.get("budgets", {}).get(budget, {})
+    for name in [*subject.allocations, *subject.searched]:
+        if name not in known:
+            known[name] = round(run.budget.of(subject.prunable, images, name), 9)
+    record.facts.setdefault("budgets", {})[budget] = known
+    return [Candidate(name, ratio) for name, ratio in known.items()]
 
 
 def measure(subject: Subject, tried: list[Candidate]) -> None:
@@ -77,7 +84,7 @@ def repair_front(subject: Subject) -> None:
     left = [p for p in on_front(subject) if "exact" not in p]
     if not subject.run.judging.exact or not left:
         return
-    print("layer by layer:")
+    print(sweep_text.header(exact=True))
     with optional.bar(left, desc="front", leave=False, disable=None) as bar:
         for point in bar:
             _, slim, kept = subject.slim(Candidate(point["allocation"], point["ratio"]))
@@ -99,12 +106,8 @@ def choose(subject: Subject, fitted: list[Candidate]) -> dict[str, Any]:
     if not run.budget.given:
         accuracy = subject.record.facts["dense"]["held back"]
         return points[knee([_place(subject, p) for p in points], (1.0, accuracy))]
-    names = {candidate.id for candidate in fitted}
-    searched = [p for p in points if p["allocation"].startswith("random-")]
-    inside = [p for p in points if p["id"] in names]
-    inside += [p for p in searched if _keeps(run, p, subject.record.facts["dense"])]
-    if not inside:
-        raise UserError("no candidate keeps the budget: try more with --candidates")
+    names = {candidate.id for candidate in fitted}  # their latency was measured more often
+    inside = [p for p in points if p["id"] in names or _keeps(run, p)]
     return max(inside, key=lambda point: _place(subject, point)[1])
 
 
@@ -138,7 +141,7 @@ def report(subject: Subject, point: dict[str, Any]) -> None:
         title=f"{subject.network}",
         cost=subject.run.points.cost,
         front=[p["id"] for p in on_front(subject)],
-        why="the best within the budget" if subject.run.budget.given else "the knee of the front",
+        why=WITHIN if subject.run.budget.given else KNEE,
     )
     print(sweep_text.chosen(record.facts, point))
     wrote = [record.path]
@@ -189,7 +192,7 @@ def _place(subject: Subject, point: dict[str, Any]) -> tuple[float, float]:
     return point[subject.run.points.cost], point.get("exact", point["repaired"])
 
 
-def _keeps(run: SweepRun, point: dict[str, Any], dense: dict[str, Any]) -> bool:
+def _keeps(run: SweepRun, point: dict[str, Any]) -> bool:
     costs = {f"--{name}": point[name] for name in ("flops", "params", "latency", "ms")}
     costs |= {"--mflops": point["FLOPs"] / 1e6, "--mparams": point["parameters"] / 1e6}
     return all(costs[name] <= limit for name, limit in run.budget.given.items())

@@ -9,6 +9,8 @@ from slimming.errors import UserError
 from slimming.storage import files
 
 NAME = "sweep.json"
+TEXTS = ("id", "allocation", "command")  # of a point
+NUMBERS = ("ratio", "parameters", "FLOPs", "params", "flops", "latency", "ms", "pruned", "repaired")
 
 
 class SweepRecord:
@@ -43,11 +45,13 @@ class SweepRecord:
         try:
             facts = json.loads(self.path.read_text())
             before, points = facts["basis"], facts["points"]
-            known = isinstance(before, dict) and all(isinstance(p["id"], str) for p in points)
+            known = isinstance(before, dict) and all(_is_whole(point) for point in points)
         except (ValueError, KeyError, TypeError, OSError):
             known = False
         if not known:
-            raise UserError(f"{self.path} is not the file of a sweep: use another --save")
+            raise UserError(
+                f"{self.path} is damaged or not of a sweep: use another --save, or delete the file"
+            )
         for name, value in json.loads(json.dumps(basis)).items():
             if before.get(name) != value:
                 raise UserError(
@@ -55,6 +59,14 @@ class SweepRecord:
                     "another --save, or delete the file"
                 )
         return facts
+
+
+def _is_whole(point: dict[str, Any]) -> bool:
+    numbers = [point[name] for name in NUMBERS] + [point.get("exact", 0)]
+    texts = [point[name] for name in TEXTS]
+    return all(isinstance(n, int | float) for n in numbers) and all(
+        isinstance(text, str) for text in texts
+    )
 
 
 def digest(path: Path) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 
 from slimming.data import loading
 from slimming.data.batches import Batches
+from slimming.data.pixels import SIZE
 from slimming.data.stream import Stream
 from slimming.errors import UserError
 from slimming.pruning import allocation, slicing
@@ -66,6 +67,13 @@ class Subject:
         return [name for name in names if scaled or name != THRESHOLD]
 
     @property
+    def searched(self) -> list[str]:
+        """The random allocations that search tries."""
+        points = self.run.points
+        count = points.candidates if SEARCH in points.allocation else 0
+        return [f"random-{i + 1}" for i in range(count)]
+
+    @property
     def images(self) -> torch.Tensor:
         """The images that latency is measured with."""
         few, count = self.test.first(64), self.run.budget.latency_batch
@@ -106,7 +114,7 @@ def load(run: SweepRun) -> Subject:
     loading.check_classes(test, network.num_classes, contents, path)
     wanted = judging.held_back + judging.repair_images
     images, labels = training.draw(wanted, judging.repair_seed)
-    held_back = judging.held_back * len(images) // wanted
+    held_back = min(judging.held_back, len(images) // 3)
     if len(images) - held_back < LEAST or not held_back:
         raise UserError(f"{len(images)} training images are too few to repair and to judge by")
     if len(images) < wanted:
@@ -121,12 +129,13 @@ def load(run: SweepRun) -> Subject:
     basis: dict[str, Any] = {
         "checkpoint": digest(path),
         "dataset": network.dataset,
-        "held_back": held_back,
-        "repair_images": len(images) - held_back,
-        "repair_seed": judging.repair_seed,
-        "round_to": run.points.round_to,
-        "latency_batch": run.budget.latency_batch,
-        "device": device.type,
+        "training images": training.num_images,
+        "--held-back": judging.held_back,
+        "--repair-images": judging.repair_images,
+        "--repair-seed": judging.repair_seed,
+        "--round-to": run.points.round_to,
+        "--latency-batch": run.budget.latency_batch,
+        "--device": device.type,
     }
     if THRESHOLD in run.points.allocation and not scaled_norms(model):
         print("note: the network has no BatchNorm, so there is no global threshold to try")
@@ -147,8 +156,20 @@ def command(subject: Subject, candidate: Candidate) -> str:
         words = ["python", "run.py", "--model", network.arch, "--dataset", network.dataset]
         words += ["--skip-base-training", "--model-path", str(subject.path)]
         words += ["--pruning-ratio", ratio, "--allocation", name, "--finetune-epochs", "0"]
-    words += ["--round-to", str(run.points.round_to)] if run.points.round_to > 1 else []
-    words += ["--data", run.data.data] if run.data.data else []
-    words += ["--device", run.data.device] if run.data.device else []
+    judging = run.judging
+    more = {
+        "--round-to": run.points.round_to if run.points.round_to > 1 else None,
+        "--depth": network.depth if network.arch not in SCRIPTS else run.subject.depth,
+        "--image-size": network.image_size if network.image_size != SIZE else None,
+        "--data": run.data.data,
+        "--device": run.data.device,
+        "--repair-images": None if judging.repair_images == 2048 else judging.repair_images,
+        "--repair-seed": judging.repair_seed or None,
+    }
+    if network.arch in SCRIPTS:
+        more |= {"--arch": run.subject.arch, "--dataset": run.data.dataset}
+    words += [str(word) for pair in more.items() if pair[1] is not None for word in pair]
     words += ["--no-cuda"] if run.data.no_cuda else []
-    return shlex.join([*words, "--repair"])
+    folder = run.folder / f"{name}-{100 * candidate.ratio:.4g}"
+    save = "--save" if network.arch in SCRIPTS else "--output-dir"
+    return shlex.join([*words, "--repair", save, str(folder)])
