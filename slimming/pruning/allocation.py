@@ -1,6 +1,6 @@
 """How a fraction of the channels is allocated to layers: which layer loses how many of them.
 
-Within a layer the channels with the smallest scaling factors go, whatever the allocation.
+Within a layer the channels with the smallest scaling factors go; LAMP ranks them by their weights.
 """
 
 import math

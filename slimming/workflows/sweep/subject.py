@@ -26,6 +26,7 @@ from slimming.storage import architecture
 from slimming.storage.architecture import Architecture
 from slimming.training import loop
 from slimming.workflows.before_after import one_process
+from slimming.workflows.repairing import RepairSettings
 from slimming.workflows.sweep.record import SweepRecord, digest
 from slimming.workflows.sweep.settings import SEARCH, SweepRun
 
@@ -156,16 +157,17 @@ def command(subject: Subject, candidate: Candidate) -> str:
         words = ["python", "run.py", "--model", network.arch, "--dataset", network.dataset]
         words += ["--skip-base-training", "--model-path", str(subject.path)]
         words += ["--pruning-ratio", ratio, "--allocation", name, "--finetune-epochs", "0"]
-    judging = run.judging
-    more = {
+    defaults = vars(RepairSettings())
+    more: dict[str, Any] = {
         "--round-to": run.points.round_to if run.points.round_to > 1 else None,
         "--depth": network.depth if network.arch not in SCRIPTS else run.subject.depth,
         "--image-size": network.image_size if network.image_size != SIZE else None,
         "--data": run.data.data,
         "--device": run.data.device,
-        "--repair-images": None if judging.repair_images == 2048 else judging.repair_images,
-        "--repair-seed": judging.repair_seed or None,
     }
+    for field in ("repair_images", "repair_seed"):
+        value = getattr(run.judging, field)
+        more[f"--{field.replace('_', '-')}"] = None if value == defaults[field] else value
     if network.arch in SCRIPTS:
         more |= {"--arch": run.subject.arch, "--dataset": run.data.dataset}
     words += [str(word) for pair in more.items() if pair[1] is not None for word in pair]
