@@ -54,8 +54,11 @@ def choose(
     if local:
         cuts, threshold = _lowest_of_each(scored, by_group, prunable, ratio), math.nan
     elif shares is not None:
-        # the larger the share, the more units are below the same fraction of the group
-        places = {g.name: _places(by_group[g.name], g.alive) / shares[g.name] for g in scored}
+        # the larger the share, the more units are below the same fraction; each at its middle
+        places = {
+            g.name: (_places(by_group[g.name], g.alive) + 0.5 / int(g.alive.sum())) / shares[g.name]
+            for g in scored
+        }
         cuts, threshold = _lowest_of_all(scored, places, prunable, ratio)[0], math.nan
     else:
         cuts, threshold = _lowest_of_all(scored, by_group, prunable, ratio)
