@@ -191,7 +191,7 @@ def test_an_experiment_of_an_earlier_version_goes_on(tmp_path):
     assert not same_settings(config, settings(f"{words} --ignore layer1"))
     assert not same_settings(config, settings(f"{words} --depth 20"))
     ours = config_of(settings(words))
-    later = {"depth", *flat(BudgetSettings()), *flat(RepairSettings())}
+    later = {"depth", "allocation", *flat(BudgetSettings()), *flat(RepairSettings())}
     assert [name for name in ours if name not in later] == list(BEFORE_DEPTH)
     ours = {name: value for name, value in ours.items() if name not in later}
     assert {**ours, "command": BEFORE_DEPTH["command"]} == BEFORE_DEPTH
