@@ -42,7 +42,7 @@ from slimming.workflows.sweep import subject as sweep_subject
 from slimming.workflows.sweep.settings import SweepRun
 from slimming.workflows.sweep.subject import Candidate
 
-STARTS = ["network", "pruned", "start", "seed", "before", "first epoch", "half", "last epoch"]
+STARTS = ["network", "pruned", "start", "lr", "seed", "before", "first epoch", "half", "last epoch"]
 RANK = ["network", "allocation", "pruned", "MFLOPs", "repaired", "on test", "fine-tuned"]
 RATIOS = (0.3, 0.45, 0.6, 0.75)
 ALLOCATIONS = ("global", "uniform", "lamp")
@@ -92,11 +92,11 @@ def starts(args: argparse.Namespace) -> None:
             before = loop.test(begun, loaders[1]).prec1
             for seed in range(1, args.seeds + 1):
                 tops = tuned(begun, network, loaders, args.epochs or 4, seed, args.lr)
-                row = [str(network), f"{ratio:.0%}", way, seed]
+                row = [str(network), f"{ratio:.0%}", way, args.lr, seed]
                 for top1 in (before, tops[0], tops[len(tops) // 2 - 1], tops[-1]):
                     row.append(f"{top1:.2%}")
                 rows = [dict(zip(STARTS, row, strict=True))]
-                rows = measure.merged(args.name, rows, STARTS[:4])
+                rows = measure.merged(args.name, rows, STARTS[:5])
                 measure.write(args.name, measure.machine(device), STARTS, rows)
 
 
