@@ -23,8 +23,7 @@ def main() -> None:
     run = build(PruningRun, flags.parse(make_parser()))
     dense = before_after.load(run, arch="densenet")
     choice = allocation.choose(dense.prunable, dense.ratio, run.prune.allocation)
-    kept = slicing.kept_channels(dense.model, dense.prunable.coupled, choice.keep)
-    slim = slicing.sliced(dense.model, kept)
+    slim, kept = dense.prunable.slim(choice)
     proof = prove_equal(slim, slicing.masked(dense.model, kept), dense.images)
     before_after.save_pruned(dense, slim, kept, choice, proof)
 

@@ -78,8 +78,7 @@ def main() -> None:
     run = complete(flags.parse(make_parser()))
     dense = before_after.load(run, arch="resnet")
     choice = allocation.choose(dense.prunable, dense.ratio, run.prune.allocation)
-    kept = slicing.kept_channels(dense.model, dense.prunable.coupled, choice.keep)
-    slim = slicing.sliced(dense.model, kept)
+    slim, kept = dense.prunable.slim(choice)
     proof = prove_equal(slim, slicing.masked(dense.model, kept), dense.images)
     measured = before_after.save_pruned(dense, slim, kept, choice, proof)
     if run.prune.ckpt_dir:

@@ -21,19 +21,17 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import measure
-from benchmarks.repair import WAYS, Trial
+from benchmarks.repair import WAYS, Trial, opened
 from slimming.cli import entry
 from slimming.data import loading
 from slimming.data.batches import Batches
 from slimming.data.order import balanced
 from slimming.data.pixels import Split
-from slimming.data.settings import DataSettings
 from slimming.measuring import profiling
 from slimming.pruning import slicing
 from slimming.pruning.allocation import allocation_name
 from slimming.runtime.device import choose_device
 from slimming.settings import build, fraction, plain_name
-from slimming.storage import architecture
 from slimming.storage.architecture import Architecture
 from slimming.training import loop
 from slimming.training.settings import TrainSettings
@@ -75,12 +73,7 @@ def main() -> None:
 def starts(args: argparse.Namespace) -> None:
     """Fine-tune from each start, with some seeds."""
     device = choose_device(args.device)
-    model, network, _ = architecture.load(args.model)
-    data = DataSettings(data=args.data)
-    loaders = [
-        loading.batches(network.dataset, part, 64, device, network.image_size, data)
-        for part in ("train", "test")
-    ]
+    model, network, loaders = opened(args.model, args.data, device, 64)
     trial = Trial(model, *loaders, 2048, 0)
     loaders[0] = some(loaders[0], args.train_images)
     for ratio in args.ratio or [0.5]:

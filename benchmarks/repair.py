@@ -32,10 +32,10 @@ from slimming.pruning.importance import MEASURES, Evidence
 from slimming.pruning.least_squares import Gram, solve
 from slimming.pruning.one_pass import OnePass
 from slimming.pruning.threshold import choose_channels
-from slimming.pruning.widths import layer_of
 from slimming.runtime.device import choose_device
 from slimming.settings import fraction, plain_name
 from slimming.storage import architecture
+from slimming.storage.architecture import Architecture
 from slimming.training import loop
 
 HEADER = ["network", "channels by", "pruned", "method", "top-1", "of the dense", "MFLOPs"]
@@ -66,12 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = make_parser().parse_args()
     device = choose_device(args.device)
-    model, network, _ = architecture.load(args.model)
-    settings = DataSettings(data=args.data)
-    loaders = [
-        loading.batches(network.dataset, part, 256, device, network.image_size, settings)
-        for part in ("train", "test")
-    ]
+    model, network, loaders = opened(args.model, args.data, device, 256)
     trial = Trial(model, *loaders, args.images, args.seed)
     trial.local = args.local
     if args.strength:
@@ -82,6 +77,19 @@ def main() -> None:
                 row["method"] += f", strength {args.strength:g}" if args.strength else ""
                 rows = measure.merged(args.name, [row], KEY)
                 measure.write(args.name, measure.machine(device), HEADER, rows)
+
+
+def opened(
+    path: Path, data: str | None, device: torch.device, batch: int
+) -> tuple[nn.Module, Architecture, list[Batches | Stream]]:
+    """The network of a checkpoint, and the training and test batches of its dataset."""
+    model, network, _ = architecture.load(path)
+    settings = DataSettings(data=data)
+    loaders = [
+        loading.batches(network.dataset, part, batch, device, network.image_size, settings)
+        for part in ("train", "test")
+    ]
+    return model, network, loaders
 
 
 class Trial:
@@ -158,21 +166,14 @@ def mix_channels(
     """A copy of ``slim`` in which each lost channel is replaced, in all places alike, by the linear
     combination of those that are left which is closest to it (GRAIL, 2602.23795)."""
     mixed = copy.deepcopy(slim).to(next(dense.parameters()).device)
-    for name, gram in grams.items():
-        inputs = kept.get(name, {}).get("in")
-        if inputs is None or inputs.all():
-            continue
-        layer, full = layer_of(mixed, name), layer_of(dense, name)
-        groups, taps = len(gram.x), full.weight[0, 0].numel()
-        stays = inputs.view(groups, -1)[0]
+    for layer, weight, gram, stays in one_pass.layers_to_fit(mixed, dense, kept, grams):
+        taps = weight.shape[3]
         by_tap = gram.xx.unflatten(1, (-1, taps)).unflatten(3, (-1, taps))
         xx = by_tap.diagonal(dim1=2, dim2=4).sum(-1) / gram.count  # (groups, channels, channels)
         penalty = STRENGTH * xx.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
         from_kept = xx[:, stays]
         mix = solve(from_kept[:, :, stays], penalty, from_kept[:, :, ~stays])
-        weight = full.weight if "out" not in kept[name] else full.weight[kept[name]["out"]]
-        lost = weight.double().reshape(groups, -1, len(stays), taps)[:, :, ~stays]
-        more = torch.einsum("gkl,golt->gokt", mix, lost)
+        more = torch.einsum("gkl,golt->gokt", mix, weight[:, :, ~stays])
         layer.weight += more.reshape(layer.weight.shape)
     return mixed
 

@@ -68,6 +68,11 @@ class Prunable:
         measure = importance.bn if scaled_norms(self.model) else importance.l1
         return measure(Evidence(self.model, []))
 
+    @cached_property
+    def lamp_scores(self) -> Scores:
+        """The LAMP score of each filter."""
+        return importance.lamp(Evidence(self.model, []))
+
     def ranked(
         self, ratio: float, scores: Scores | None = None, shares: Mapping[str, float] | None = None
     ) -> Choice:
@@ -105,8 +110,7 @@ def uniform(network: Prunable, ratio: float) -> Choice:
 @allocation
 def lamp(network: Prunable, ratio: float) -> Choice:
     """Layer-adaptive: one threshold on the LAMP score (Lee et al., ICLR 2021, 2010.07611)."""
-    scores = importance.lamp(Evidence(network.model, []))
-    return replace(network.ranked(ratio, scores), threshold=math.nan)  # it is no |γ|
+    return replace(network.ranked(ratio, network.lamp_scores), threshold=math.nan)  # no |γ|
 
 
 def choose(network: Prunable, ratio: float, name: str = "global") -> Choice:

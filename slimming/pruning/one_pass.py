@@ -6,7 +6,7 @@ errors grow from layer to layer.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -113,15 +113,9 @@ def refit(
     reproduce the dense ones as well as they can from the inputs that are left, if those are as in
     the dense network; ``grams`` are `input_grams` of it. BN statistics stay as they are."""
     fitted = copy.deepcopy(slim).to(next(dense.parameters()).device)
-    for name, gram in grams.items():
-        inputs = kept.get(name, {}).get("in")
-        if inputs is None or inputs.all():
-            continue
-        layer, full = layer_of(fitted, name), layer_of(dense, name)
-        groups, taps = len(gram.x), full.weight[0, 0].numel()
-        stays = inputs.view(groups, -1)[0].repeat_interleave(taps).to(gram.xx.device)
-        weight = full.weight if "out" not in kept[name] else full.weight[kept[name]["out"]]
-        lost = weight.double().unflatten(0, (groups, -1)).flatten(2)[:, :, ~stays]
+    for layer, weight, gram, inputs in layers_to_fit(fitted, dense, kept, grams):
+        stays = inputs.repeat_interleave(weight.shape[3])
+        lost = weight.flatten(2)[:, :, ~stays]
         xx = gram.covariance()
         from_kept = xx[:, stays]
         missing = from_kept[:, :, ~stays] @ lost.mT
@@ -131,3 +125,22 @@ def refit(
             mean = gram.x / gram.count
             layer.bias += (mean[:, :, ~stays] @ lost.mT - mean[:, :, stays] @ slope).flatten()
     return fitted
+
+
+def layers_to_fit(
+    fitted: nn.Module, dense: nn.Module, kept: Mapping[str, Masks], grams: Mapping[str, Gram]
+) -> Iterator[tuple[nn.Conv2d | nn.Linear, torch.Tensor, Gram, torch.Tensor]]:
+    """Each layer of the slim network ``fitted`` that lost inputs, the ``dense`` weights of the
+    outputs that it keeps (groups, outputs, inputs, taps) in fp64, the moments of what it reads, and
+    which inputs of a group stay."""
+    for name, gram in grams.items():
+        inputs = kept.get(name, {}).get("in")
+        if inputs is None or inputs.all():
+            continue
+        full, groups = layer_of(dense, name).weight, len(gram.x)
+        weight = full if "out" not in kept[name] else full[kept[name]["out"]]
+        stays = inputs.view(groups, -1)[0].to(gram.xx.device)
+        weight = weight.double().reshape(groups, -1, len(stays), full[0, 0].numel())
+        layer = layer_of(fitted, name)
+        assert isinstance(layer, nn.Conv2d | nn.Linear)  # others have no moments
+        yield layer, weight, gram, stays

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from slimming.pruning.front import front
 from slimming.reports.plots import blank_figure, picture, to_png, write_picture
 
 COLORS = {"global": "#1f5a96", "uniform": "#c23b22", "lamp": "#2d8a4e", "search": "#8a5a9e"}
@@ -17,9 +18,10 @@ def by_allocation(facts: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     curves: dict[str, list[dict[str, Any]]] = {name: [] for name in COLORS}
     for point in sorted(facts["points"], key=lambda p: (p[cost], -p["repaired"])):
         random = point["allocation"].startswith("random-")
-        curve = curves["search" if random else point["allocation"]]
-        if not random or not curve or point["repaired"] > curve[-1]["repaired"]:
-            curve.append(point)
+        curves["search" if random else point["allocation"]].append(point)
+    searched = curves["search"]
+    best = front([(point[cost], point["repaired"]) for point in searched])
+    curves["search"] = [searched[i] for i in best]
     return {name: curve for name, curve in curves.items() if curve}
 
 

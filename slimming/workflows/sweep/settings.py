@@ -8,6 +8,7 @@ from slimming.data.settings import DataSettings
 from slimming.errors import UserError
 from slimming.pruning.allocation import ALLOCATIONS
 from slimming.pruning.repair import LEAST
+from slimming.reports.sweep_plot import COSTS
 from slimming.settings import count, number, part, seed, setting
 from slimming.storage import files
 from slimming.workflows.before_after import TO_PRUNE
@@ -15,7 +16,6 @@ from slimming.workflows.budgets import BudgetSettings
 from slimming.workflows.settings import NetworkSettings, save_field
 
 SEARCH = "search"
-COSTS = ("flops", "params", "latency")
 LOWEST, HIGHEST = 0.05, 0.95
 
 
@@ -73,7 +73,9 @@ class PointsSettings:
     round_to: int = setting(
         1, "keep a multiple of N channels in each layer", metavar="N", parse=count
     )
-    cost: str = setting("flops", "cost that the front and its knee are found by", choices=COSTS)
+    cost: str = setting(
+        "flops", "cost that the front and its knee are found by", choices=tuple(COSTS)
+    )
 
     def __post_init__(self) -> None:
         if SEARCH not in self.allocation and self.candidates != type(self).candidates:
