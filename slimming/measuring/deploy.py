@@ -1,7 +1,6 @@
 """The deployment form of a network, for inference only: BN folded into other layers, few copies."""
 
 import copy
-from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -9,130 +8,78 @@ from torch import nn
 from torch.fx.experimental import optimization
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from slimming.measuring.forms import (
+    DEPLOYED,
+    FORMS,
+    TINY,
+    Form,
+    SelectedAffine,
+    SelectedClamp,
+)
 from slimming.pruning.coupling import is_wired
 from slimming.pruning.importance import layers
 from slimming.pruning.scaling import batch_norms, present_channels, selections
-
-if TYPE_CHECKING:
-    from typing_extensions import TypeIs
-
-GATHERING = 36  # multiplications that take as long as copying one value, on a CPU
-TINY = 1e-30  # smaller scales count as 0: a division by them overflows
+from slimming.pruning.unread import without_unread_channels
 
 
-class _Selected(nn.Module):
-    """Replaces a BN that keeps its width and the channel selection after it.
+class InPrecision(nn.Module):
+    """``model`` in a lower precision; images and logits stay fp32."""
 
-    (N, C or more, H, W) -> (N, kept, H, W), channels last. ``kept``: indices, or None for all C.
-    """
-
-    kept: torch.Tensor | None
-
-    def __init__(self, keep: torch.Tensor) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype):
         super().__init__()
-        self.channels = len(keep)
-        self.register_buffer("kept", None if keep.all() else keep.nonzero().flatten())
-
-    def rows(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The kept channels as (N, H, W, kept), and an output tensor for results, if any."""
-        if self.kept is None:
-            return x[:, : self.channels].permute(0, 2, 3, 1), None
-        rows = _gathered(x, self.kept)
-        return rows, rows  # the gathered copy can be overwritten
-
-
-class SelectedAffine(_Selected):
-    """Gather channels, then scale and shift them: scale · x[:, kept] + shift, before a ReLU."""
-
-    scale: torch.Tensor
-    shift: torch.Tensor
-
-    def __init__(self, scale: torch.Tensor, shift: torch.Tensor, keep: torch.Tensor) -> None:
-        super().__init__(keep)
-        self.register_buffer("scale", scale[keep])
-        self.register_buffer("shift", shift[keep])
+        self.model, self.dtype = model.to(dtype), dtype
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows, out = self.rows(x)
-        return torch.addcmul(self.shift, rows, self.scale, out=out).permute(0, 3, 1, 2)
-
-
-class SelectedClamp(_Selected):
-    """BN and ReLU as one pass over the kept channels, if the next layer is linear per pixel.
-
-    ReLU(scale · x + shift) = scale · clamp(x) + shift, with the clamp at x = -shift / scale, from
-    below where scale is positive and from above where it is negative. Scale and shift of the
-    clamped x are folded into the next layer: see `_fold`.
-    """
-
-    low: torch.Tensor
-    high: torch.Tensor | None
-
-    def __init__(self, scale: torch.Tensor, shift: torch.Tensor, keep: torch.Tensor) -> None:
-        super().__init__(keep)
-        bend = -shift / scale
-        infinite = torch.full_like(bend, torch.inf)
-        self.register_buffer("low", torch.where(scale > TINY, bend, -infinite)[keep])
-        high = torch.where(scale < -TINY, bend, infinite)[keep]
-        self.register_buffer("high", None if (high == torch.inf).all() else high)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows, out = self.rows(x)
-        return torch.clamp(rows, self.low, self.high, out=out).permute(0, 3, 1, 2)
-
-
-class _Growing(Protocol):
-    """A block of a dense stage that can compute only its new channels."""
-
-    conv1: nn.Conv2d
-
-    def grow(self, x: torch.Tensor) -> torch.Tensor:
-        """The new channels."""
-
-
-def _grows(block: object) -> "TypeIs[_Growing]":
-    return hasattr(block, "grow")
-
-
-class DenseStage(nn.Module):
-    """The blocks of a dense stage, which write to one preallocated map: no concatenation."""
-
-    def __init__(self, blocks: nn.Sequential) -> None:
-        super().__init__()
-        self.blocks = blocks
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        n, c, h, w = x.shape
-        blocks = [block for block in self.blocks if _grows(block)]
-        growth = blocks[0].conv1.out_channels
-        maps = x.new_empty(n, h, w, c + growth * len(blocks)).permute(0, 3, 1, 2)
-        maps[:, :c] = x
-        for block in blocks:
-            maps[:, c : c + growth] = block.grow(maps)  # reads the first c channels only
-            c += growth
-        return maps
+        return self.model(x.to(self.dtype)).float()
 
 
 @torch.no_grad()
-def deploy(model: nn.Module) -> nn.Module:
+def deploy(
+    model: nn.Module, dtype: torch.dtype = torch.float32, form: Form = DEPLOYED
+) -> nn.Module:
     """A copy of ``model`` for inference only, whose outputs are equal up to rounding.
 
     A BN directly after the convolution that writes it is folded into that convolution. A BN before
     a channel selection is applied to the kept channels only, and becomes a clamp if the next layer
-    can absorb its scale and shift. The copy is channels_last, in eval mode, and has no BatchNorm
-    left: it cannot be trained or pruned. ValueError if ``model`` has no BatchNorm. In a network
-    without ``wiring()`` each BN after a convolution is folded, if torch.fx can trace the network
-    and no such layer runs twice.
+    can absorb its scale and shift; channels that every selection drops are removed from the layers
+    that write them. The copy is channels_last, in eval mode, and has no BatchNorm left: it cannot
+    be trained or pruned. With a ``dtype`` such as torch.bfloat16 it computes in that precision, and
+    still reads images and returns logits in fp32. ``form``: see `slimming.measuring.forms`.
+    ValueError if ``model`` has no BatchNorm. In a network without ``wiring()`` each BN after a
+    convolution is folded, if torch.fx can trace the network and no such layer runs twice.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)).eval()
     >>> images = torch.rand(1, 3, 8, 8)
     >>> torch.allclose(deploy(net)(images), net(images), atol=1e-5)
     True
+    >>> deploy(net, torch.bfloat16)(images).dtype
+    torch.float32
     """
-    if not is_wired(model):
-        return _fused(model).requires_grad_(False).to(memory_format=torch.channels_last)
+    if not form.fold:
+        small = copy.deepcopy(model).eval()
+    else:
+        small = _merged(model, form) if is_wired(model) else _fused(model)
+    small = small.requires_grad_(False).to(memory_format=torch.channels_last)
+    return small if dtype == torch.float32 else InPrecision(small, dtype).eval()
+
+
+def forms_of(model: nn.Module) -> dict[str, Form]:
+    """The `FORMS` by name that differ for ``model``: without dropped channels, some are equal."""
+    keeps = [present_channels(model)[name] for name in selections(model)]
+    if not keeps:
+        return {name: FORMS[name] for name in ("plain", "folded")}
+    if all(keep.all() for keep in keeps):
+        return {name: FORMS[name] for name in ("plain", "folded", "mixed-clamp")}
+    return {name: FORMS[name] for name in FORMS if name != "folded"}
+
+
+def _merged(model: nn.Module, form: Form) -> nn.Module:
+    """A copy of a network with ``wiring()`` without BN."""
     if not batch_norms(model):
         raise ValueError("the model has no BatchNorm: it is already in deployment form")
+    if any(not keep.all() for keep in present_channels(model).values()):
+        model = without_unread_channels(model)
+    assert is_wired(model)
     present, whole = present_channels(model), selections(model)
     small = copy.deepcopy(model).eval()
     norms = batch_norms(small)
@@ -145,11 +92,8 @@ def deploy(model: nn.Module) -> nn.Module:
     for name, selection in whole.items():
         keep = present[name].to(next(model.parameters()).device)
         readers = [wire.layer for wire in model.wiring() if wire.reads == name]
-        _merge(small, name, selection, readers, keep)
-    for name, module in list(small.named_modules()):
-        if isinstance(module, nn.Sequential) and _grows(next(iter(module), None)):
-            small.set_submodule(name, DenseStage(module))
-    return small.requires_grad_(False).to(memory_format=torch.channels_last)
+        _merge(small, name, selection, readers, keep, form)
+    return small
 
 
 def _fused(model: nn.Module) -> nn.Module:
@@ -166,17 +110,13 @@ def _fused(model: nn.Module) -> nn.Module:
         return still
 
 
-def _gathered(x: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """x[:, kept] of a (N, C, H, W) batch as (N, H, W, kept)."""
-    pixels = x.permute(0, 2, 3, 1)
-    if not pixels.is_contiguous():
-        return x.index_select(1, kept).permute(0, 2, 3, 1)
-    rows = pixels.flatten(0, 2)  # a view; gathering columns is fast
-    return rows.gather(1, kept.expand(len(rows), -1)).view(*pixels.shape[:3], -1)
-
-
 def _merge(
-    small: nn.Module, name: str, selection: str, reading: list[str], keep: torch.Tensor
+    small: nn.Module,
+    name: str,
+    selection: str,
+    reading: list[str],
+    keep: torch.Tensor,
+    form: Form,
 ) -> None:
     """Replace the BN ``name``, its selection and, if the ``reading`` layers can absorb its scale
     and shift, its ReLU by one module."""
@@ -188,12 +128,12 @@ def _merge(
     readers = [found[layer] for layer in reading]
     work = sum(reader.weight[:, 0].numel() for reader in readers)  # multiplications a channel
     kept = int(keep.sum())
-    if (len(keep) - kept) * work < GATHERING * kept:  # multiplying by zeros is faster
+    if not form.gathers(len(keep) - kept, kept, work):
         for reader in readers:
             _read_all(reader, keep)
         keep = torch.ones_like(keep)
     merged: type[SelectedAffine | SelectedClamp] = SelectedAffine
-    if all(map(_linear_per_pixel, readers)):
+    if form.clamp and all(map(_linear_per_pixel, readers)):
         for reader in readers:
             _fold(reader, scale[keep], shift[keep])
         merged = SelectedClamp

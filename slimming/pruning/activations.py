@@ -31,6 +31,15 @@ class _Tracer(fx.Tracer):
         return hasattr(module, "indexes") or super().is_leaf_module(module, name)
 
 
+def trace(model: nn.Module) -> fx.Graph:
+    """The operations of a network. UserError if torch.fx cannot trace it."""
+    try:
+        return _Tracer().trace(model)
+    except Exception as error:  # whatever the user's forward does with a proxy
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"torch.fx cannot trace the network ({reason})") from error
+
+
 class Activations:
     """The activations of ``model`` (in eval mode, a copy with nothing in place) for ``batches`` of
     images (N, 3, H, W), one operation at a time.
@@ -44,11 +53,7 @@ class Activations:
     def __init__(self, model: nn.Module, batches: list[torch.Tensor]):
         self.model = _nothing_in_place(copy.deepcopy(model).eval())
         self.batches = batches
-        try:
-            graph = _Tracer().trace(self.model)
-        except Exception as error:  # whatever the user's forward does with a proxy
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"torch.fx cannot trace the network ({reason})") from error
+        graph = trace(self.model)
         self.order = _sorted(graph)
         self.nodes = {node.name: node for node in self.order}
         self.kept: dict[fx.Node, list[torch.Tensor | None]] = {}
