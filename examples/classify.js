@@ -1,0 +1,173 @@
+// The page classify.html: files in, classes and milliseconds out.
+
+import { metadata } from "./metadata.js";
+import { prepare, readPixels } from "./pixels.js";
+
+const SHOWN = 5; // classes of each picture
+const $ = (id) => document.getElementById(id);
+let ort = null; // ONNX Runtime, once it is needed
+let network = null; // { session, facts }
+let pictures = []; // files, in the order in which they came
+let waiting = Promise.resolve();
+
+$("blocked").remove(); // it says that this line was not reached
+
+/** Run `job` after those before it: a session computes one picture at a time. */
+function enqueue(job) {
+  waiting = waiting.then(job).catch((error) => fail(error.message));
+}
+
+function fail(message) {
+  $("errors").append(element("p", { className: "card wrong" }, message));
+  $("status").textContent = "";
+}
+
+function element(name, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children);
+  return made;
+}
+
+async function runtime() {
+  try {
+    ort ??= await import("./vendor/ort.wasm.bundle.min.mjs");
+  } catch {
+    throw new Error("ONNX Runtime is not there: run `make web` in the folder of the suite.");
+  }
+  ort.env.wasm.numThreads = 1; // several need headers that http.server does not send
+  return ort;
+}
+
+async function loadNetwork(file) {
+  $("status").textContent = `Loading ${file.name} …`;
+  const bytes = new Uint8Array(await file.arrayBuffer());
+  const facts = metadata(bytes, file.name);
+  const { InferenceSession } = await runtime();
+  let session;
+  try {
+    session = await InferenceSession.create(bytes);
+  } catch (error) {
+    throw new Error(`ONNX Runtime cannot load ${file.name}: ${error.message ?? error}`);
+  }
+  await network?.session.release();
+  network = { session, facts };
+  const area = 3 * facts.image_size ** 2;
+  await compute(new Uint8Array(area)); // the first run is slower than those that follow
+  showFacts(file, facts);
+  $("results").replaceChildren();
+  for (const picture of pictures) await classify(picture);
+  tell();
+}
+
+function showFacts(file, facts) {
+  const shown = {
+    file: file.name, network: facts.network, precision: facts.precision, form: facts.form,
+    classes: facts.classes.length, pixels: `${facts.image_size} × ${facts.image_size}`,
+    input: facts.input, size: `${(file.size / 1e6).toFixed(2)} MB`, source: facts.source,
+  }; // prettier-ignore
+  const known = Object.entries(shown).filter(([, value]) => value);
+  $("facts").replaceChildren(...known.map(([name, value]) =>
+    element("div", {}, element("span", {}, name), String(value))));
+  $("facts").hidden = false;
+}
+
+/** Logits of `pixels` (size, size, 3), and the milliseconds that the network took. */
+async function compute(pixels) {
+  const { type, data, dims } = prepare(pixels, network.facts);
+  const images = new ort.Tensor(type, data, dims);
+  const start = performance.now();
+  const { logits } = await network.session.run({ images });
+  return { logits: logits.data, ms: performance.now() - start };
+}
+
+async function classify(file) {
+  const start = performance.now();
+  const pixels = await readPixels(file, network.facts.image_size);
+  const decoding = performance.now() - start;
+  const { logits, ms } = await compute(pixels);
+  $("results").append(card(file, ranked(logits), ms, decoding));
+}
+
+/** [name, probability] of the likeliest classes, the likeliest first. */
+function ranked(logits) {
+  const values = Array.from(logits, Number), most = Math.max(...values);
+  const odds = values.map((value) => Math.exp(value - most));
+  const sum = odds.reduce((a, b) => a + b);
+  return odds.map((odd, i) => [network.facts.classes[i] ?? String(i), odd / sum])
+    .sort((a, b) => b[1] - a[1]).slice(0, SHOWN);
+}
+
+function card(file, classes, ms, decoding) {
+  const image = element("img", { src: URL.createObjectURL(file), alt: "" });
+  image.addEventListener("load", () => URL.revokeObjectURL(image.src));
+  const rows = classes.map(([name, share]) => {
+    const bar = element("b");
+    bar.style.width = `${100 * share}%`;
+    return element("tr", {}, element("th", { scope: "row" }, name),
+      element("td", { className: "meter" }, element("div", { className: "bar" }, bar)),
+      element("td", {}, `${(100 * share).toFixed(1)} %`));
+  });
+  return element("article", { className: "card result" }, image, element("div", {},
+    element("h2", {}, `${file.name}: ${classes[0][0]}`),
+    element("table", {}, element("tbody", {}, ...rows)),
+    element("p", { className: "soft" },
+      `${ms.toFixed(2)} ms in the network, ${decoding.toFixed(1)} ms to decode and resize`)));
+}
+
+function tell() {
+  const count = $("results").children.length;
+  $("clear").hidden = !pictures.length;
+  if (!network) $("status").textContent = pictures.length ? "Now choose a network." : "";
+  else if (!count) $("status").textContent = "Now choose pictures.";
+  else $("status").textContent = `${count} picture${count > 1 ? "s" : ""} classified.`;
+}
+
+async function addPictures(files) {
+  for (const file of files) {
+    try {
+      if (network) await classify(file);
+      pictures.push(file);
+    } catch (error) {
+      fail(error.message);
+    }
+  }
+  tell();
+}
+
+/** Networks before pictures, whatever the order in which they were dropped. */
+function take(files) {
+  $("errors").replaceChildren();
+  const isNetwork = (file) => file.name.toLowerCase().endsWith(".onnx");
+  const networks = files.filter(isNetwork), rest = files.filter((file) => !isNetwork(file));
+  if (networks.length) enqueue(() => loadNetwork(networks.at(-1)));
+  if (rest.length) enqueue(() => addPictures(rest));
+}
+
+/** Hand over what was chosen, and forget it: the same file can be chosen again. */
+function onChosen(input, receive) {
+  input.addEventListener("change", () => {
+    const files = [...input.files];
+    input.value = "";
+    $("errors").replaceChildren();
+    if (files.length) receive(files);
+  });
+}
+
+onChosen($("network"), ([file]) => enqueue(() => loadNetwork(file)));
+onChosen($("pictures"), (files) => enqueue(() => addPictures(files)));
+$("clear").addEventListener("click", () => {
+  pictures = [];
+  $("results").replaceChildren();
+  tell();
+  $("pictures").focus();
+});
+addEventListener("dragover", (event) => {
+  event.preventDefault(); // else the browser would open the file instead of this page
+  document.body.classList.add("dragged");
+});
+addEventListener("dragleave", () => document.body.classList.remove("dragged"));
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("dragged");
+  take([...event.dataTransfer.files]);
+});
