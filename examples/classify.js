@@ -43,19 +43,20 @@ async function loadNetwork(file) {
   const bytes = new Uint8Array(await file.arrayBuffer());
   const facts = metadata(bytes, file.name);
   const { InferenceSession } = await runtime();
-  let session;
+  const loaded = { facts };
   try {
-    session = await InferenceSession.create(bytes);
+    loaded.session = await InferenceSession.create(bytes);
+    // the first run is slower than those that follow
+    await compute(loaded, new Uint8Array(3 * facts.image_size ** 2));
   } catch (error) {
-    throw new Error(`ONNX Runtime cannot load ${file.name}: ${error.message ?? error}`);
+    await loaded.session?.release();
+    throw new Error(`ONNX Runtime cannot run ${file.name}: ${error.message ?? error}`);
   }
   await network?.session.release();
-  network = { session, facts };
-  const area = 3 * facts.image_size ** 2;
-  await compute(new Uint8Array(area)); // the first run is slower than those that follow
+  network = loaded;
   showFacts(file, facts);
   $("results").replaceChildren();
-  for (const picture of pictures) await classify(picture);
+  pictures = await classifyAll(pictures);
   tell();
 }
 
@@ -64,7 +65,7 @@ function showFacts(file, facts) {
     file: file.name, network: facts.network, precision: facts.precision, form: facts.form,
     classes: facts.classes.length, pixels: `${facts.image_size} × ${facts.image_size}`,
     input: facts.input, size: `${(file.size / 1e6).toFixed(2)} MB`, source: facts.source,
-  }; // prettier-ignore
+  };
   const known = Object.entries(shown).filter(([, value]) => value);
   $("facts").replaceChildren(...known.map(([name, value]) =>
     element("div", {}, element("span", {}, name), String(value))));
@@ -72,11 +73,11 @@ function showFacts(file, facts) {
 }
 
 /** Logits of `pixels` (size, size, 3), and the milliseconds that the network took. */
-async function compute(pixels) {
-  const { type, data, dims } = prepare(pixels, network.facts);
+async function compute({ session, facts }, pixels) {
+  const { type, data, dims } = prepare(pixels, facts);
   const images = new ort.Tensor(type, data, dims);
   const start = performance.now();
-  const { logits } = await network.session.run({ images });
+  const { logits } = await session.run({ images });
   return { logits: logits.data, ms: performance.now() - start };
 }
 
@@ -84,8 +85,23 @@ async function classify(file) {
   const start = performance.now();
   const pixels = await readPixels(file, network.facts.image_size);
   const decoding = performance.now() - start;
-  const { logits, ms } = await compute(pixels);
+  const { logits, ms } = await compute(network, pixels);
   $("results").append(card(file, ranked(logits), ms, decoding));
+}
+
+/** Show the classes of all `files` that are pictures, an error for each that is none; return
+ * those that are. */
+async function classifyAll(files) {
+  const done = [];
+  for (const file of files) {
+    try {
+      await classify(file);
+      done.push(file);
+    } catch (error) {
+      fail(error.message);
+    }
+  }
+  return done;
 }
 
 /** [name, probability] of the likeliest classes, the likeliest first. */
@@ -123,40 +139,40 @@ function tell() {
 }
 
 async function addPictures(files) {
-  for (const file of files) {
-    try {
-      if (network) await classify(file);
-      pictures.push(file);
-    } catch (error) {
-      fail(error.message);
-    }
-  }
+  pictures.push(...(network ? await classifyAll(files) : files));
   tell();
 }
 
-/** Networks before pictures, whatever the order in which they were dropped. */
-function take(files) {
-  $("errors").replaceChildren();
-  const isNetwork = (file) => file.name.toLowerCase().endsWith(".onnx");
-  const networks = files.filter(isNetwork), rest = files.filter((file) => !isNetwork(file));
-  if (networks.length) enqueue(() => loadNetwork(networks.at(-1)));
-  if (rest.length) enqueue(() => addPictures(rest));
+/** Let `input` show the names of `files` as if they had been chosen there, and take them. */
+function put(input, files) {
+  const list = new DataTransfer();
+  for (const file of files) list.items.add(file);
+  input.files = list.files;
+  input.dispatchEvent(new Event("change"));
 }
 
-/** Hand over what was chosen, and forget it: the same file can be chosen again. */
+/** Dropped files: networks before pictures, whatever their order. */
+function take(files) {
+  const isNetwork = (file) => file.name.toLowerCase().endsWith(".onnx");
+  const networks = files.filter(isNetwork), rest = files.filter((file) => !isNetwork(file));
+  if (networks.length) put($("network"), networks.slice(-1));
+  if (rest.length) put($("pictures"), rest);
+}
+
 function onChosen(input, receive) {
+  input.addEventListener("click", () => { input.value = ""; }); // the same file may be chosen again
   input.addEventListener("change", () => {
     const files = [...input.files];
-    input.value = "";
-    $("errors").replaceChildren();
-    if (files.length) receive(files);
+    $("errors").replaceChildren(); // those of the files before
+    if (files.length) enqueue(() => receive(files));
   });
 }
 
-onChosen($("network"), ([file]) => enqueue(() => loadNetwork(file)));
-onChosen($("pictures"), (files) => enqueue(() => addPictures(files)));
+onChosen($("network"), ([file]) => loadNetwork(file));
+onChosen($("pictures"), addPictures);
 $("clear").addEventListener("click", () => {
   pictures = [];
+  $("pictures").value = "";
   $("results").replaceChildren();
   tell();
   $("pictures").focus();
