@@ -127,7 +127,7 @@ function card(file, classes, ms, decoding) {
     element("h2", {}, `${file.name}: ${classes[0][0]}`),
     element("table", {}, element("tbody", {}, ...rows)),
     element("p", { className: "soft" },
-      `${ms.toFixed(2)} ms in the network, ${decoding.toFixed(1)} ms to decode and resize`)));
+      `${ms.toFixed(1)} ms in the network, ${decoding.toFixed(1)} ms to decode and resize`)));
 }
 
 function tell() {

@@ -160,7 +160,7 @@ def browser():
 
 @pytest.fixture(scope="session")
 def slim_digits(tmp_path_factory):
-    """The checkpoint of a tiny VGG-11 for digits, about 95 % accurate: trained, pruned, repaired."""
+    """The checkpoint of a tiny slim VGG-11 for digits, pruned and repaired, about 95 % accurate."""
     folder = tmp_path_factory.mktemp("slim-digits")
     start = save_network(folder / "narrow.pth.tar", "vgg", 11, cfg=NARROW["vgg"])
     short = "--epochs 10 --batch-size 32 --lr 0.05 --no-cuda --no-tensorboard"
