@@ -119,13 +119,13 @@ function card(file, classes, ms, decoding) {
   const rows = classes.map(([name, share]) => {
     const bar = element("b");
     bar.style.width = `${100 * share}%`;
-    return element("tr", {}, element("th", { scope: "row" }, name),
-      element("td", { className: "meter" }, element("div", { className: "bar" }, bar)),
-      element("td", {}, `${(100 * share).toFixed(1)} %`));
+    return element("li", {}, element("span", { className: "name" }, name),
+      element("span", { className: "share" }, `${(100 * share).toFixed(1)} %`),
+      element("div", { className: "bar" }, bar));
   });
   return element("article", { className: "card result" }, image, element("div", {},
-    element("h2", {}, `${file.name}: ${classes[0][0]}`),
-    element("table", {}, element("tbody", {}, ...rows)),
+    element("h2", {}, file.name),
+    element("ol", {}, ...rows),
     element("p", { className: "soft" },
       `${ms.toFixed(1)} ms in the network, ${decoding.toFixed(1)} ms to decode and resize`)));
 }
