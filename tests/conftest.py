@@ -17,7 +17,7 @@ from warm import run
 
 from models import NETWORKS
 from slimming.data import datasets
-from slimming.data.pixels import MEAN, STD, Split
+from slimming.data.pixels import MEAN, STD, Split, normalize
 from slimming.measuring import profiling
 from slimming.pruning import slicing
 from slimming.pruning.groups import declared
@@ -26,6 +26,7 @@ from slimming.storage import architecture, checkpoint
 
 SMALLEST = {"vgg": 11, "resnet": 11, "densenet": 7}  # the smallest depth of each network
 NARROW = {"vgg": [12, "M", 16, "M", 20, 16, "M", 24, 20, "M", 24, 28]}  # to be quick
+KINDS = ("float32 NCHW", "uint8 NCHW", "uint8 NHWC")  # of input that an exported network may have
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 QUIET = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
 UNREACHABLE = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https", "HTTP", "HTTPS")}
@@ -227,3 +228,40 @@ def export_onnx(checkpoint_path, path, kind, batch):
     }  # fmt: skip
     onnx.helper.set_model_props(written, facts)
     onnx.save(written, path)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """PNG files of six test digits, and of one each in another size and shape, grey, and with a
+    palette."""
+    folder = tmp_path_factory.mktemp("pictures")
+    digits = datasets.load("digits", folder, "test").images.permute(0, 2, 3, 1).numpy()
+    for i in range(6):
+        Image.fromarray(digits[i]).save(folder / f"digit-{i}.png")
+    Image.fromarray(digits[6]).resize((97, 61), Image.Resampling.BICUBIC).save(folder / "large.png")
+    Image.fromarray(digits[7]).resize((20, 45), Image.Resampling.BICUBIC).save(folder / "small.png")
+    Image.fromarray(digits[8]).convert("L").save(folder / "grey.png")
+    Image.fromarray(digits[9]).quantize(16).save(folder / "palette.png")
+    return sorted(folder.glob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def answers(slim_digits, pictures):
+    """The class of each picture by PyTorch and its probability: [("3", 0.95), ...]."""
+    model, _, _ = architecture.load(slim_digits)
+    opened = [Image.open(path).convert("RGB") for path in pictures]
+    images = np.stack([np.asarray(i.resize((32, 32), Image.Resampling.BILINEAR)) for i in opened])
+    with torch.inference_mode():
+        logits = model.eval()(normalize(torch.from_numpy(images).permute(0, 3, 1, 2)))
+    odds, classes = logits.softmax(1).max(1)
+    told = [(str(int(label)), float(odd)) for label, odd in zip(classes, odds, strict=True)]
+    assert len({label for label, _ in told}) > 3  # or all could be right by chance
+    return told
+
+
+def agree(told, answers):
+    """Whether (class, "95.1 %") are those of PyTorch, to the last digit or the one before it."""
+    assert [label for label, _ in told] == [label for label, _ in answers]
+    odds = [float(text.rstrip(" %")) / 100 for _, text in told]
+    assert odds == pytest.approx([odd for _, odd in answers], abs=0.002)
+    return True
