@@ -1,12 +1,17 @@
 # make demo   run the whole workflow on a dataset that needs no download
 # make test   install the requirements of the tests, and run the tests
 # make lint   check formatting, lint and types
+# make web    fetch ONNX Runtime for examples/classify.html from the npm registry
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
+# where the page looks for ONNX Runtime, the package, and what the page needs of it
+VENDOR  = examples/vendor
+ORT     = onnxruntime-web@1.30.0
+ORT_FILES = ort.wasm.bundle.min.mjs ort-wasm-simd-threaded.wasm
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint web clean
 
 demo: $(VENV)/requirements
 	@rm -rf demo
@@ -25,12 +30,24 @@ lint: $(VENV)/requirements-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+web: $(VENDOR)/$(ORT)
+
+# unpacked aside and moved into place: whoever finds a file there finds all of it
+$(VENDOR)/$(ORT):
+	@command -v npm >/dev/null || { echo "make web needs npm, which comes with Node.js"; exit 1; }
+	@mkdir -p $(VENDOR)
+	set -e; aside=$$(mktemp -d $(VENDOR)/aside.XXXXXX); trap 'rm -rf "$$aside"' EXIT; \
+	    npm pack --silent --prefer-offline --pack-destination "$$aside" $(ORT) >/dev/null; \
+	    tar -xzf "$$aside"/*.tgz -C "$$aside"; \
+	    for name in $(ORT_FILES); do mv "$$aside/package/dist/$$name" $(VENDOR)/; done
+	@touch $@
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/%: %.txt requirements.txt $(BIN)/python
+$(VENV)/%: %.txt requirements.txt requirements-export.txt $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo $(VENDOR)

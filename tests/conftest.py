@@ -1,7 +1,11 @@
 """Small networks, small image folders, and the scripts as processes."""
 
+import contextlib
 import copy
+import functools
+import json
 import os
+import shutil
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch is there: the tests run side by side
 
@@ -13,7 +17,7 @@ from warm import run
 
 from models import NETWORKS
 from slimming.data import datasets
-from slimming.data.pixels import Split
+from slimming.data.pixels import MEAN, STD, Split, normalize
 from slimming.measuring import profiling
 from slimming.pruning import slicing
 from slimming.pruning.groups import declared
@@ -22,6 +26,9 @@ from slimming.storage import architecture, checkpoint
 
 SMALLEST = {"vgg": 11, "resnet": 11, "densenet": 7}  # the smallest depth of each network
 NARROW = {"vgg": [12, "M", 16, "M", 20, 16, "M", 24, 20, "M", 24, 28]}  # to be quick
+KINDS = ("float32 NCHW", "uint8 NCHW", "uint8 NHWC")  # of input that an exported network may have
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+QUIET = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
 UNREACHABLE = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https", "HTTP", "HTTPS")}
 
 
@@ -135,3 +142,126 @@ def small(request):
     """A small network of each architecture with random scaling factors."""
     torch.manual_seed(0)
     return randomize(NETWORKS[request.param](depth=SMALLEST[request.param], num_classes=10))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium: the one of the system, or playwright's own."""
+    api = pytest.importorskip("playwright.sync_api")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    with contextlib.ExitStack() as stack:
+        try:
+            play = stack.enter_context(api.sync_playwright())
+            opened = play.chromium.launch(executable_path=path, args=QUIET.split())
+        except api.Error:
+            pytest.skip("no browser: install chromium, or run `playwright install chromium`")
+        stack.callback(opened.close)
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def slim_digits(tmp_path_factory):
+    """The checkpoint of a tiny slim VGG-11 for digits, pruned and repaired, about 95 % accurate."""
+    folder = tmp_path_factory.mktemp("slim-digits")
+    start = save_network(folder / "narrow.pth.tar", "vgg", 11, cfg=NARROW["vgg"])
+    short = "--epochs 10 --batch-size 32 --lr 0.05 --no-cuda --no-tensorboard"
+    train = f"main.py -sr --s 0.001 --dataset digits {short}"
+    succeed(train, "--refine", start, "--save", folder / "sparse")
+    prune = "vggprune.py --percent 0.3 --repair --no-cuda"
+    succeed(prune, "--model", folder / "sparse", "--save", folder / "pruned")
+    return folder / "pruned" / "pruned.pth.tar"
+
+
+@pytest.fixture(scope="session")
+def digits_onnx(slim_digits, tmp_path_factory):
+    """The ONNX file of `slim_digits` for a kind of input, with a fixed batch size or any."""
+    for library in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(library, reason="pip install -r requirements-export.txt")
+    folder = tmp_path_factory.mktemp("onnx")
+
+    @functools.cache
+    def exported(kind="float32 NCHW", batch=None):
+        path = folder / f"{kind} {batch or 'any'}.onnx"
+        export_onnx(slim_digits, path, kind, batch)
+        return path
+
+    return exported
+
+
+class RawPixels(torch.nn.Module):
+    """A network behind its normalisation: reads uint8 (N, 3, H, W), or (N, H, W, 3)."""
+
+    def __init__(self, model, channels_last):
+        super().__init__()
+        self.model, self.channels_last = model, channels_last
+        self.mean, self.std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+
+    def forward(self, images):
+        images = images.permute(0, 3, 1, 2) if self.channels_last else images
+        return self.model((images.float() / 255 - self.mean) / self.std)
+
+
+def export_onnx(checkpoint_path, path, kind, batch):
+    """Write the network of a checkpoint as ONNX with the metadata that the examples read.
+
+    To be replaced by ``export.py``, of which this is the contract.
+    """
+    import onnx
+
+    model, network, _ = architecture.load(checkpoint_path)
+    layout = kind.split()[1]
+    shape = (batch or 2, 3, 32, 32) if layout == "NCHW" else (batch or 2, 32, 32, 3)
+    images = torch.zeros(shape, dtype=torch.float32 if "float" in kind else torch.uint8)
+    module = model if "float" in kind else RawPixels(model, layout == "NHWC")
+    free = None if batch else ({0: torch.export.Dim("batch")},)
+    names = {"input_names": ["images"], "output_names": ["logits"]}
+    torch.onnx.export(
+        module.eval(), (images,), path, dynamo=True, external_data=False, verbose=False,
+        dynamic_shapes=free, **names,
+    )  # fmt: skip
+    written = onnx.load(path)
+    facts = {
+        "classes": json.dumps([str(i) for i in range(10)]), "image_size": "32", "input": kind,
+        "mean": json.dumps(MEAN), "std": json.dumps(STD), "network": "vgg-11",
+        "widths": json.dumps(network.cfg), "source": checkpoint_path.name, "precision": "fp32",
+        "form": "as trained",
+    }  # fmt: skip
+    onnx.helper.set_model_props(written, facts)
+    onnx.save(written, path)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """PNG files of six test digits, and of one each in another size and shape, grey, and with a
+    palette."""
+    folder = tmp_path_factory.mktemp("pictures")
+    digits = datasets.load("digits", folder, "test").images.permute(0, 2, 3, 1).numpy()
+    for i in range(6):
+        Image.fromarray(digits[i]).save(folder / f"digit-{i}.png")
+    Image.fromarray(digits[6]).resize((97, 61), Image.Resampling.BICUBIC).save(folder / "large.png")
+    Image.fromarray(digits[7]).resize((20, 45), Image.Resampling.BICUBIC).save(folder / "small.png")
+    Image.fromarray(digits[8]).convert("L").save(folder / "grey.png")
+    Image.fromarray(digits[9]).quantize(16).save(folder / "palette.png")
+    return sorted(folder.glob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def answers(slim_digits, pictures):
+    """The class of each picture by PyTorch and its probability: [("3", 0.95), ...]."""
+    model, _, _ = architecture.load(slim_digits)
+    opened = [Image.open(path).convert("RGB") for path in pictures]
+    images = np.stack([np.asarray(i.resize((32, 32), Image.Resampling.BILINEAR)) for i in opened])
+    with torch.inference_mode():
+        logits = model.eval()(normalize(torch.from_numpy(images).permute(0, 3, 1, 2)))
+    odds, classes = logits.softmax(1).max(1)
+    told = [(str(int(label)), float(odd)) for label, odd in zip(classes, odds, strict=True)]
+    assert len({label for label, _ in told}) > 3  # or all could be right by chance
+    return told
+
+
+def agree(told, answers):
+    """Whether (class, "95.1 %") are those of PyTorch, to the last digit or the one before it."""
+    assert [label for label, _ in told] == [label for label, _ in answers]
+    odds = [float(text.rstrip(" %")) / 100 for _, text in told]
+    assert odds == pytest.approx([odd for _, odd in answers], abs=0.002)
+    return True

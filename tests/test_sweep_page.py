@@ -1,15 +1,10 @@
 """sweep.html in a real browser: hover, click, keyboard, dark mode, a phone."""
 
-import contextlib
 import json
-import shutil
 
 import pytest
 
 from slimming.reports import sweep_page
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-QUIET = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
 
 
 def point(allocation, ratio, repaired, **more):
@@ -37,21 +32,6 @@ FACTS = {
     "front": ["global 0.5", "lamp 0.55"],
     "why": "the knee of the front, beyond which accuracy falls faster than cost",
 }
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """A headless Chromium: the one of the system, or playwright's own."""
-    api = pytest.importorskip("playwright.sync_api")
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    with contextlib.ExitStack() as stack:
-        try:
-            play = stack.enter_context(api.sync_playwright())
-            opened = play.chromium.launch(executable_path=path, args=QUIET.split())
-        except api.Error:
-            pytest.skip("no browser: install chromium, or run `playwright install chromium`")
-        stack.callback(opened.close)
-        yield opened
 
 
 @pytest.fixture

@@ -1,0 +1,29 @@
+"""python examples/classify.py MODEL.onnx IMAGE...: the class of each picture, without PyTorch."""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+try:
+    if len(sys.argv) < 3:
+        raise ValueError(f"no picture. Usage: {__doc__}")
+    session = onnxruntime.InferenceSession(sys.argv[1])
+    facts = session.get_modelmeta().custom_metadata_map
+    if missing := {"classes", "image_size", "input", "mean", "std"} - facts.keys():
+        raise ValueError(f"{sys.argv[1]} lacks {', '.join(sorted(missing))}: write it by export.py")
+    classes, size, mean, std = (json.loads(facts[k]) for k in "classes image_size mean std".split())
+    for path in sys.argv[2:]:
+        image = Image.open(path).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+        pixels = np.asarray(image)[None]  # (1, H, W, 3), 0 to 255
+        if facts["input"].startswith("float32"):
+            pixels = ((pixels / 255 - mean) / std).astype(np.float32)
+        images = pixels if facts["input"].endswith("NHWC") else pixels.transpose(0, 3, 1, 2)
+        (logits,) = session.run(["logits"], {"images": images})[0]
+        odds = np.exp(logits - logits.max())
+        print(f"{path}: {classes[logits.argmax()]} {odds.max() / odds.sum():.1%}")
+except Exception as error:  # Pillow and ONNX Runtime raise types of their own
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,75 @@
+// From a picture to the numbers that the network reads, as the suite computes them in training.
+
+/** The picture in `file` as RGB pixels (size, size, 3) in a Uint8Array; an Error if it is none. */
+export async function readPixels(file, size) {
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
+  } catch {
+    throw new Error(`${file.name} is not a picture that this browser can read.`);
+  }
+  const { width, height } = bitmap;
+  const canvas = new OffscreenCanvas(width, height).getContext("2d");
+  canvas.drawImage(bitmap, 0, 0);
+  bitmap.close();
+  return resize(canvas.getImageData(0, 0, width, height).data, width, height, size);
+}
+
+/** The network's input from `pixels` (size, size, 3), of the kind that its metadata says. */
+export function prepare(pixels, { input, image_size: size, mean, std }) {
+  if (input === "uint8 NHWC") return { type: "uint8", data: pixels, dims: [1, size, size, 3] };
+  const type = input.split(" ")[0], area = size * size;
+  const data = type === "uint8" ? new Uint8Array(3 * area) : new Float32Array(3 * area);
+  for (let channel = 0; channel < 3; channel++) {
+    for (let i = 0; i < area; i++) {
+      const value = pixels[3 * i + channel];
+      data[channel * area + i] =
+        type === "uint8" ? value : (value / 255 - mean[channel]) / std[channel];
+    }
+  }
+  return { type, data, dims: [1, 3, size, size] };
+}
+
+/**
+ * RGBA pixels (height, width, 4) as RGB (size, size, 3), by bilinear interpolation as in Pillow: a
+ * pixel is a mean over all that it covers, where drawImage would read only its neighbours.
+ */
+function resize(rgba, width, height, size) {
+  const rows = new Uint8ClampedArray(height * size * 3); // which rounds
+  taps(width, size).forEach(({ first, weights }, x) => {
+    for (let y = 0; y < height; y++) {
+      for (let channel = 0; channel < 3; channel++) {
+        let sum = 0;
+        for (let i = 0; i < weights.length; i++) {
+          sum += weights[i] * rgba[4 * (y * width + first + i) + channel];
+        }
+        rows[3 * (y * size + x) + channel] = sum;
+      }
+    }
+  });
+  const pixels = new Uint8ClampedArray(size * size * 3), stride = 3 * size;
+  taps(height, size).forEach(({ first, weights }, y) => {
+    for (let at = 0; at < stride; at++) {
+      let sum = 0;
+      for (let i = 0; i < weights.length; i++) sum += weights[i] * rows[(first + i) * stride + at];
+      pixels[y * stride + at] = sum;
+    }
+  });
+  return new Uint8Array(pixels.buffer);
+}
+
+/** For each of `to` pixels, the first of `from` pixels that it reads, and the weights from there. */
+function taps(from, to) {
+  const scale = from / to, reach = Math.max(1, scale); // to larger pictures: from the neighbours
+  return Array.from({ length: to }, (_, at) => {
+    const center = (at + 0.5) * scale;
+    const first = Math.max(0, Math.floor(center - reach + 0.5));
+    const last = Math.min(from, Math.floor(center + reach + 0.5));
+    const weights = [];
+    for (let i = first; i < last; i++) {
+      weights.push(Math.max(0, 1 - Math.abs(i + 0.5 - center) / reach));
+    }
+    const sum = weights.reduce((a, b) => a + b);
+    return { first, weights: weights.map((weight) => weight / sum) };
+  });
+}

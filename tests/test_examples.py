@@ -1,0 +1,98 @@
+"""classify.py and the lines of docs/deployment.md: PyTorch's answers where no PyTorch is."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import KINDS, agree
+from warm import ROOT
+
+from slimming.data import datasets
+from slimming.data.pixels import normalize
+from slimming.storage import architecture
+
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(scope="module")
+def classify(tmp_path_factory):
+    """Run classify.py where PyTorch cannot be imported."""
+    hidden = tmp_path_factory.mktemp("hidden")
+    (hidden / "torch.py").write_text("raise ImportError('PyTorch is not here')\n")
+
+    def run(*words):
+        command = [sys.executable, EXAMPLES / "classify.py", *words]
+        env = {**os.environ, "PYTHONPATH": str(hidden)}
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+    hides = "import sys; sys.path.insert(0, sys.argv[1]); import torch"
+    failed = subprocess.run([sys.executable, "-c", hides, hidden], capture_output=True, check=False)
+    assert b"PyTorch is not here" in failed.stderr
+    return run
+
+
+@pytest.mark.parametrize("batch", [None, 1], ids=["any batch", "batch 1"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_program_without_pytorch_gives_its_answers(
+    classify, digits_onnx, pictures, answers, kind, batch
+):
+    done = classify(digits_onnx(kind, batch), *pictures)
+    assert done.returncode == 0, done.stderr
+    names, told = zip(*(line.split(": ") for line in done.stdout.splitlines()), strict=True)
+    assert list(names) == list(map(str, pictures))
+    assert agree([words.split() for words in told], answers)
+
+
+def test_the_program_is_short_and_needs_three_libraries():
+    text = (EXAMPLES / "classify.py").read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 30
+    imported = set(re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE))
+    assert imported - sys.stdlib_module_names == {"numpy", "onnxruntime", "PIL"}
+
+
+def test_mistakes_of_the_user_are_one_line_each(classify, digits_onnx, pictures, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model = digits_onnx()
+    bare = onnx.load(model)
+    del bare.metadata_props[:]
+    onnx.save(bare, tmp_path / "bare.onnx")
+    (tmp_path / "text.onnx").write_text("no network\n" * 9)
+    for words, says in (
+        ([], "Usage: python examples/classify.py MODEL.onnx IMAGE..."),
+        ([model], "no picture"),
+        ([tmp_path / "missing.onnx", pictures[0]], "missing.onnx"),
+        ([tmp_path / "text.onnx", pictures[0]], "text.onnx"),
+        ([tmp_path / "bare.onnx", pictures[0]], "bare.onnx lacks classes, image_size, input"),
+        ([model, tmp_path / "missing.png"], "missing.png"),
+        ([model, tmp_path / "text.onnx"], "text.onnx"),
+    ):
+        done = classify(*words)
+        assert done.returncode == 2 and done.stdout == ""
+        assert len(done.stderr.splitlines()) == 1 and says in done.stderr, done.stderr
+
+
+def test_openvino_runs_the_six_lines_of_the_docs(slim_digits, digits_onnx, tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    text = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```py\n(.*?)```", text, re.DOTALL)
+    shutil.copy(digits_onnx(), tmp_path / "slim.onnx")
+    monkeypatch.chdir(tmp_path)
+    images = datasets.load("digits", tmp_path, "test").images[:5]
+    names = {"images": normalize(images).numpy()}
+    exec(program, names)
+    model, _, _ = architecture.load(slim_digits)
+    with torch.inference_mode():
+        expected = model.eval()(normalize(images))
+    torch.testing.assert_close(torch.tensor(names["logits"]), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_extra_and_the_requirements_are_the_same():
+    lines = (ROOT / "requirements-export.txt").read_text(encoding="utf-8").splitlines()
+    listed = [line.partition("#")[0].strip() for line in lines]
+    extra = re.search(r"^export = (\[.*\])$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert json.loads(extra[1]) == [line for line in listed if line]
