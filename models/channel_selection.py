@@ -9,7 +9,8 @@ from torch import nn
 
 def gather_channels(x: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     """x[:, kept] of a (N, C, H, W) batch, in the memory layout of ``x``."""
-    if not x.is_contiguous(memory_format=torch.channels_last):
+    compiling = torch.compiler.is_compiling()  # a layout would be fixed, and with it the batch size
+    if compiling or not x.is_contiguous(memory_format=torch.channels_last):
         return x.index_select(1, kept)
     n, c, h, w = x.shape
     rows = x.permute(0, 2, 3, 1).reshape(-1, c)  # a view; gathering columns is fast

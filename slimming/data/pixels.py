@@ -32,6 +32,12 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
     return images.float().div_(255).sub_(mean).div_(std)
 
 
+def denormalize(images: torch.Tensor) -> torch.Tensor:
+    """The uint8 images that `normalize` turns into these (N, 3, H, W)."""
+    mean, std = _mean_and_std(images.device)
+    return (images.float() * std).add_(mean).mul_(255).round_().clamp_(0, 255).byte()
+
+
 @functools.cache  # a copy in each batch would synchronise with the GPU
 def _mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))

@@ -1,6 +1,7 @@
 """The deployment form of a network, for inference only: BN folded into other layers, few copies."""
 
 import copy
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +56,8 @@ def deploy(
     >>> deploy(net, torch.bfloat16)(images).dtype
     torch.float32
     """
+    if dtype == torch.float16 and form.clamp:  # where a clamp is at large values, fp16 overflows
+        form = replace(form, clamp=False)
     if not form.fold:
         small = copy.deepcopy(model).eval()
     else:
@@ -67,10 +70,12 @@ def forms_of(model: nn.Module) -> dict[str, Form]:
     """The `FORMS` by name that differ for ``model``: without dropped channels, some are equal."""
     keeps = [present_channels(model)[name] for name in selections(model)]
     if not keeps:
-        return {name: FORMS[name] for name in ("plain", "folded")}
-    if all(keep.all() for keep in keeps):
-        return {name: FORMS[name] for name in ("plain", "folded", "mixed-clamp")}
-    return {name: FORMS[name] for name in FORMS if name != "folded"}
+        names = ["plain", "folded"]
+    elif all(keep.all() for keep in keeps):
+        names = ["plain", "folded", "clamp"]
+    else:
+        names = [name for name in FORMS if name not in ("folded", "clamp")]
+    return {name: FORMS[name] for name in names}
 
 
 def _merged(model: nn.Module, form: Form) -> nn.Module:

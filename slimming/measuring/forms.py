@@ -41,9 +41,9 @@ FORMS = {
     "gather-clamp": Form(True, "gather", True),
     "zeros": Form(True, "zeros", False),
     "zeros-clamp": Form(True, "zeros", True),
-    "mixed-clamp": Form(True, "mixed", True),
+    "clamp": Form(True, "mixed", True),
 }
-DEPLOYED = FORMS["mixed-clamp"]  # the fastest in PyTorch, on a CPU
+DEPLOYED = FORMS["clamp"]  # the fastest in PyTorch, on a CPU
 
 
 class _Selected(nn.Module):

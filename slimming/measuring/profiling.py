@@ -1,9 +1,10 @@
 """Parameters, FLOPs, bytes and latency of a network."""
 
 import copy
+import functools
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -89,15 +90,22 @@ def latencies(
     The models take turns, so that load on the machine affects all of them equally. After one
     warm-up round, at least 5 rounds are timed, and more until ``seconds`` have passed.
     """
-    times: list[list[float]] = [[] for _ in models]
-    models = [deploy(model) for model in models]
     images = images.contiguous(memory_format=LAYOUT)
+    tasks = [functools.partial(deploy(model), images) for model in models]
+    return in_turns(tasks, images.device, seconds)
+
+
+def in_turns(
+    tasks: Sequence[Callable[[], object]], device: torch.device, seconds: float = 2.0
+) -> list[float]:
+    """Median seconds of each task; they take turns, as `latencies` says."""
+    times: list[list[float]] = [[] for _ in tasks]
     start = time.perf_counter()
     while len(times[0]) < 6 or (time.perf_counter() - start < seconds and len(times[0]) < 200):
-        for model, taken in zip(models, times, strict=True):
-            begin = _now(images.device)
-            model(images)
-            taken.append(_now(images.device) - begin)
+        for task, taken in zip(tasks, times, strict=True):
+            begin = _now(device)
+            task()
+            taken.append(_now(device) - begin)
     return [statistics.median(taken[1:]) for taken in times]
 
 

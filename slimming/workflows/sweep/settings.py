@@ -10,10 +10,9 @@ from slimming.pruning.allocation import ALLOCATIONS
 from slimming.pruning.repair import LEAST
 from slimming.reports.sweep_plot import COSTS
 from slimming.settings import count, number, part, seed, setting
-from slimming.storage import files
-from slimming.workflows.before_after import TO_PRUNE
 from slimming.workflows.budgets import BudgetSettings
-from slimming.workflows.settings import NetworkSettings, save_field
+from slimming.workflows.checkpoint_settings import CheckpointSettings
+from slimming.workflows.settings import save_field
 
 SEARCH = "search"
 LOWEST, HIGHEST = 0.05, 0.95
@@ -27,25 +26,6 @@ def _allocations(text: str) -> tuple[str, ...]:
                 f"must be some of {','.join(known)}, separated by commas, not {text!r}"
             )
     return tuple(dict.fromkeys(names))
-
-
-@dataclass(frozen=True)
-class SubjectSettings(NetworkSettings):
-    """The checkpoint and, if the file does not record it, its network."""
-
-    checkpoint: str | None = setting(
-        None,
-        "checkpoint of the network to prune, or its folder",
-        kind="positional",
-        metavar="CHECKPOINT",
-    )
-
-    @property
-    def path(self) -> Path:
-        """The checkpoint file. UserError if none is given."""
-        if not self.checkpoint:
-            raise UserError("CHECKPOINT is required: the file of the network to prune")
-        return files.find(Path(self.checkpoint), *TO_PRUNE, "*_base.pth", "*_rebuilt.pth")
 
 
 @dataclass(frozen=True)
@@ -126,7 +106,7 @@ class SweepOutputSettings:
 class SweepRun:
     """All settings of sweep.py."""
 
-    subject: SubjectSettings = part(SubjectSettings)
+    subject: CheckpointSettings = part(CheckpointSettings)
     points: PointsSettings = part(PointsSettings)
     budget: BudgetSettings = part(BudgetSettings)
     judging: JudgingSettings = part(JudgingSettings)

@@ -1,0 +1,70 @@
+"""Run an exported file: a program of its own, which imports nothing else of this suite.
+
+python engines.py FORMAT FILE PRECISION IMAGES.npy LOGITS.npy [THREADS]
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Engine = Callable[[np.ndarray], np.ndarray]  # images as they are fed -> logits (N, classes)
+HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+def onnx(path: str, precision: str, threads: int, device: str) -> Engine:
+    """ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    providers = ["CUDAExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(path, options, providers=providers)
+    return lambda images: session.run(["logits"], {"images": images})[0]
+
+
+def openvino(path: str, precision: str, threads: int, device: str) -> Engine:
+    """OpenVINO, on the CPU."""
+    import openvino
+
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+    settings["INFERENCE_PRECISION_HINT"] = HINTS[precision]
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    request = compiled.create_infer_request()
+    return lambda images: request.infer([images])[0].copy()
+
+
+def torch(path: str, precision: str, threads: int, device: str) -> Engine:
+    """PyTorch."""
+    import torch
+    from torch.export.passes import move_to_device_pass
+
+    if precision == "int8":
+        import torch.ao.quantization.fx._decomposed  # registers its operators
+    torch.set_num_threads(threads)
+    program = torch.export.load(path)
+    if device == "cuda":
+        program = move_to_device_pass(program, device)
+    module = program.module()
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return module(torch.from_numpy(images).to(device)).cpu().numpy()
+
+    return run
+
+
+ENGINES = {"onnx": onnx, "openvino": openvino, "torch": torch}
+
+
+def main(
+    kind: str, path: str, precision: str, images: str, logits: str, threads: str = "1"
+) -> None:
+    run = ENGINES[kind](path, precision, int(threads), "cpu")
+    np.save(logits, run(np.load(images)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

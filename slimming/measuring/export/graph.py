@@ -1,0 +1,54 @@
+"""The graph of a network as other programs run it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from slimming.data.pixels import MEAN, STD, denormalize
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What a program feeds: images (N, 3, size, size), normalised, fp32. With ``uint8`` raw pixels,
+    which the graph normalises; with ``nhwc`` as (N, size, size, 3). ``batch``: N; None for any."""
+
+    size: int = 32
+    uint8: bool = False
+    nhwc: bool = False
+    batch: int | None = None
+
+    def __str__(self) -> str:
+        return f"{'uint8' if self.uint8 else 'float32'} {'NHWC' if self.nhwc else 'NCHW'}"
+
+    def of(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalised ``images`` (N, 3, H, W) as a program feeds them."""
+        fed = denormalize(images) if self.uint8 else images
+        return (fed.permute(0, 2, 3, 1) if self.nhwc else fed).contiguous()
+
+
+class _Fed(nn.Module):
+    """``model`` behind the conversion from what is fed."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, model: nn.Module, feed: Feed):
+        super().__init__()
+        self.model, self.feed = model, feed
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        images = images.permute(0, 3, 1, 2) if self.feed.nhwc else images
+        return self.model((images / 255 - self.mean) / self.std if self.feed.uint8 else images)
+
+
+def traced(model: nn.Module, feed: Feed) -> torch.export.ExportedProgram:
+    """The graph of ``model`` (a deployment form, on the CPU), from what is fed to logits."""
+    example = feed.of(torch.zeros(feed.batch or 2, 3, feed.size, feed.size))  # 1 would be fixed
+    anything = None if feed.batch else ({0: torch.export.Dim("batch")},)
+    with torch.no_grad():
+        return torch.export.export(
+            _Fed(model, feed).eval(), (example,), dynamic_shapes=anything, strict=False
+        )

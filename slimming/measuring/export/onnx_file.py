@@ -1,0 +1,72 @@
+"""ONNX files, for ONNX Runtime and many other engines."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from slimming.measuring.export import int8
+
+INPUT, OUTPUT = "images", "logits"
+WEIGHTS = 64  # smaller constants stay as they are
+
+
+def write(
+    program: ExportedProgram,
+    path: Path,
+    precision: str,
+    batches: Sequence[torch.Tensor],
+    metadata: Mapping[str, str],
+) -> list[Path]:
+    """Write a graph with the input `INPUT` and the output `OUTPUT`; ``metadata`` become its
+    metadata properties. bf16 stores weights only: ONNX Runtime computes them in fp32."""
+    import onnx
+
+    with int8.quietly():
+        exported = torch.onnx.export(
+            program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
+        )
+    assert exported is not None  # as it would be of the older exporter
+    model = exported.model_proto
+    for value in (*model.graph.input, *model.graph.output):
+        batch = value.type.tensor_type.shape.dim[0]
+        batch.dim_param = "batch" if batch.dim_param else ""
+    if precision == "int8":
+        model = int8.quantized(model, [{INPUT: batch.numpy()} for batch in batches])
+    _strip(model)
+    if precision == "bf16":
+        _store_as_bf16(model)
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+    return [path]
+
+
+def _strip(model: Any) -> None:
+    """Drop what the exporter notes of its source: lines of code, paths, names of modules."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    del graph.value_info[:]
+
+
+def _store_as_bf16(model: Any) -> None:
+    """Store the weights as bf16, each with a Cast to fp32, which engines compute once."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for tensor in model.graph.initializer:
+        weight = torch.from_numpy(numpy_helper.to_array(tensor).copy())
+        if tensor.data_type != TensorProto.FLOAT or weight.numel() < WEIGHTS:
+            continue
+        name, short = tensor.name, f"{tensor.name}.bf16"
+        raw = weight.bfloat16().view(torch.int16).numpy().tobytes()
+        stored = helper.make_tensor(short, TensorProto.BFLOAT16, weight.shape, raw, raw=True)
+        tensor.CopyFrom(stored)
+        casts.append(helper.make_node("Cast", [short], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)

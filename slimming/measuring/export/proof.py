@@ -1,0 +1,27 @@
+"""Run an exported file where nothing of the network is known but the file."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from slimming.errors import UserError
+from slimming.measuring.export import engines
+
+
+def run_alone(
+    kind: str, path: Path, precision: str, images: np.ndarray, threads: int = 1
+) -> np.ndarray:
+    """The logits of the file at ``path`` for ``images`` (as they are fed), computed by its engine
+    in a fresh process. UserError if it fails there."""
+    with tempfile.TemporaryDirectory() as folder:
+        fed, logits = (str(Path(folder, name)) for name in ("images.npy", "logits.npy"))
+        np.save(fed, images)
+        words = [engines.__file__, kind, str(path), precision, fed, logits, str(threads)]
+        done = subprocess.run([sys.executable, "-I", *words], capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+            raise UserError(f"{kind} cannot run the {precision} file that was exported: {reason}")
+        return np.load(logits)

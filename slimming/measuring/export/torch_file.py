@@ -1,0 +1,52 @@
+"""PyTorch files (.pt2): a program of torch.export, for PyTorch without the code of the network."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+
+from slimming.measuring.export import int8
+
+
+def write(
+    program: ExportedProgram,
+    path: Path,
+    precision: str,
+    batches: Sequence[torch.Tensor],
+    metadata: Mapping[str, str],
+) -> list[Path]:
+    """Write a program; ``metadata`` are its extra file metadata.json. int8 is a graph of quantize
+    and dequantize operators, which torch.compile fuses."""
+    if precision == "int8":
+        program = _requantized(program, batches)
+    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(dict(metadata))})
+    return [path]
+
+
+def _requantized(program: ExportedProgram, batches: Sequence[torch.Tensor]) -> ExportedProgram:
+    (example,), _ = program.example_inputs
+    sizes = next(node for node in program.graph.nodes if node.name in _inputs(program)).meta["val"]
+    free = isinstance(sizes.shape[0], torch.SymInt)
+    shapes = ({0: torch.export.Dim("batch")},) if free else None
+    with torch.no_grad():
+        floats = [batch.float() for batch in batches]  # NNCF takes means of the input
+        model = int8.quantized(program.module(), floats)
+        fed = _AsFloat(model) if example.dtype == torch.uint8 else model
+        return torch.export.export(fed, (example,), dynamic_shapes=shapes)
+
+
+class _AsFloat(torch.nn.Module):
+    """``model``, whose first operator quantizes floats, for pixels."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(images.float())
+
+
+def _inputs(program: ExportedProgram) -> tuple[str, ...]:
+    return tuple(program.graph_signature.user_inputs)

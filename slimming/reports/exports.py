@@ -1,0 +1,48 @@
+"""The table of export.py."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from slimming.reports.figures import ratio
+from slimming.reports.tables import table
+
+
+@dataclass(frozen=True)
+class Row:
+    """The figures of an exported file: ``seconds`` by batch size, those of the dense network in
+    fp32 in the same engine and in PyTorch, and by how much the dense network has more FLOPs."""
+
+    format: str
+    precision: str
+    form: str
+    bytes: int
+    difference: float
+    top1: float | None
+    seconds: Mapping[int, float]
+    dense: Mapping[int, float]
+    pytorch: Mapping[int, float]
+    flop_ratio: float
+
+
+def as_text(rows: Sequence[Row], top1: float | None) -> str:
+    """A line for each file."""
+    batches = list(rows[0].seconds)
+    last = batches[-1]
+    header = ["file", "form", "MB", "difference", "top-1"]
+    header += [f"ms, batch {batch}" for batch in batches]
+    header += ["dense here", "dense PyTorch", "realised"]
+    lines = [_line(row, last) for row in rows]
+    note = f"speed-ups are at batch {last}, over the dense network in fp32 in the same engine "
+    note += f"(`dense here`) and in PyTorch; it has {rows[0].flop_ratio:.2f} times the FLOPs, of "
+    note += "which `realised` is the share that the latter reaches"
+    tested = f"; top-1 of fp32: {top1:.2%}" if top1 is not None else ""
+    return f"{table(header, lines)}\n{note}{tested}"
+
+
+def _line(row: Row, batch: int) -> list[str]:
+    own = row.seconds[batch]
+    cells = [f"{row.format} {row.precision}", row.form, f"{row.bytes / 1e6:.3f}"]
+    cells += [f"{row.difference:.1e}", "-" if row.top1 is None else f"{row.top1:.2%}"]
+    cells += [f"{1e3 * seconds:.2f}" for seconds in row.seconds.values()]
+    cells += [ratio(row.dense[batch], own), ratio(row.pytorch[batch], own)]
+    return [*cells, f"{row.pytorch[batch] / own / row.flop_ratio:.2f}"]

@@ -1,0 +1,131 @@
+"""Settings of export.py."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from slimming.data.settings import DataSettings
+from slimming.errors import UserError
+from slimming.measuring.export.formats import FORMATS, PRECISIONS
+from slimming.measuring.export.graph import Feed
+from slimming.measuring.forms import FORMS
+from slimming.settings import count, number, part, seed, setting
+from slimming.workflows.checkpoint_settings import CheckpointSettings
+from slimming.workflows.settings import save_field
+
+AUTO = "auto"
+LAYOUTS = ("nchw", "nhwc")
+
+
+def _some_of(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+    def parse(text: str) -> tuple[str, ...]:
+        names = text.split(",")
+        if set(names) - set(known):
+            raise ValueError(
+                f"must be some of {','.join(known)}, separated by commas, not {text!r}"
+            )
+        return tuple(dict.fromkeys(names))
+
+    return parse
+
+
+@dataclass(frozen=True)
+class GraphSettings:
+    """Which files are written, and what programs feed them."""
+
+    title: ClassVar[str] = "files to write"
+    format: tuple[str, ...] = setting(
+        ("onnx",),
+        "onnx; openvino; torch, a program of torch.export: one or several, separated by commas "
+        "(default: onnx)",
+        metavar="F,...",
+        parse=_some_of(tuple(FORMATS)),
+    )
+    precision: tuple[str, ...] = setting(
+        ("fp32",),
+        "fp32; bf16; fp16; int8, quantized after training: one or several, separated by commas "
+        "(default: fp32)",
+        metavar="P,...",
+        parse=_some_of(PRECISIONS),
+    )
+    form: str = setting(
+        AUTO,
+        "form of the graph: how channels that a selection drops are left out, and where BatchNorm "
+        "is folded; auto keeps the fastest on this machine",
+        choices=(AUTO, *FORMS),
+    )
+    uint8: bool = setting(
+        False, "normalise inside the graph: programs feed raw pixels, 0 to 255", kind="switch"
+    )
+    layout: str = setting("nchw", "order of the dimensions of what programs feed", choices=LAYOUTS)
+    batch: int = setting(
+        64, "batch size at which forms compete and latency is measured", metavar="N", parse=count
+    )
+    dynamic_batch: bool = setting(
+        True,
+        "accept any number of images; with --no-dynamic-batch exactly --batch",
+        kind="on/off",
+    )
+
+    def feed(self, size: int) -> Feed:
+        """What programs feed, for images of ``size`` pixels."""
+        batch = None if self.dynamic_batch else self.batch
+        return Feed(size, self.uint8, self.layout == "nhwc", batch)
+
+
+@dataclass(frozen=True)
+class JudgingSettings:
+    """How int8 is calibrated, and how lower precisions are judged."""
+
+    title: ClassVar[str] = "lower precisions"
+    max_drop: float = setting(
+        0.5,
+        "largest loss of top-1 against fp32, in points; a file that loses more is not written",
+        metavar="POINTS",
+        parse=number(float, 0, 100),
+    )
+    test_images: int | None = setting(
+        None,
+        "number of test images to judge on, equally many of each class (default: all)",
+        metavar="N",
+        parse=count,
+    )
+    calibration_images: int = setting(
+        2048, "number of training images that calibrate int8", metavar="N", parse=count
+    )
+    calibration_seed: int = setting(
+        0, "random seed for choosing these images", metavar="N", parse=seed
+    )
+
+
+@dataclass(frozen=True)
+class ExportOutputSettings:
+    """Where the files are written."""
+
+    title: ClassVar[str] = "output"
+    save: str | None = save_field("the folder of CHECKPOINT")
+
+
+@dataclass(frozen=True)
+class ExportRun:
+    """All settings of export.py."""
+
+    subject: CheckpointSettings = part(CheckpointSettings)
+    graph: GraphSettings = part(GraphSettings)
+    judging: JudgingSettings = part(JudgingSettings)
+    data: DataSettings = part(DataSettings)
+    output: ExportOutputSettings = part(ExportOutputSettings)
+
+    def __post_init__(self) -> None:
+        for name in self.graph.format:
+            for precision in self.graph.precision:
+                FORMATS[name].check(name, precision)
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are written. UserError if a file is in the way."""
+        folder = Path(self.output.save or self.subject.path.parent)
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--save {folder} is a file: use another folder")
+        return folder

@@ -1,0 +1,119 @@
+"""The network that export.py writes, and the images that files are proved and judged on."""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from slimming.data import loading
+from slimming.data.batches import Batches
+from slimming.data.pixels import MEAN, SIZE, STD
+from slimming.data.stream import Stream
+from slimming.measuring import profiling
+from slimming.measuring.export.graph import Feed
+from slimming.pruning import slicing
+from slimming.runtime.device import choose_device
+from slimming.storage import architecture
+from slimming.storage.architecture import Architecture
+from slimming.training import loop
+from slimming.workflows.before_after import one_process
+from slimming.workflows.evaluation import without_masked_channels
+from slimming.workflows.exporting.settings import ExportRun
+
+BATCH = 64
+
+
+@dataclass
+class Subject:
+    """A network (``model``, on the CPU; a masked one is sliced), the ``dense`` one of its
+    architecture with random weights, and real images."""
+
+    run: ExportRun
+    path: Path
+    network: Architecture
+    model: nn.Module
+    dense: nn.Module
+    feed: Feed
+    test: Batches | Stream
+
+    @cached_property
+    def images(self) -> torch.Tensor:
+        """Normalised test images, as many as are measured at a time."""
+        few, count = self.test.first(64).cpu(), self.run.graph.batch
+        return few[torch.arange(count) % len(few)]
+
+    @cached_property
+    def logits(self) -> torch.Tensor:
+        """PyTorch's answer to `images`."""
+        with torch.no_grad():
+            return self.model(self.images)
+
+    @cached_property
+    def calibration(self) -> list[torch.Tensor]:
+        """Batches of training images, as programs feed them."""
+        run, network = self.run, self.network
+        size = self.feed.batch or BATCH
+        training = loading.batches(
+            network.dataset, "train", size, self.test.device, self.feed.size, run.data
+        )
+        judging = run.judging
+        images, _ = training.draw(judging.calibration_images, judging.calibration_seed)
+        rows = torch.arange(-(-len(images) // size) * size) % len(images)
+        return [self.feed.of(batch.cpu()) for batch in images.cpu()[rows].split(size)]
+
+    @cached_property
+    def judged(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The test images that lower precisions are judged on, and their labels."""
+        count = self.run.judging.test_images
+        if count is None or count >= self.test.num_images:
+            return [(images.cpu(), labels.cpu()) for images, labels in self.test]
+        images, labels = self.test.draw(count, seed=0)
+        return list(zip(images.cpu().split(BATCH), labels.cpu().split(BATCH), strict=True))
+
+    @cached_property
+    def top1(self) -> float:
+        """The accuracy in fp32, by PyTorch."""
+        return loop.test(self.model, self.judged).prec1
+
+    @cached_property
+    def flop_ratio(self) -> float:
+        """FLOPs of the dense network divided by those of this one."""
+        dense, ours = (profiling.count_flops(m, self.feed.size) for m in (self.dense, self.model))
+        return dense / ours
+
+    def metadata(self, precision: str, form: str) -> dict[str, str]:
+        """What a file says of itself; values that are not text, as JSON."""
+        classes = self.test.classes or [str(i) for i in range(self.network.num_classes)]
+        digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        return {
+            "network": str(self.network),
+            "widths": json.dumps(slicing.cfg_of(self.model)),
+            "classes": json.dumps(classes),
+            "input": str(self.feed),
+            "image_size": str(self.feed.size),
+            "crop": "whole" if self.feed.size == SIZE else "center 7/8",
+            "mean": json.dumps(MEAN),
+            "std": json.dumps(STD),
+            "precision": precision,
+            "form": form,
+            "source": f"{self.path.name} (SHA-256 {digest})",
+        }
+
+
+def load(run: ExportRun) -> Subject:
+    """Load the network of ``run`` and the test data. UserError if one is unavailable."""
+    one_process("export.py")
+    path, data = run.subject.path, run.data
+    asked = run.subject.asked(replace(data, image_size=None))
+    model, network, contents = architecture.load(path, asked)
+    size = data.image_size or network.image_size
+    slim = without_masked_channels(model, network).cpu().eval()
+    dense = replace(network, cfg=None).build().eval()
+    device = choose_device(data.device, data.no_cuda)
+    test = loading.batches(network.dataset, "test", data.test_batch_size, device, size, data)
+    loading.check_classes(test, network.num_classes, contents, path)
+    return Subject(run, path, network, slim, dense, run.graph.feed(size), test)

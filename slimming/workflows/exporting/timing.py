@@ -1,0 +1,56 @@
+"""The latency of exported files, beside the dense network's."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from slimming.measuring import profiling
+from slimming.reports.exports import Row
+from slimming.runtime.device import LAYOUT
+from slimming.workflows.exporting.exports import Exported, dense_engine, engine
+from slimming.workflows.exporting.subject import Subject
+
+ONE = 1  # the other batch size that is measured
+
+
+def rows(subject: Subject, written: Sequence[Exported]) -> list[Row]:
+    """For each file, its figures and its latency: all files, the dense network in each engine and
+    in PyTorch take turns."""
+    device, dense = subject.test.device, subject.dense.to(subject.test.device)
+    batch = subject.run.graph.batch
+    with tempfile.TemporaryDirectory() as aside:
+        runs = {kind: dense_engine(subject, kind, Path(aside)) for kind in _formats(written)}
+        runs |= {
+            f"{e.format} {e.precision}": engine(subject, e.format, e.precision, e.parts[0])
+            for e in written
+        }
+        times: dict[str, dict[int, float]] = {name: {} for name in ("PyTorch", *runs)}
+        for count in [batch] if subject.feed.batch else sorted({ONE, batch}):
+            images = subject.images[:count]
+            fed: np.ndarray = subject.feed.of(images).numpy()
+            still = images.to(device).contiguous(memory_format=LAYOUT)
+            tasks = [lambda: dense(still)]  # noqa: B023  # run in this turn of the loop only
+            tasks += [lambda run=run: run(fed) for run in runs.values()]  # type: ignore[misc]  # noqa: B023
+            for name, taken in zip(times, profiling.in_turns(tasks, device), strict=True):
+                times[name][count] = taken
+    return [
+        Row(
+            e.format,
+            e.precision,
+            e.form,
+            e.bytes,
+            e.difference,
+            e.top1,
+            times[f"{e.format} {e.precision}"],
+            times[e.format],
+            times["PyTorch"],
+            subject.flop_ratio,
+        )
+        for e in written
+    ]
+
+
+def _formats(written: Sequence[Exported]) -> list[str]:
+    return list(dict.fromkeys(e.format for e in written))
