@@ -1,0 +1,120 @@
+"""The multiples to which numbers of channels are rounded up, by what is fastest on this device."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+from slimming.measuring.layer_times import LayerShape
+from slimming.pruning.choice import Choice
+from slimming.pruning.coupling import Group
+
+MULTIPLES = (1, 2, 4, 8, 16, 32)
+NOISE = 0.02  # relative difference of two times that counts as none
+
+Times = Mapping[LayerShape, float]
+Cost = Callable[[Iterable[LayerShape]], Times]  # see `layer_times.seconds`
+
+
+def fastest(
+    coupled: list[Group],
+    choices: Mapping[int, Choice],
+    calls: list[tuple[str, LayerShape]],
+    cost: Cost,
+) -> dict[str, int]:
+    """The multiple for each group of ``coupled`` channels with which the layers that write and read
+    it take the least time, by the name of the group.
+
+    ``choices`` are those of the channels to keep at the same ratio, one for each multiple;
+    ``calls`` the layers of the dense network, see `layer_times.calls`; ``cost`` measures them.
+
+    First, all groups get the multiple that is fastest for the sum of all layers: kernels may need
+    aligned channels on both sides. From there each group tries the other multiples, its neighbours
+    unchanged. If the network with all these changes is slower than without, because neighbours
+    change together, none is made: up to NOISE, no single multiple is faster than the result.
+
+    Of the multiples that are as fast as the fastest one, up to NOISE, a group keeps the largest: it
+    keeps at least as many channels, and those that cost no time are better kept, because the slim
+    network is then closer to the dense one. They do cost FLOPs and parameters.
+    """
+    network = _Rounded(coupled, choices, calls)
+    uniform = {m: dict.fromkeys(network.groups, m) for m in choices}
+    times = cost(shape for multiples in uniform.values() for shape in network.shapes(multiples))
+    totals = {m: _total(times, network.shapes(multiples)) for m, multiples in uniform.items()}
+    start = uniform[min(totals, key=totals.__getitem__)]
+    tried = {
+        name: {m: network.shapes({**start, name: m}, name) for m in choices}
+        for name in network.groups
+    }
+    times = cost(s for shapes in tried.values() for some in shapes.values() for s in some)
+    mixed = {
+        name: _largest({m: _total(times, some) for m, some in shapes.items()})
+        for name, shapes in tried.items()
+    }
+    pair = [network.shapes(multiples) for multiples in (start, mixed)]
+    times = cost(shape for shapes in pair for shape in shapes)
+    before, after = (_total(times, shapes) for shapes in pair)
+    return network.named(mixed if after <= (1 + NOISE) * before else start)
+
+
+class _Rounded:
+    """The layers of a slim network, for any multiple of each of its ``groups``."""
+
+    def __init__(
+        self,
+        coupled: list[Group],
+        choices: Mapping[int, Choice],
+        calls: list[tuple[str, LayerShape]],
+    ):
+        self.calls, self.choices = calls, choices
+        keep = {m: choice.keep for m, choice in choices.items()}
+        pruned = [group for group in coupled if all(group.name in masks for masks in keep.values())]
+        self.groups = [group.name for group in pruned]
+        # layer -> (group, side, multiple -> number of channels that it loses)
+        self.removed: dict[str, list[tuple[str, str, dict[int, int]]]] = {}
+        for group in pruned:
+            for member in group.members:
+                lost = {m: int((~keep[m][group.name][member.units]).sum()) for m in keep}
+                self.removed.setdefault(member.layer, []).append((group.name, member.side, lost))
+
+    def shapes(self, multiples: Mapping[str, int], group: str | None = None) -> list[LayerShape]:
+        """The layers if each group keeps its multiple: all, or those that write or read the
+        ``group``."""
+        found = []
+        for name, dense in self.calls:
+            parts = self.removed.get(name, [])
+            if group is not None and group not in [part[0] for part in parts]:
+                continue
+            less = {"in": 0, "out": 0}
+            for part, side, counts in parts:
+                less[side] += counts[multiples[part]]
+            found.append(_narrower(dense, less["in"], less["out"]))
+        return found
+
+    def named(self, multiples: Mapping[str, int]) -> dict[str, int]:
+        """For each group the multiple by which one would call the number of channels that it keeps:
+        of all that lead to it, the largest that divides it, else the smallest."""
+        names = {}
+        for group, multiple in multiples.items():
+            counts = {m: int(choice.keep[group].sum()) for m, choice in self.choices.items()}
+            count = counts[multiple]
+            same = [m for m in sorted(counts) if counts[m] == count]
+            names[group] = max((m for m in same if count % m == 0), default=same[0])
+        return names
+
+
+def _narrower(dense: LayerShape, unread: int, unwritten: int) -> LayerShape:
+    """A layer without so many channels, but with at least one in each of its groups."""
+    if dense.groups == dense.reads == dense.writes > 1:  # depthwise
+        left = max(1, dense.writes - unwritten)
+        return replace(dense, reads=left, writes=left, groups=left)
+    reads, writes = dense.reads - unread, dense.writes - unwritten
+    return replace(dense, reads=max(dense.groups, reads), writes=max(dense.groups, writes))
+
+
+def _total(times: Times, shapes: Iterable[LayerShape]) -> float:
+    return sum(times[shape] for shape in shapes)
+
+
+def _largest(totals: Mapping[int, float]) -> int:
+    """The largest multiple that is as fast as the fastest one."""
+    limit = (1 + NOISE) * min(totals.values())
+    return max(multiple for multiple, total in totals.items() if total <= limit)
