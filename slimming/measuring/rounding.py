@@ -8,7 +8,7 @@ from slimming.pruning.choice import Choice
 from slimming.pruning.coupling import Group
 
 MULTIPLES = (1, 2, 4, 8, 16, 32)
-NOISE = 0.02  # relative difference of two times that counts as none
+NOISE = 0.01  # relative difference of two times that counts as none
 
 Times = Mapping[LayerShape, float]
 Cost = Callable[[Iterable[LayerShape]], Times]  # see `layer_times.seconds`
@@ -19,6 +19,9 @@ def fastest(
     choices: Mapping[int, Choice],
     calls: list[tuple[str, LayerShape]],
     cost: Cost,
+    *,
+    limited: bool = False,
+    fewest: bool = False,
 ) -> dict[str, int]:
     """The multiple for each group of ``coupled`` channels with which the layers that write and read
     it take the least time, by the name of the group.
@@ -29,51 +32,67 @@ def fastest(
     First, all groups get the multiple that is fastest for the sum of all layers: kernels may need
     aligned channels on both sides. From there each group tries the other multiples, its neighbours
     unchanged. If the network with all these changes is slower than without, because neighbours
-    change together, none is made: up to NOISE, no single multiple is faster than the result.
+    change together, none is made. So no single multiple is faster than the result by more than
+    2 NOISE: a layer changes with the group that it reads and the one that it writes.
 
-    Of the multiples that are as fast as the fastest one, up to NOISE, a group keeps the largest: it
+    Of the multiples that are as fast as the fastest one, up to NOISE, a group gets the largest: it
     keeps at least as many channels, and those that cost no time are better kept, because the slim
-    network is then closer to the dense one. They do cost FLOPs and parameters.
+    network is then closer to the dense one. They do cost FLOPs and parameters; for a budget on
+    these, ``fewest`` takes the smallest multiple instead. For any budget, ``limited`` takes no
+    multiple above the number of channels that a group keeps without rounding: then a network in
+    which each group keeps one multiple is no larger, so that pruning more meets the budget.
     """
-    network = _Rounded(coupled, choices, calls)
-    uniform = {m: dict.fromkeys(network.groups, m) for m in choices}
+    network = _Rounded(coupled, choices, calls, limited)
+    uniform = {m: network.limited(dict.fromkeys(network.groups, m)) for m in choices}
     times = cost(shape for multiples in uniform.values() for shape in network.shapes(multiples))
     totals = {m: _total(times, network.shapes(multiples)) for m, multiples in uniform.items()}
-    start = uniform[min(totals, key=totals.__getitem__)]
+    sign = 1 if fewest else -1
+    start = uniform[min(totals, key=lambda multiple: (totals[multiple], sign * multiple))]
     tried = {
-        name: {m: network.shapes({**start, name: m}, name) for m in choices}
+        name: {m: network.shapes({**start, name: m}, name) for m in network.groups[name]}
         for name in network.groups
     }
     times = cost(s for shapes in tried.values() for some in shapes.values() for s in some)
-    mixed = {
-        name: _largest({m: _total(times, some) for m, some in shapes.items()})
-        for name, shapes in tried.items()
-    }
+    mixed = {}
+    for name, shapes in tried.items():
+        taken = {m: _total(times, some) for m, some in shapes.items()}
+        equal = [m for m in taken if taken[m] <= (1 + NOISE) * min(taken.values())]
+        mixed[name] = min(equal) if fewest else max(equal)
     pair = [network.shapes(multiples) for multiples in (start, mixed)]
     times = cost(shape for shapes in pair for shape in shapes)
     before, after = (_total(times, shapes) for shapes in pair)
-    return network.named(mixed if after <= (1 + NOISE) * before else start)
+    return network.named(mixed if after <= (1 + 2 * NOISE) * before else start)
 
 
 class _Rounded:
-    """The layers of a slim network, for any multiple of each of its ``groups``."""
+    """The layers of a slim network, for any multiple of each of its ``groups``: the multiples that
+    each may have, by its name."""
 
     def __init__(
         self,
         coupled: list[Group],
         choices: Mapping[int, Choice],
         calls: list[tuple[str, LayerShape]],
+        limited: bool,
     ):
         self.calls, self.choices = calls, choices
         keep = {m: choice.keep for m, choice in choices.items()}
         pruned = [group for group in coupled if all(group.name in masks for masks in keep.values())]
-        self.groups = [group.name for group in pruned]
+        kept = {group.name: int(keep[1][group.name].sum()) for group in pruned}
+        self.groups = {
+            name: [m for m in sorted(keep) if m <= max(1, count) or not limited]
+            for name, count in kept.items()
+        }
         # layer -> (group, side, multiple -> number of channels that it loses)
         self.removed: dict[str, list[tuple[str, str, dict[int, int]]]] = {}
         for group in pruned:
             for member in group.members:
                 lost = {m: int((~keep[m][group.name][member.units]).sum()) for m in keep}
                 self.removed.setdefault(member.layer, []).append((group.name, member.side, lost))
+
+    def limited(self, multiples: Mapping[str, int]) -> dict[str, int]:
+        """The largest multiple of each group that is no larger than the given one."""
+        return {n: max(m for m in self.groups[n] if m <= multiples[n]) for n in multiples}
 
     def shapes(self, multiples: Mapping[str, int], group: str | None = None) -> list[LayerShape]:
         """The layers if each group keeps its multiple: all, or those that write or read the
@@ -96,7 +115,7 @@ class _Rounded:
         for group, multiple in multiples.items():
             counts = {m: int(choice.keep[group].sum()) for m, choice in self.choices.items()}
             count = counts[multiple]
-            same = [m for m in sorted(counts) if counts[m] == count]
+            same = [m for m in self.groups[group] if counts[m] == count]
             names[group] = max((m for m in same if count % m == 0), default=same[0])
         return names
 
@@ -112,9 +131,3 @@ def _narrower(dense: LayerShape, unread: int, unwritten: int) -> LayerShape:
 
 def _total(times: Times, shapes: Iterable[LayerShape]) -> float:
     return sum(times[shape] for shape in shapes)
-
-
-def _largest(totals: Mapping[int, float]) -> int:
-    """The largest multiple that is as fast as the fastest one."""
-    limit = (1 + NOISE) * min(totals.values())
-    return max(multiple for multiple, total in totals.items() if total <= limit)

@@ -74,8 +74,8 @@ class Dense:
         def choose(multiple: Multiples) -> Choice:
             return allocation.choose(replace(plain, round_to=multiple), ratio, name)
 
-        batch = self.run.budget.latency_batch
-        found = rounding.measured(plain.model, plain.coupled, choose, self.images, batch)
+        budget = self.run.budget
+        found = rounding.measured(plain.model, plain.coupled, choose, self.images, budget)
         return replace(plain, round_to=found)
 
     @property

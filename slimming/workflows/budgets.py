@@ -62,6 +62,11 @@ class BudgetSettings:
         names = [entry.name for entry in fields(self) if entry.name != "latency_batch"]
         return {f"--{n}": getattr(self, n) for n in names if getattr(self, n) is not None}
 
+    @property
+    def on_size(self) -> bool:
+        """Whether FLOPs or parameters are limited, not only latency."""
+        return not self.given.keys() <= {"--latency", "--ms"}
+
     def replaces(self, flag: str) -> None:
         """UserError if there is a budget beside the ``flag`` that it replaces."""
         for name in self.given:

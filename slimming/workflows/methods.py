@@ -18,6 +18,7 @@ from slimming.pruning.coupling import Group, count_filters, inside
 from slimming.pruning.groups import groups
 from slimming.pruning.scaling import Masks
 from slimming.workflows import rounding
+from slimming.workflows.budgets import BudgetSettings
 from slimming.workflows.rounding import RoundTo
 
 SAMPLES = 2560  # training images for measures with gradients
@@ -33,7 +34,7 @@ class Task:
     training batches, for measures that need them. ``allocation``, see
     `slimming.pruning.allocation`, replaces ``measure`` and ``local``. ``fit(prune, total,
     *notes)``, if given, finds another ratio for a network of ``total`` filters, see
-    `slimming.workflows.budgets`. ``round_to`` "auto" measures layers on ``latency_batch`` images.
+    `slimming.workflows.budgets`. ``round_to`` may be "auto", see `slimming.workflows.rounding`.
     """
 
     model: nn.Module
@@ -43,7 +44,7 @@ class Task:
     measure: str
     local: bool = True
     round_to: RoundTo = 1
-    latency_batch: int = 64
+    budget: BudgetSettings = field(default_factory=BudgetSettings)
     ignore: Sequence[str] = ()
     seed: int = 1
     allocation: str | None = None
@@ -91,7 +92,7 @@ def _multiples(
         return task.round_to
     ratio = _ratio(task, model, coupled, partial(choose, multiples=1), rounding.WITHOUT)
     at_ratio = partial(choose, ratio)
-    return rounding.measured(model, coupled, at_ratio, task.images, task.latency_batch)
+    return rounding.measured(model, coupled, at_ratio, task.images, task.budget)
 
 
 def _ratio(

@@ -13,6 +13,7 @@ from slimming.measuring.rounding import MULTIPLES, fastest
 from slimming.pruning.choice import Choice, Multiples
 from slimming.pruning.coupling import Group
 from slimming.settings import count, setting
+from slimming.workflows.budgets import BudgetSettings
 
 AUTO: Final = "auto"
 WITHOUT = "without rounding"  # note on the budget that is met before multiples are measured
@@ -41,20 +42,23 @@ def measured(
     coupled: list[Group],
     choose: Callable[[Multiples], Choice],
     images: torch.Tensor,
-    batch: int,
+    budget: BudgetSettings,
 ) -> dict[str, int]:
     """The multiple with which the layers of each group are fastest on the device of ``images``
     (N, 3, H, W), see `slimming.measuring.rounding.fastest`; prints them.
 
-    ``choose(multiples)`` are the channels of ``model`` to keep at the ratio to measure at.
+    ``choose(multiples)`` are the channels of ``model`` to keep at the ratio to measure at;
+    ``budget`` gives the number of images, and whether more channels are free if they cost no time.
     """
 
     def cost(shapes: Iterable[LayerShape]) -> Mapping[LayerShape, float]:
-        return layer_times.seconds(shapes, batch, images.device)
+        return layer_times.seconds(shapes, budget.latency_batch, images.device)
 
     choices = {multiple: choose(multiple) for multiple in MULTIPLES}
     calls = layer_times.calls(model, tuple(images.shape[1:]))
-    found = fastest(coupled, choices, calls, cost)
+    found = fastest(
+        coupled, choices, calls, cost, limited=bool(budget.given), fewest=budget.on_size
+    )
     print(f"--round-to {AUTO}: {_text(found, choose(found))}", flush=True)
     return found
 

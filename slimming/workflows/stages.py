@@ -195,7 +195,7 @@ def _task(
         pruning.measure,
         local=not pruning.global_pruning,
         round_to=pruning.round_to,
-        latency_batch=settings.budget.latency_batch,
+        budget=settings.budget,
         ignore=pruning.ignore,
         seed=settings.base.seed,
         allocation=pruning.allocation,
