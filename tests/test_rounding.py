@@ -124,13 +124,8 @@ def test_changes_that_are_slower_together_are_not_made():
     assert of_two_layers(one, (1, 8)) == [1, 1]
 
 
-@pytest.mark.parametrize("arch", ["mobilenet_v3_small", "resnext50_32x4d", "squeezenet1_1"])
-def test_what_is_measured_are_the_layers_of_the_slim_networks(arch):
-    torch.manual_seed(0)
-    model = constructor(arch)(num_classes=10).eval()
-    coupled = groups(model, torch.zeros(1, *SHAPE))
-    scores = importance.lamp(Evidence(model, []))
-    choices = {m: ranking.choose(coupled, scores, 0.5, round_to=m) for m in (1, 8)}
+def are_measured(model, coupled, choices):
+    """Whether first the layers of all networks with a single multiple are measured, no others."""
     seen = []
 
     def cost(shapes):
@@ -142,20 +137,23 @@ def test_what_is_measured_are_the_layers_of_the_slim_networks(arch):
         slicing.sliced(model, slicing.kept_channels(model, coupled, choice.keep))
         for choice in choices.values()
     ]
-    assert seen[0] == {s for network in networks for _, s in layer_times.calls(network, SHAPE)}
+    return seen[0] == {s for network in networks for _, s in layer_times.calls(network, SHAPE)}
 
 
-def test_the_layers_of_a_slim_network_with_selections(small):
-    seen = []
-    choices = {m: slim(small, m) for m in (1, 8)}
+@pytest.mark.parametrize("arch", ["mobilenet_v3_small", "resnext50_32x4d", "squeezenet1_1"])
+def test_what_is_measured_are_the_layers_of_the_slim_networks(arch):
+    torch.manual_seed(0)
+    model = constructor(arch)(num_classes=10).eval()
+    coupled = groups(model, torch.zeros(1, *SHAPE))
+    scores = importance.lamp(Evidence(model, []))
+    choices = {m: ranking.choose(coupled, scores, 0.5, round_to=m) for m in (1, 8)}
+    assert are_measured(model, coupled, choices)
 
-    def cost(shapes):
-        seen.append(set(shapes))
-        return dict.fromkeys(seen[-1], 1.0)
 
-    rounding.fastest(declared(small), choices, layer_times.calls(small, SHAPE), cost)
-    networks = [keep_only(small, choice.keep) for choice in choices.values()]
-    assert seen[0] == {s for network in networks for _, s in layer_times.calls(network, SHAPE)}
+def test_selections_count_as_narrower_layers(small):
+    assert are_measured(small, declared(small), {m: slim(small, m) for m in (1, 8)})
+    again = keep_only(small, slim(small, 1).keep)
+    assert are_measured(again, declared(again), {m: slim(again, m) for m in (1, 8)})
 
 
 @pytest.mark.parametrize("arch", ["mobilenet_v3_small", "vgg"])
@@ -186,8 +184,7 @@ def test_shapes_take_turns_and_equal_ones_are_measured_once():
     assert next(ticks, None) is None
 
 
-def test_layers_are_those_of_the_network_that_is_measured():
-    """The real clock, for every kind of layer."""
+def test_the_real_clock_measures_layers_of_every_kind():
     shapes = [s for _, s in layer_times.calls(constructor("mobilenet_v3_small")(), SHAPE)]
     found = layer_times.seconds(shapes, 1, CPU, rounds=1)
     assert found.keys() == set(shapes) and all(value > 0 for value in found.values())
