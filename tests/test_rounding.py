@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -48,7 +49,11 @@ def fastest(model, one):
     """The multiples by the seconds of ``one`` shape."""
     choices = {m: slim(model, m) for m in MULTIPLES}
     layers = layer_times.calls(model, SHAPE)
-    return rounding.fastest(declared(model), choices, layers, by_shape(one))
+
+    def whole(several):
+        return [seconds_of(model, multiples, one) for multiples in several]
+
+    return rounding.fastest(declared(model), choices, layers, by_shape(one), whole)
 
 
 def seconds_of(model, round_to, one):
@@ -61,16 +66,27 @@ def widths(choice):
     return {name: int(mask.sum()) for name, mask in choice.keep.items()}
 
 
-def of_two_layers(one, multiples=MULTIPLES, **more):
-    """The multiples of two convolutions, of which each keeps 9 of 64 filters."""
+def of_two_layers(one, multiples=MULTIPLES, around=lambda m: 0, **more):
+    """The multiples of two convolutions, of which each keeps 9 of 64 filters; the network with the
+    multiples m takes ``around(m)`` seconds more than its layers."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3), nn.Flatten(), nn.Linear(64 * 16, 10)]
     model = nn.Sequential(*layers)
     coupled, scores = groups(model, torch.zeros(1, 3, 8, 8)), importance.l1(Evidence(model, []))
-    choices = {m: ranking.choose(coupled, scores, 0.86, local=True, round_to=m) for m in multiples}
+
+    def choose(m):
+        return ranking.choose(coupled, scores, 0.86, local=True, round_to=m)
+
+    def whole(several):
+        kept = [slicing.kept_channels(model, coupled, choose(m).keep) for m in several]
+        calls = [layer_times.calls(slicing.sliced(model, k), (3, 8, 8))[:2] for k in kept]
+        inside = [sum(one(shape) for _, shape in layers) for layers in calls]
+        return [time + around(m) for time, m in zip(inside, several, strict=True)]
+
+    choices = {m: choose(m) for m in multiples}
     assert widths(choices[1]) == {"0": 9, "1": 9}
     calls = layer_times.calls(model, (3, 8, 8))[:2]
-    return list(rounding.fastest(coupled, choices, calls, by_shape(one), **more).values())
+    return list(rounding.fastest(coupled, choices, calls, by_shape(one), whole, **more).values())
 
 
 @pytest.mark.parametrize("size", [4, 16])
@@ -124,20 +140,36 @@ def test_changes_that_are_slower_together_are_not_made():
     assert of_two_layers(one, (1, 8)) == [1, 1]
 
 
-def are_measured(model, coupled, choices):
-    """Whether first the layers of all networks with a single multiple are measured, no others."""
+def are_measured(model, coupled, choose):
+    """Whether the layers are measured that slim networks have if one group keeps a multiple of 8,
+    those of some groups at least."""
     seen = []
 
     def cost(shapes):
-        seen.append(set(shapes))
-        return dict.fromkeys(seen[-1], 1.0)
+        seen.extend(shapes)
+        return dict.fromkeys(seen, 1.0)
 
-    rounding.fastest(coupled, choices, layer_times.calls(model, SHAPE), cost)
-    networks = [
-        slicing.sliced(model, slicing.kept_channels(model, coupled, choice.keep))
-        for choice in choices.values()
-    ]
-    return seen[0] == {s for network in networks for _, s in layer_times.calls(network, SHAPE)}
+    choices, layers = {m: choose(m) for m in (1, 8)}, layer_times.calls(model, SHAPE)
+    rounding.fastest(coupled, choices, layers, cost, lambda several: range(len(several)))
+    rounded = [{}, *({group.name: 8} for group in coupled[:: len(coupled) // 3])]
+    kept = [slicing.kept_channels(model, coupled, choose(multiples).keep) for multiples in rounded]
+    networks = [slicing.sliced(model, each) for each in kept]
+    names = {member.layer for group in coupled for member in group.members}
+    return all(
+        shape in seen
+        for network in networks
+        for name, shape in layer_times.calls(network, SHAPE)
+        if name in names
+    )
+
+
+def test_time_outside_of_layers_counts():
+    """Each channel takes time in its layers, but unless both have multiples of 4, much more."""
+
+    def around(multiples):
+        return 0 if set(multiples.values()) == {4} else 100
+
+    assert of_two_layers(lambda s: s.reads + s.writes, around=around) == [4, 4]
 
 
 @pytest.mark.parametrize("arch", ["mobilenet_v3_small", "resnext50_32x4d", "squeezenet1_1"])
@@ -146,14 +178,13 @@ def test_what_is_measured_are_the_layers_of_the_slim_networks(arch):
     model = constructor(arch)(num_classes=10).eval()
     coupled = groups(model, torch.zeros(1, *SHAPE))
     scores = importance.lamp(Evidence(model, []))
-    choices = {m: ranking.choose(coupled, scores, 0.5, round_to=m) for m in (1, 8)}
-    assert are_measured(model, coupled, choices)
+    assert are_measured(model, coupled, lambda m: ranking.choose(coupled, scores, 0.5, round_to=m))
 
 
 def test_selections_count_as_narrower_layers(small):
-    assert are_measured(small, declared(small), {m: slim(small, m) for m in (1, 8)})
+    assert are_measured(small, declared(small), partial(slim, small))
     again = keep_only(small, slim(small, 1).keep)
-    assert are_measured(again, declared(again), {m: slim(again, m) for m in (1, 8)})
+    assert are_measured(again, declared(again), partial(slim, again))
 
 
 @pytest.mark.parametrize("arch", ["mobilenet_v3_small", "vgg"])

@@ -1,6 +1,6 @@
 """The multiples to which numbers of channels are rounded up, by what is fastest on this device."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from slimming.measuring.layer_times import LayerShape
@@ -12,6 +12,7 @@ NOISE = 0.01  # relative difference of two times that counts as none
 
 Times = Mapping[LayerShape, float]
 Cost = Callable[[Iterable[LayerShape]], Times]  # see `layer_times.seconds`
+Whole = Callable[[Sequence[Mapping[str, int]]], Sequence[float]]
 
 
 def fastest(
@@ -19,6 +20,7 @@ def fastest(
     choices: Mapping[int, Choice],
     calls: list[tuple[str, LayerShape]],
     cost: Cost,
+    whole: Whole,
     *,
     limited: bool = False,
     fewest: bool = False,
@@ -27,13 +29,14 @@ def fastest(
     it take the least time, by the name of the group.
 
     ``choices`` are those of the channels to keep at the same ratio, one for each multiple;
-    ``calls`` the layers of the dense network, see `layer_times.calls`; ``cost`` measures them.
+    ``calls`` the layers of the dense network, see `layer_times.calls`; ``cost`` measures
+    them, and ``whole`` the slim networks with several sets of multiples, in seconds.
 
-    First, all groups get the multiple that is fastest for the sum of all layers: kernels may need
-    aligned channels on both sides. From there each group tries the other multiples, its neighbours
-    unchanged. If the network with all these changes is slower than without, because neighbours
-    change together, none is made. So no single multiple is faster than the result by more than
-    2 NOISE: a layer changes with the group that it reads and the one that it writes.
+    First, all groups get the same multiple, that of the fastest network: kernels may need aligned
+    channels on both sides, and much of the time may be spent outside of layers. From there each
+    group tries the other multiples, its neighbours unchanged. If the network with all these changes
+    is slower than without, none is made. So no single multiple is faster than the result by more
+    than 2 NOISE: a layer changes with the group that it reads and the one that it writes.
 
     Of the multiples that are as fast as the fastest one, up to NOISE, a group gets the largest: it
     keeps at least as many channels, and those that cost no time are better kept, because the slim
@@ -44,8 +47,7 @@ def fastest(
     """
     network = _Rounded(coupled, choices, calls, limited)
     uniform = {m: network.limited(dict.fromkeys(network.groups, m)) for m in choices}
-    times = cost(shape for multiples in uniform.values() for shape in network.shapes(multiples))
-    totals = {m: _total(times, network.shapes(multiples)) for m, multiples in uniform.items()}
+    totals = dict(zip(uniform, whole(list(uniform.values())), strict=True))
     sign = 1 if fewest else -1
     start = uniform[min(totals, key=lambda multiple: (totals[multiple], sign * multiple))]
     tried = {
@@ -55,12 +57,10 @@ def fastest(
     times = cost(s for shapes in tried.values() for some in shapes.values() for s in some)
     mixed = {}
     for name, shapes in tried.items():
-        taken = {m: _total(times, some) for m, some in shapes.items()}
+        taken = {m: sum(times[shape] for shape in some) for m, some in shapes.items()}
         equal = [m for m in taken if taken[m] <= (1 + NOISE) * min(taken.values())]
         mixed[name] = min(equal) if fewest else max(equal)
-    pair = [network.shapes(multiples) for multiples in (start, mixed)]
-    times = cost(shape for shapes in pair for shape in shapes)
-    before, after = (_total(times, shapes) for shapes in pair)
+    before, after = whole([start, mixed])
     return network.named(mixed if after <= (1 + 2 * NOISE) * before else start)
 
 
@@ -94,13 +94,12 @@ class _Rounded:
         """The largest multiple of each group that is no larger than the given one."""
         return {n: max(m for m in self.groups[n] if m <= multiples[n]) for n in multiples}
 
-    def shapes(self, multiples: Mapping[str, int], group: str | None = None) -> list[LayerShape]:
-        """The layers if each group keeps its multiple: all, or those that write or read the
-        ``group``."""
+    def shapes(self, multiples: Mapping[str, int], group: str) -> list[LayerShape]:
+        """The layers that write or read the ``group``, if each group keeps its multiple."""
         found = []
         for name, dense in self.calls:
             parts = self.removed.get(name, [])
-            if group is not None and group not in [part[0] for part in parts]:
+            if group not in [part[0] for part in parts]:
                 continue
             less = {"in": 0, "out": 0}
             for part, side, counts in parts:
@@ -127,7 +126,3 @@ def _narrower(dense: LayerShape, unread: int, unwritten: int) -> LayerShape:
         return replace(dense, reads=left, writes=left, groups=left)
     reads, writes = dense.reads - unread, dense.writes - unwritten
     return replace(dense, reads=max(dense.groups, reads), writes=max(dense.groups, writes))
-
-
-def _total(times: Times, shapes: Iterable[LayerShape]) -> float:
-    return sum(times[shape] for shape in shapes)

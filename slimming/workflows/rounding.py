@@ -1,15 +1,16 @@
 """--round-to: the multiples of channels that layers keep."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import torch
 from torch import nn
 
-from slimming.measuring import layer_times
+from slimming.measuring import layer_times, profiling
 from slimming.measuring.layer_times import LayerShape
 from slimming.measuring.rounding import MULTIPLES, fastest
+from slimming.pruning.allocation import Prunable
 from slimming.pruning.choice import Choice, Multiples
 from slimming.pruning.coupling import Group
 from slimming.settings import count, setting
@@ -54,10 +55,15 @@ def measured(
     def cost(shapes: Iterable[LayerShape]) -> Mapping[LayerShape, float]:
         return layer_times.seconds(shapes, budget.latency_batch, images.device)
 
+    def whole(several: Sequence[Multiples]) -> list[float]:
+        slims = [Prunable(model, coupled).slim(choose(multiples))[0] for multiples in several]
+        batch = images[torch.arange(budget.latency_batch, device=images.device) % len(images)]
+        return profiling.latencies([slim.to(images.device) for slim in slims], batch)
+
     choices = {multiple: choose(multiple) for multiple in MULTIPLES}
     calls = layer_times.calls(model, tuple(images.shape[1:]))
     found = fastest(
-        coupled, choices, calls, cost, limited=bool(budget.given), fewest=budget.on_size
+        coupled, choices, calls, cost, whole, limited=bool(budget.given), fewest=budget.on_size
     )
     print(f"--round-to {AUTO}: {_text(found, choose(found))}", flush=True)
     return found
