@@ -32,12 +32,7 @@ def choose(
     units (or all that are alive). ``rescued`` names the first layer of each group that keeps no
     more than one channel a layer. UserError if no group has scores, or one is not finite.
     """
-    multiples = [round_to] if isinstance(round_to, int) else list(round_to.values())
-    if not 0 <= ratio < 1 or min(multiples, default=1) < 1:
-        raise UserError(
-            f"ratio must be at least 0 and less than 1, not {ratio}, and round_to at least 1, not "
-            f"{round_to}"
-        )
+    _check(ratio, round_to)
     found = {group.name: _unit_scores(group, scores) for group in coupled}
     by_group = {name: units for name, units in found.items() if units is not None}
     scored = [group for group in coupled if group.name in by_group]
@@ -76,6 +71,16 @@ def choose(
             rescued.append(group.members[0].layer)
         spared += more
     return Choice(ratio, threshold, alive, keep, rescued, spared)
+
+
+def _check(ratio: float, round_to: Multiples) -> None:
+    """UserError if an argument of `choose` is out of range."""
+    multiples = [round_to] if isinstance(round_to, int) else list(round_to.values())
+    if not 0 <= ratio < 1 or min(multiples, default=1) < 1:
+        raise UserError(
+            f"ratio must be at least 0 and less than 1, not {ratio}, and round_to at least 1, not "
+            f"{round_to}"
+        )
 
 
 def _unit_scores(group: Group, scores: Scores) -> torch.Tensor | None:
