@@ -3,5 +3,7 @@
 - `figures.measure`, `figures.Figures`, `figures.latency_by_batch`: all figures of a network
 - `profiling.count_parameters`, `profiling.count_flops`, `profiling.count_all`,
   `profiling.latencies`: one figure at a time
+- `layer_times.seconds`, `layer_times.calls`: layers, by their shapes
+- `rounding.fastest`: the multiples of channels with which layers are fastest
 - `deploy.deploy`: the deployment form, for inference only
 """

@@ -14,7 +14,7 @@ from torch import nn
 
 from slimming.errors import UserError
 from slimming.pruning import importance, ranking, slicing
-from slimming.pruning.choice import Choice
+from slimming.pruning.choice import Choice, Multiples
 from slimming.pruning.coupling import Group, count_filters, is_wired
 from slimming.pruning.evidence import Evidence, scaled_norms
 from slimming.pruning.importance import Scores
@@ -27,13 +27,13 @@ RANDOM = re.compile(r"random-(\d{1,9})")
 
 @dataclass(frozen=True)
 class Prunable:
-    """A network, the groups of its coupled channels that can be removed, and the multiple that
+    """A network, the groups of its coupled channels that can be removed, and the multiples that
     layers keep. Without ``at_least_one``, a network with ``wiring()`` may lose whole layers to the
     threshold."""
 
     model: nn.Module
     coupled: list[Group]
-    round_to: int = 1
+    round_to: Multiples = 1
     at_least_one: bool = True
 
     @property

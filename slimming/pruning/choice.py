@@ -1,10 +1,13 @@
 """The channels to keep."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from slimming.pruning.scaling import Masks
+
+Multiples = int | Mapping[str, int]  # of all groups, or by name; a group without an entry has 1
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,11 @@ class Choice:
         return sum(int(a.sum()) for a in self.alive.values()), sum(
             int(k.sum()) for k in self.keep.values()
         )
+
+
+def multiple_of(round_to: Multiples, name: str) -> int:
+    """The multiple to which the group ``name`` is rounded up."""
+    return round_to if isinstance(round_to, int) else round_to.get(name, 1)
 
 
 def round_up(

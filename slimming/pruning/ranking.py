@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 
 from slimming.errors import UserError
-from slimming.pruning.choice import Choice, round_up
+from slimming.pruning.choice import Choice, Multiples, multiple_of, round_up
 from slimming.pruning.coupling import Group
 from slimming.pruning.importance import Scores
 from slimming.pruning.scaling import Masks
@@ -19,7 +19,7 @@ def choose(
     *,
     local: bool = False,
     shares: Mapping[str, float] | None = None,
-    round_to: int = 1,
+    round_to: Multiples = 1,
     least: Mapping[str, int] | None = None,
 ) -> Choice:
     """Choose the units of each group to keep when the fraction ``ratio`` of all filters is pruned:
@@ -28,14 +28,11 @@ def choose(
 
     The score of a unit is the mean over the layers of its group that have scores; ties are spread
     evenly over all groups. Groups without scores are not pruned. Each layer that writes a group
-    keeps its best channel, or ``least[name]`` channels. ``rescued`` names the first layer of each
-    group that keeps no more than that. UserError if no group has scores, or one is not finite.
+    keeps its best channel, or ``least[name]`` channels, and each group a multiple of ``round_to``
+    units (or all that are alive). ``rescued`` names the first layer of each group that keeps no
+    more than one channel a layer. UserError if no group has scores, or one is not finite.
     """
-    if not 0 <= ratio < 1 or round_to < 1:
-        raise UserError(
-            f"ratio must be at least 0 and less than 1, not {ratio}, and round_to at least 1, not "
-            f"{round_to}"
-        )
+    _check(ratio, round_to)
     found = {group.name: _unit_scores(group, scores) for group in coupled}
     by_group = {name: units for name, units in found.items() if units is not None}
     scored = [group for group in coupled if group.name in by_group]
@@ -66,12 +63,24 @@ def choose(
     for group in scored:
         units, name = by_group[group.name], group.name
         shifted = units - units.min()  # `round_up` needs scores of at least 0
-        keep[name] = round_up(alive[name] & ~cuts[name], shifted, alive[name], round_to)
+        keep[name] = round_up(
+            alive[name] & ~cuts[name], shifted, alive[name], multiple_of(round_to, name)
+        )
         more = int((keep[name] & cuts[name]).sum())
         if cuts[name].any() and torch.equal(cuts[name], prunable[name]) and not more:
             rescued.append(group.members[0].layer)
         spared += more
     return Choice(ratio, threshold, alive, keep, rescued, spared)
+
+
+def _check(ratio: float, round_to: Multiples) -> None:
+    """UserError if an argument of `choose` is out of range."""
+    multiples = [round_to] if isinstance(round_to, int) else list(round_to.values())
+    if not 0 <= ratio < 1 or min(multiples, default=1) < 1:
+        raise UserError(
+            f"ratio must be at least 0 and less than 1, not {ratio}, and round_to at least 1, not "
+            f"{round_to}"
+        )
 
 
 def _unit_scores(group: Group, scores: Scores) -> torch.Tensor | None:

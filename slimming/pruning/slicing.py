@@ -11,7 +11,7 @@ from torch import nn
 
 from slimming.errors import UserError
 from slimming.pruning import ranking
-from slimming.pruning.choice import Choice
+from slimming.pruning.choice import Choice, Multiples
 from slimming.pruning.coupling import Group, is_wired
 from slimming.pruning.groups import declared, groups
 from slimming.pruning.importance import Scores
@@ -56,7 +56,7 @@ def prune(
     images: torch.Tensor,
     *,
     local: bool = False,
-    round_to: int = 1,
+    round_to: Multiples = 1,
     ignore: Iterable[str] = (),
 ) -> Slimmed:
     """Remove the least important fraction ``ratio`` (0 to 1) of the filters, and prove the result.

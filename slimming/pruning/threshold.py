@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from slimming.errors import UserError
-from slimming.pruning.choice import Choice, round_up
+from slimming.pruning.choice import Choice, Multiples, multiple_of, round_up
 from slimming.pruning.scaling import (
     Masks,
     alive_channels,
@@ -14,7 +14,7 @@ from slimming.pruning.scaling import (
 
 
 def choose_channels(
-    model: nn.Module, ratio: float, at_least_one: bool = True, round_to: int = 1
+    model: nn.Module, ratio: float, at_least_one: bool = True, round_to: Multiples = 1
 ) -> Choice:
     """Choose the channels to keep when the fraction ``ratio`` (0 <= ratio < 1) of those alive is
     pruned.
@@ -37,7 +37,10 @@ def choose_channels(
     keep = {name: alive[name] & (factors[name] > threshold) for name in factors}
     rescued = [name for name, mask in keep.items() if at_least_one and not mask.any()]
     keep = keep_one(model, keep) if at_least_one else keep
-    rounded = {n: round_up(mask, factors[n], alive[n], round_to) for n, mask in keep.items()}
+    rounded = {
+        name: round_up(mask, factors[name], alive[name], multiple_of(round_to, name))
+        for name, mask in keep.items()
+    }
     spared = sum(int(rounded[n].sum() - mask.sum()) for n, mask in keep.items())
     return Choice(ratio, float(threshold), alive, rounded, rescued, spared)
 

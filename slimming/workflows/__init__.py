@@ -9,6 +9,7 @@ Pruning scripts:
 - `settings.PruningRun`: their settings
 - `budgets.BudgetSettings`: --flops, --params, --latency in place of a share of channels
 - `repairing.RepairSettings`: --repair, after pruning
+- `rounding.measured`: the multiples of --round-to auto
 
 flowprune.py:
 - `rounds.flow_run`, `rounds.prepare`, `rounds.Rounds`: pruning in rounds during training

@@ -20,9 +20,9 @@ from slimming.data.stream import Stream
 from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.measuring.figures import measure
-from slimming.pruning import slicing
+from slimming.pruning import allocation, slicing
 from slimming.pruning.allocation import Prunable
-from slimming.pruning.choice import Choice
+from slimming.pruning.choice import Choice, Multiples
 from slimming.pruning.coupling import is_wired
 from slimming.pruning.groups import declared
 from slimming.pruning.slicing import Kept
@@ -33,6 +33,7 @@ from slimming.runtime.device import choose_device
 from slimming.storage import architecture, checkpoint, files
 from slimming.storage.architecture import Architecture
 from slimming.training import loop
+from slimming.workflows import rounding
 from slimming.workflows.settings import PruningRun
 
 RATIO = 0.5  # of the channels, by default
@@ -64,15 +65,28 @@ class Dense:
 
     @cached_property
     def prunable(self) -> Prunable:
-        """The network with its coupled channels."""
-        return Prunable(self.model, declared(self.model), self.run.prune.round_to)
+        """The network with its coupled channels, and the multiples of --round-to."""
+        plain, round_to = Prunable(self.model, declared(self.model)), self.run.prune.round_to
+        if isinstance(round_to, int):
+            return replace(plain, round_to=round_to)
+        ratio, name = self._ratio(plain, rounding.WITHOUT), self.run.prune.allocation
+
+        def choose(multiple: Multiples) -> Choice:
+            return allocation.choose(replace(plain, round_to=multiple), ratio, name)
+
+        budget = self.run.budget
+        found = rounding.measured(plain.model, plain.coupled, choose, self.images, budget)
+        return replace(plain, round_to=found)
 
     @property
     def ratio(self) -> float:
         """The fraction of the channels to prune: --percent, or what a budget takes."""
-        given = self.run.prune.ratio
-        if self.run.budget.given:
-            return self.run.budget.of(self.prunable, self.images, self.run.prune.allocation)
+        return self._ratio(self.prunable)
+
+    def _ratio(self, prunable: Prunable, *notes: str) -> float:
+        budget, given = self.run.budget, self.run.prune.ratio
+        if budget.given:
+            return budget.of(prunable, self.images, self.run.prune.allocation, *notes)
         return RATIO if given is None else given
 
     def repaired(self, slim: nn.Module, kept: Kept) -> nn.Module:

@@ -53,7 +53,7 @@ class BudgetSettings:
         parse=positive,
     )
     latency_batch: int = setting(
-        64, "batch size of --latency and --ms", metavar="N", parse=number(int, 1, 2**16)
+        64, "batch size for measuring latency", metavar="N", parse=number(int, 1, 2**16)
     )
 
     @property
@@ -62,18 +62,24 @@ class BudgetSettings:
         names = [entry.name for entry in fields(self) if entry.name != "latency_batch"]
         return {f"--{n}": getattr(self, n) for n in names if getattr(self, n) is not None}
 
+    @property
+    def on_size(self) -> bool:
+        """Whether FLOPs or parameters are limited, not only latency."""
+        return not self.given.keys() <= {"--latency", "--ms"}
+
     def replaces(self, flag: str) -> None:
         """UserError if there is a budget beside the ``flag`` that it replaces."""
         for name in self.given:
             raise UserError(f"{flag} and {name} contradict each other: use one of them")
 
-    def of(self, prunable: Prunable, images: torch.Tensor, name: str) -> float:
+    def of(self, prunable: Prunable, images: torch.Tensor, name: str, *notes: str) -> float:
         """The smallest ratio at which the allocation called ``name`` keeps every budget."""
 
         def prune(ratio: float) -> nn.Module:
             return prunable.slim(allocation.choose(prunable, ratio, name))[0]
 
-        return self.ratio(prunable.model, images, prune, prunable.total, name)
+        notes = notes if name == "global" else (name, *notes)
+        return self.ratio(prunable.model, images, prune, prunable.total, *notes)
 
     def ratio(
         self,
@@ -81,19 +87,19 @@ class BudgetSettings:
         images: torch.Tensor,
         prune: Callable[[float], nn.Module],
         total: int,
-        name: str = "global",
+        *notes: str,
     ) -> float:
         """The smallest ratio at which ``prune(ratio)``, a network on the CPU, keeps every budget.
 
         ``images`` (N, 3, H, W) are real ones, on the device that latency is measured on; ``total``
-        channels can be pruned. Prints the result, with the ``name`` of the allocation.
+        channels can be pruned. Prints the result, with ``notes`` on what it is for.
         """
         full = profiling.count_all(dense, tuple(images.shape[1:]))
         fitting = budget.fit(
             prune, lambda slim: self._costs(slim, dense, full, images), self.given, total
         )
         text = [f"{n} {fitting.costs[n]:.4g} (limit {v:g})" for n, v in self.given.items()]
-        label = "budget" if name == "global" else f"budget, {name}"
+        label = ", ".join(["budget", *notes])
         print(f"{label}: {fitting.ratio:.2%} of the channels are pruned: {', '.join(text)}")
         return fitting.ratio
 

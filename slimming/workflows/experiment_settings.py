@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from models import PAPER_DEPTH
 from slimming.data.datasets import NAMES
@@ -26,6 +26,7 @@ from slimming.storage.architecture import Architecture
 from slimming.workflows.budgets import BudgetSettings
 from slimming.workflows.methods import METHODS
 from slimming.workflows.repairing import RepairSettings
+from slimming.workflows.rounding import round_to_field
 from slimming.workflows.settings import NetworkSettings, allocation_field, architecture_name
 
 _DEPTHS = ", ".join(f"{arch} {depth}" for arch, depth in PAPER_DEPTH.items())
@@ -126,9 +127,7 @@ class PruningSettings:
     allocation: str | None = allocation_field(
         None, " (instead of --global-pruning and --importance)"
     )
-    round_to: int = setting(
-        1, "keep a multiple of N channels in each layer", metavar="N", parse=count
-    )
+    round_to: int | Literal["auto"] = round_to_field()
     ignore: Sequence[str] = setting(
         (),
         "do not prune this layer, or the layers inside this module; can be repeated",
@@ -144,7 +143,7 @@ class PruningSettings:
             raise UserError(f"--allocation and {other} contradict each other: use one of them")
         if self.allocation and self.masks:
             raise UserError("--allocation needs --pruning-method channel or slimming: omit it")
-        if self.round_to > 1 and self.masks:
+        if self.round_to != 1 and self.masks:
             raise UserError("--round-to needs --pruning-method channel or slimming: omit it")
 
     @property

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
@@ -12,10 +13,13 @@ from slimming.data.batches import Batches
 from slimming.data.stream import Stream
 from slimming.pruning import allocation, importance, kernels, ranking, slicing
 from slimming.pruning.allocation import Prunable
-from slimming.pruning.choice import Choice
-from slimming.pruning.coupling import count_filters, inside
+from slimming.pruning.choice import Choice, Multiples
+from slimming.pruning.coupling import Group, count_filters, inside
 from slimming.pruning.groups import groups
 from slimming.pruning.scaling import Masks
+from slimming.workflows import rounding
+from slimming.workflows.budgets import BudgetSettings
+from slimming.workflows.rounding import RoundTo
 
 SAMPLES = 2560  # training images for measures with gradients
 
@@ -28,9 +32,9 @@ class Task:
     ranking over the network. ``measure`` is a name in `slimming.pruning.importance`. ``images``
     (N, 3, H, W) are test images for the proof, on the device to use; ``training`` loads the
     training batches, for measures that need them. ``allocation``, see
-    `slimming.pruning.allocation`, replaces ``measure`` and ``local``. ``fit(prune, total)``, if
-    given, finds another ratio for a network of ``total`` filters, see
-    `slimming.workflows.budgets`.
+    `slimming.pruning.allocation`, replaces ``measure`` and ``local``. ``fit(prune, total,
+    *notes)``, if given, finds another ratio for a network of ``total`` filters, see
+    `slimming.workflows.budgets`. ``round_to`` may be "auto", see `slimming.workflows.rounding`.
     """
 
     model: nn.Module
@@ -39,11 +43,12 @@ class Task:
     ratio: float
     measure: str
     local: bool = True
-    round_to: int = 1
+    round_to: RoundTo = 1
+    budget: BudgetSettings = field(default_factory=BudgetSettings)
     ignore: Sequence[str] = ()
     seed: int = 1
     allocation: str | None = None
-    fit: Callable[[Callable[[float], nn.Module], int], float] | None = None
+    fit: Callable[..., float] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,19 +68,46 @@ def channels(task: Task) -> Pruned:
     scores = {} if task.allocation else _scores(task)
     model = task.model.cpu()
     coupled = groups(model, task.images, task.ignore)
-    prunable = Prunable(model, coupled, task.round_to)
 
-    def choose(ratio: float) -> Choice:
+    def choose(ratio: float, multiples: Multiples) -> Choice:
         if task.allocation:
+            prunable = Prunable(model, coupled, multiples)
             return allocation.choose(prunable, ratio, task.allocation)
-        return ranking.choose(coupled, scores, ratio, local=task.local, round_to=task.round_to)
+        return ranking.choose(coupled, scores, ratio, local=task.local, round_to=multiples)
+
+    multiples = _multiples(task, model, coupled, choose)
+    ratio = _ratio(task, model, coupled, partial(choose, multiples=multiples))
+    slimmed = slicing.apply(model, coupled, choose(ratio, multiples), task.images)
+    return Pruned(slimmed.model, slimmed.choice, slimmed.difference, slimmed.kept)
+
+
+def _multiples(
+    task: Task,
+    model: nn.Module,
+    coupled: list[Group],
+    choose: Callable[..., Choice],
+) -> Multiples:
+    """What the groups keep a multiple of; ``choose(ratio, multiples)``: the units to keep."""
+    if isinstance(task.round_to, int):
+        return task.round_to
+    ratio = _ratio(task, model, coupled, partial(choose, multiples=1), rounding.WITHOUT)
+    at_ratio = partial(choose, ratio)
+    return rounding.measured(model, coupled, at_ratio, task.images, task.budget)
+
+
+def _ratio(
+    task: Task,
+    model: nn.Module,
+    coupled: list[Group],
+    choose: Callable[[float], Choice],
+    *notes: str,
+) -> float:
+    """The fraction to prune, that of a budget if there is one."""
 
     def prune(ratio: float) -> nn.Module:
-        return prunable.slim(choose(ratio))[0]
+        return Prunable(model, coupled).slim(choose(ratio))[0]
 
-    ratio = task.ratio if task.fit is None else task.fit(prune, count_filters(coupled))
-    slimmed = slicing.apply(model, coupled, choose(ratio), task.images)
-    return Pruned(slimmed.model, slimmed.choice, slimmed.difference, slimmed.kept)
+    return task.fit(prune, count_filters(coupled), *notes) if task.fit else task.ratio
 
 
 def _scores(task: Task) -> importance.Scores:

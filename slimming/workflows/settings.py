@@ -4,7 +4,7 @@ import inspect
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from models import NETWORKS, PAPER_DEPTH, constructor
 from slimming.data.datasets import ON_DISK
@@ -16,6 +16,7 @@ from slimming.training.run_folder import RunFolder
 from slimming.training.settings import TrainSettings
 from slimming.workflows.budgets import BudgetSettings
 from slimming.workflows.repairing import RepairSettings
+from slimming.workflows.rounding import round_to_field
 
 PREACT = "preact_res"  # preact_res20 is the name of another suite for resnet with depth 20
 RATES = {
@@ -233,12 +234,7 @@ class PruneSettings:
         parse=fraction,
     )
     allocation: str = allocation_field("global", " (default: global)")
-    round_to: int = setting(
-        1,
-        "round the number of channels in each layer up to a multiple of N",
-        metavar="N",
-        parse=count,
-    )
+    round_to: int | Literal["auto"] = round_to_field()
 
 
 @dataclass(frozen=True)

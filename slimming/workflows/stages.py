@@ -195,6 +195,7 @@ def _task(
         pruning.measure,
         local=not pruning.global_pruning,
         round_to=pruning.round_to,
+        budget=settings.budget,
         ignore=pruning.ignore,
         seed=settings.base.seed,
         allocation=pruning.allocation,

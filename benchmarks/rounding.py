@@ -1,0 +1,112 @@
+"""Measure slim networks whose layers keep multiples of channels: 1, 8, 16, and --round-to auto.
+
+Each network has random scaling factors and is pruned at the paper's percentage. The deployment
+forms of all its slim networks take turns on the same batch.
+
+    python benchmarks/rounding.py [--device cuda] [--batch 64] [--quick]
+"""
+
+import argparse
+import functools
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import measure
+from benchmarks.inference import CASES, random_network
+from slimming.cli import entry
+from slimming.measuring import profiling
+from slimming.measuring.deploy import deploy
+from slimming.pruning import slicing
+from slimming.pruning.choice import Choice, Multiples
+from slimming.pruning.groups import declared
+from slimming.pruning.threshold import choose_channels
+from slimming.runtime.device import LAYOUT, choose_device
+from slimming.workflows import rounding
+from slimming.workflows.budgets import BudgetSettings
+
+FIXED = (1, 8, 16)
+HEADER = ["network", "--round-to", "batch", "channels", "MFLOPs", "FLOP ratio"]
+HEADER += ["slim deployed ms", "of --round-to 1", "seconds to measure"]
+NOTES = """`channels` are those that the slim network keeps, `FLOP ratio` is dense / slim, `of
+--round-to 1` the time / that of the network without rounding. `seconds to measure` is what
+`--round-to auto` takes to find the multiples."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", help="default: cuda if available")
+    parser.add_argument("--batch", type=int, default=64, help="number of images (default: 64)")
+    parser.add_argument("--quick", action="store_true", help="run fewer rounds")
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
+    device, rows = choose_device(args.device), []
+    for arch, (_, ratio) in CASES.items():
+        dense = random_network(arch)
+        choose = functools.partial(choice_of, dense, ratio)
+        start = time.perf_counter()
+        found = measured(dense, choose, args.batch, device)
+        took = time.perf_counter() - start
+        choices = {**{str(m): choose(m) for m in FIXED}, rounding.AUTO: choose(found)}
+        slims = {name: slim_of(dense, choice) for name, choice in choices.items()}
+        seconds = latencies(slims, args.batch, 5 if args.quick else 31, device)
+        for name, slim in slims.items():
+            flops = profiling.count_flops(slim)
+            rows.append(
+                {
+                    "network": f"{arch}-{dense.depth} at {ratio:.0%}",
+                    "--round-to": name,
+                    "batch": args.batch,
+                    "channels": choices[name].channels[1],
+                    "MFLOPs": round(flops / 1e6, 1),
+                    "FLOP ratio": round(profiling.count_flops(dense) / flops, 2),
+                    "slim deployed ms": round(1e3 * seconds[name], 1),
+                    "of --round-to 1": round(seconds[name] / seconds["1"], 3),
+                    "seconds to measure": round(took, 1) if name == rounding.AUTO else "",
+                }
+            )
+    name = f"rounding-{device.type}{'-quick' if args.quick else ''}"
+    measure.write(name, measure.machine(device), HEADER, rows, NOTES)
+
+
+def choice_of(dense: nn.Module, ratio: float, multiples: Multiples) -> Choice:
+    """The channels to keep."""
+    return choose_channels(dense, ratio, round_to=multiples)
+
+
+def measured(
+    dense: nn.Module, choose: functools.partial, batch: int, device: torch.device
+) -> Multiples:
+    """The multiples of --round-to auto."""
+    image, settings = torch.zeros(1, 3, 32, 32, device=device), BudgetSettings(latency_batch=batch)
+    return rounding.measured(dense, declared(dense), choose, image, settings)
+
+
+def slim_of(dense: nn.Module, choice: Choice) -> nn.Module:
+    """The network that keeps the chosen channels."""
+    return slicing.sliced(dense, slicing.kept_channels(dense, declared(dense), choice.keep))
+
+
+@torch.no_grad()
+def latencies(
+    slims: dict[str, nn.Module], batch: int, rounds: int, device: torch.device
+) -> dict[str, float]:
+    """Median seconds of a forward pass of each deployment form, in turns."""
+    images = torch.randn(batch, 3, 32, 32, device=device).to(memory_format=LAYOUT)
+    forms = {name: deploy(slim.to(device)) for name, slim in slims.items()}
+    tasks = {name: functools.partial(form, images) for name, form in forms.items()}
+    seconds = measure.in_turns(tasks, rounds, device, f"batch {batch}")
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+if __name__ == "__main__":
+    entry.run(main)
