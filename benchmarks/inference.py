@@ -1,17 +1,20 @@
-"""Measure the speed-up of pruned networks, compared to the ratio of their FLOPs.
+"""Measure how fast pruned networks run, compared to the ratio of their FLOPs.
 
-Each network is pruned at the paper's percentage. The dense and the slim network, with and without
-their deployment form, take turns on the same batch. The scaling factors are random, or those of a
-run with -sr, which lead to other shapes.
+Each network is pruned at the paper's percentage. The slim network runs in PyTorch, as it is and in
+its deployment form, and in each engine that is installed, in each form of its graph; the table has
+the fastest form. All of them and the dense network take turns on the same batch. The scaling
+factors are random, or those of a run with -sr, which lead to other shapes.
 
     python benchmarks/inference.py [--model logs/model_best.pth.tar ...] [--device cuda] [--quick]
 """
 
 import argparse
+import copy
 import functools
-import itertools
 import statistics
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -22,19 +25,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import measure
 from models import NETWORKS
 from slimming.cli import entry
+from slimming.errors import UserError
 from slimming.measuring import profiling
-from slimming.measuring.deploy import deploy
+from slimming.measuring.deploy import deploy, forms_of
+from slimming.measuring.export.engines import ENGINES
+from slimming.measuring.export.formats import FORMATS
+from slimming.measuring.export.graph import Feed, traced
 from slimming.pruning import slicing
 from slimming.pruning.groups import declared
 from slimming.pruning.scaling import batch_norms
 from slimming.pruning.threshold import choose_channels
-from slimming.runtime.device import LAYOUT, choose_device
+from slimming.runtime import optional
+from slimming.runtime.device import LAYOUT, choose_device, compiled
 from slimming.storage import architecture, files
 
 CASES = {"vgg": (19, 0.7), "resnet": (164, 0.4), "densenet": (40, 0.4)}
-HEADER = ["network", "γ", "--round-to", "batch", "FLOP ratio"]
-HEADER += ["dense ms", "dense deployed ms", "slim ms", "slim deployed ms"]
-HEADER += ["speed-up", "realised", "realised before", "of deployed dense"]
+RUNNERS = {"onnx": ("fp32",), "openvino": ("fp32", "bf16")}  # format -> precisions
+HEADER = ["network", "γ", "batch", "FLOP ratio", "runs in", "form", "dense ms", "slim ms"]
+HEADER += ["speed-up", "realised"]
+
+Runs = dict[tuple[str, str], Callable[[], object]]  # (runs in, form) -> a forward pass
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -42,35 +52,63 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="default: cuda if available")
     text = "checkpoint of a run with -sr, to prune in addition to networks with random factors"
     parser.add_argument("--model", type=Path, action="append", default=[], help=text)
-    parser.add_argument("--quick", action="store_true", help="run fewer rounds")
+    parser.add_argument("--network", choices=CASES, action="append", help="default: all")
+    parser.add_argument(
+        "--batch", type=int, action="append", metavar="N", help="batch size (default: 64 and 1)"
+    )
+    parser.add_argument(
+        "--engine", choices=(*RUNNERS, "none"), action="append", help="default: all installed"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="also by torch.compile; on CUDA with CUDA graphs"
+    )
+    parser.add_argument("--quick", action="store_true", help="run fewer rounds, without engines")
     return parser
 
 
 def main() -> None:
     args = make_parser().parse_args()
     device = choose_device(args.device)
-    rows = []
-    networks = [(arch, "random", random_network(arch)) for arch in CASES]
+    engines = ["none"] if args.quick and not args.engine else args.engine or installed(device)
+    networks = [(arch, "random", random_network(arch)) for arch in args.network or CASES]
     for path in args.model:
         model, network, _ = architecture.load(files.find(path, "model_best.pth.tar"))
         networks.append((network.arch, "trained", model))
-    for (arch, factors, dense), multiple in itertools.product(networks, (1, 16)):
-        ratio = CASES[arch][1]
-        keep = choose_channels(dense, ratio, round_to=multiple).keep
-        slim = slicing.sliced(dense, slicing.kept_channels(dense, declared(dense), keep))
-        title = {"network": f"{arch}-{dense.depth} at {ratio:.0%}", "γ": factors}
-        title["--round-to"] = multiple
-        for batch in (64, 1):
+    rows = []
+    for arch, factors, dense in networks:
+        slim = pruned(dense, CASES[arch][1])
+        title = {"network": f"{arch}-{dense.depth} at {CASES[arch][1]:.0%}", "γ": factors}
+        for batch in args.batch or (64, 1):
             rounds = (3 if args.quick else 15) * (1 if batch > 1 else 4)
-            seconds = latencies(dense.to(device), slim.to(device), batch, rounds, device)
-            rows.append({**title, "batch": batch, **row(dense, slim, seconds)})
+            images = torch.randn(batch, 3, 32, 32)
+            with tempfile.TemporaryDirectory() as folder:
+                both = [
+                    forms_in_pytorch(model, images.to(device), args.compile)
+                    | forms_in_engines(model, images, engines, device, Path(folder))
+                    for model in (dense, slim)
+                ]
+                rows += timed(both, rounds, device, {**title, "batch": batch}, flops(dense, slim))
     name = f"inference-{device.type}{'-quick' if args.quick else ''}"
     measure.write(name, measure.machine(device), HEADER, rows, NOTES)
 
 
-NOTES = """`speed-up` is dense / slim deployed, `realised` that speed-up / the FLOP ratio; `realised
-before` is the same for the slim network without deployment. `of deployed dense` is based on the
-time of the deployed dense network instead: the effect of pruning only."""
+NOTES = """`slim ms` is that of the fastest form of the graph, `dense ms` the same of the dense network;
+`speed-up` is over the dense network in PyTorch, as it is, in fp32; `realised` is that speed-up / the
+FLOP ratio."""
+
+
+def installed(device: torch.device) -> list[str]:
+    """The engines that can be used on this device."""
+    found = []
+    for kind in RUNNERS:
+        try:
+            FORMATS[kind].check(kind, "fp32")
+        except UserError as error:
+            print(f"note: {error}")
+            continue
+        if kind == "onnx" or device.type == "cpu":
+            found.append(kind)
+    return found
 
 
 def random_network(arch: str) -> nn.Module:
@@ -83,34 +121,83 @@ def random_network(arch: str) -> nn.Module:
     return dense
 
 
-@torch.no_grad()
-def latencies(
-    dense: nn.Module, slim: nn.Module, batch: int, rounds: int, device: torch.device
-) -> dict[str, float]:
-    """Median seconds of a forward pass of each form."""
-    images = torch.randn(batch, 3, 32, 32, device=device).to(memory_format=LAYOUT)
-    forms = {"dense": dense, "dense deployed": deploy(dense), "slim": slim}
-    forms["slim deployed"] = deploy(slim)
-    tasks = {}
-    for name, form in forms.items():
-        form.to(memory_format=LAYOUT)
-        tasks[name] = functools.partial(form, images)
-    seconds = measure.in_turns(tasks, rounds, device, f"batch {batch}")
-    return {name: statistics.median(times) for name, times in seconds.items()}
+def pruned(dense: nn.Module, ratio: float) -> nn.Module:
+    """The slim network, by the paper's threshold."""
+    keep = choose_channels(dense, ratio).keep
+    return slicing.sliced(dense, slicing.kept_channels(dense, declared(dense), keep))
 
 
-def row(dense: nn.Module, slim: nn.Module, seconds: dict[str, float]) -> dict:
-    """The figures of one row of the table."""
-    flops = profiling.count_flops(dense) / profiling.count_flops(slim)
-    speed_up = seconds["dense"] / seconds["slim deployed"]
-    return {
-        "FLOP ratio": round(flops, 2),
-        **{f"{form} ms": round(1e3 * s, 1) for form, s in seconds.items()},
-        "speed-up": round(speed_up, 2),
-        "realised": round(speed_up / flops, 2),
-        "realised before": round(seconds["dense"] / seconds["slim"] / flops, 2),
-        "of deployed dense": round(seconds["dense deployed"] / seconds["slim deployed"] / flops, 2),
+def flops(dense: nn.Module, slim: nn.Module) -> float:
+    return profiling.count_flops(dense) / profiling.count_flops(slim)
+
+
+def forms_in_pytorch(model: nn.Module, images: torch.Tensor, compiling: bool) -> Runs:
+    """A forward pass in PyTorch: as it is, deployed, in bf16, compiled."""
+    images = images.to(memory_format=LAYOUT)
+    model = model.to(images.device).to(memory_format=LAYOUT).eval()
+    forms = {("PyTorch", "as it is"): model}
+    forms |= {("PyTorch", f"deployed {n}"): deploy(model, form=f) for n, f in fast(model)}
+    forms |= {
+        ("PyTorch bf16", f"deployed {n}"): deploy(model, torch.bfloat16, f) for n, f in fast(model)
     }
+    if compiling:
+        for dtype in (torch.float32, torch.bfloat16):
+            name = f"torch.compile {str(dtype).removeprefix('torch.')}"
+            forms |= {
+                (name, form): compiled(deploy(model, dtype, f), images.device)
+                for form, f in fast(model)
+            }
+    return {name: functools.partial(_forward, form, images) for name, form in forms.items()}
+
+
+def forms_in_engines(
+    model: nn.Module, images: torch.Tensor, kinds: list[str], device: torch.device, folder: Path
+) -> Runs:
+    """A forward pass in each engine, for each form of the graph."""
+    runs: Runs = {}
+    model, fed = copy.deepcopy(model).cpu(), images.numpy()
+    chosen = [(kind, named) for kind in kinds if kind != "none" for named in fast(model)]
+    for kind, (name, form) in optional.bar(chosen, desc="export", leave=False, disable=None):
+        target = FORMATS[kind]
+        path = folder / f"{len(list(folder.iterdir()))}{target.suffix}"
+        target.write(traced(deploy(model, form=form), Feed()), path, "fp32", [], {})
+        for precision in RUNNERS[kind]:
+            run = ENGINES[kind](str(path), precision, torch.get_num_threads(), device.type)
+            runs[f"{kind} {precision}", name] = functools.partial(run, fed)
+    return runs
+
+
+def fast(model: nn.Module) -> list:
+    """The forms of the graph in which BN is folded."""
+    return [(name, form) for name, form in forms_of(model).items() if form.fold]
+
+
+def timed(
+    both: list[Runs], rounds: int, device: torch.device, title: dict, ratio: float
+) -> Iterator[dict]:
+    """A row for each place in which the networks run, with its fastest form."""
+    tasks = {
+        (which, *name): task
+        for which, runs in zip(("dense", "slim"), both, strict=True)
+        for name, task in runs.items()
+    }
+    seconds = measure.in_turns(tasks, rounds, device, f"batch {title['batch']}")
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    base = medians["dense", "PyTorch", "as it is"]
+    for place in dict.fromkeys(place for place, _ in both[1]):
+        best = {
+            which: min((t, form) for (w, p, form), t in medians.items() if (w, p) == (which, place))
+            for which in ("dense", "slim")
+        }
+        taken, form = best["slim"]
+        figures = [round(ratio, 2), place, form, round(1e3 * best["dense"][0], 1)]
+        figures += [round(1e3 * taken, 1), round(base / taken, 2), round(base / taken / ratio, 2)]
+        yield {**title, **dict(zip(HEADER[3:], figures, strict=True))}
+
+
+@torch.no_grad()
+def _forward(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    return model(images)
 
 
 if __name__ == "__main__":

@@ -11,35 +11,30 @@ from slimming.measuring.export import onnx_file, openvino_file, torch_file
 from slimming.runtime import optional
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
-INSTALL = "the packages of requirements-export.txt"
 
 
 @dataclass(frozen=True)
 class Format:
     """A format, and the engine that runs its files.
 
-    ``write(program, path, precision, batches, metadata)`` writes a graph to ``path`` (`suffix`) and
-    returns all files that it wrote; ``batches`` calibrate int8. ``modules``: what it needs, module
-    -> package. ``traced_in``: precisions whose graph is traced in that dtype; of the others in
-    fp32.
+    ``write(program, path, precision, batches, metadata)`` writes a graph to ``path``, which ends in
+    ``suffix``, and returns all files that it wrote; ``batches`` calibrate int8. ``modules``: the
+    packages that it needs, ``for_int8``: more of them. ``traced_in``: precisions whose graph is
+    traced in that dtype; of the others in fp32.
     """
 
     suffix: str
     write: Callable[
         [ExportedProgram, Path, str, Sequence[torch.Tensor], Mapping[str, str]], list[Path]
     ]
-    modules: Mapping[str, str] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()
+    for_int8: tuple[str, ...] = ()
     traced_in: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     def check(self, name: str, precision: str) -> None:
         """UserError if a package that it needs is not installed."""
-        needed = dict(self.modules)
-        if precision == "int8":
-            needed["nncf"] = "nncf"
-            if self.suffix == ".pt2":
-                needed["torchao"] = "torchao"
-        for module, package in needed.items():
-            optional.need(module, package, f"--format {name} --precision {precision}")
+        for module in (*self.modules, *(self.for_int8 if precision == "int8" else ())):
+            optional.need(module, module, f"--format {name} --precision {precision}")
 
     def dtype(self, precision: str) -> torch.dtype:
         """The dtype in which the graph is traced."""
@@ -50,9 +45,15 @@ FORMATS = {
     "onnx": Format(
         ".onnx",
         onnx_file.write,
-        {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
-        {"fp16": torch.float16},
+        ("onnx", "onnxscript", "onnxruntime"),
+        traced_in={"fp16": torch.float16},
     ),
-    "openvino": Format(".xml", openvino_file.write, {"openvino": "openvino"}),
-    "torch": Format(".pt2", torch_file.write, {}, {"fp16": torch.float16, "bf16": torch.bfloat16}),
+    "openvino": Format(".xml", openvino_file.write, ("openvino",), ("nncf",)),
+    "torch": Format(
+        ".pt2",
+        torch_file.write,
+        (),
+        ("nncf", "torchao"),
+        {"fp16": torch.float16, "bf16": torch.bfloat16},
+    ),
 }

@@ -1,34 +1,55 @@
-"""Post-training static quantization with NNCF: int8 weights per channel and int8 activations."""
+"""Post-training static quantization: int8 weights per channel and 8-bit activations."""
 
-import contextlib
-import io
 import logging
-import warnings
+import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from slimming.measuring.export.quiet import quietly
 
-def quantized(model: Any, batches: Sequence[Any]) -> Any:
-    """``model`` (of ONNX, OpenVINO or torch.fx) in int8, calibrated on ``batches`` of its inputs.
 
-    Ranges of activations are means over the batches of their least and largest values; biases are
-    corrected for the mean error of quantization.
+def by_nncf(model: Any, batches: Sequence[Any]) -> Any:
+    """``model`` (of OpenVINO or torch.fx) in int8, calibrated on ``batches`` of its inputs.
+
+    The range of an activation is the mean over batches of its smallest and its largest value;
+    biases are corrected for the mean error of quantization.
     """
-    import nncf
-
-    nncf.set_log_level(logging.ERROR)
     with quietly():
+        import nncf
+
+        nncf.set_log_level(logging.ERROR)
         return nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
 
 
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Without the progress and the warnings of exporters."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        level = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(level)
+def by_onnxruntime(model: Any, batches: Sequence[dict[str, Any]]) -> Any:
+    """An ONNX ``model`` in int8, calibrated on ``batches``: input -> array.
+
+    Signed weights and unsigned activations: x86 multiplies these in one instruction. ONNX Runtime
+    runs the result of `by_nncf` only half as fast.
+    """
+    with tempfile.TemporaryDirectory() as folder, quietly():
+        import onnx
+        from onnxruntime import quantization
+
+        path = Path(folder, "int8.onnx")
+        quantization.quantize_static(
+            model,
+            path,
+            _Reader(batches),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            weight_type=quantization.QuantType.QInt8,
+            activation_type=quantization.QuantType.QUInt8,
+        )
+        return onnx.load(path)
+
+
+class _Reader:
+    """Batches in the form that ONNX Runtime reads: one a call, then None."""
+
+    def __init__(self, batches: Sequence[dict[str, Any]]):
+        self.left: Iterator[dict[str, Any]] = iter(batches)
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self.left, None)

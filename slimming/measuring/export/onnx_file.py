@@ -8,6 +8,7 @@ import torch
 from torch.export import ExportedProgram
 
 from slimming.measuring.export import int8
+from slimming.measuring.export.quiet import quietly
 
 INPUT, OUTPUT = "images", "logits"
 WEIGHTS = 64  # smaller constants stay as they are
@@ -24,7 +25,7 @@ def write(
     metadata properties. bf16 stores weights only: ONNX Runtime computes them in fp32."""
     import onnx
 
-    with int8.quietly():
+    with quietly():
         exported = torch.onnx.export(
             program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
         )
@@ -34,7 +35,7 @@ def write(
         batch = value.type.tensor_type.shape.dim[0]
         batch.dim_param = "batch" if batch.dim_param else ""
     if precision == "int8":
-        model = int8.quantized(model, [{INPUT: batch.numpy()} for batch in batches])
+        model = int8.by_onnxruntime(model, [{INPUT: batch.numpy()} for batch in batches])
     _strip(model)
     if precision == "bf16":
         _store_as_bf16(model)

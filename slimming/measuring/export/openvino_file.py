@@ -7,6 +7,7 @@ import torch
 from torch.export import ExportedProgram
 
 from slimming.measuring.export import int8
+from slimming.measuring.export.quiet import quietly
 
 SECTION = "network_slimming"  # of the file's runtime information
 
@@ -22,12 +23,12 @@ def write(
     are stored as fp16: the engine decides what it computes in by its INFERENCE_PRECISION_HINT."""
     import openvino
 
-    with int8.quietly():
+    with quietly():
         model = openvino.convert_model(program)
     model.inputs[0].get_tensor().set_names({"images"})
     model.outputs[0].get_tensor().set_names({"logits"})
     if precision == "int8":
-        model = int8.quantized(model, [batch.numpy() for batch in batches])
+        model = int8.by_nncf(model, [batch.numpy() for batch in batches])
     for name, value in metadata.items():
         model.set_rt_info(value, [SECTION, name])
     openvino.save_model(model, str(path), compress_to_fp16=precision in ("bf16", "fp16"))

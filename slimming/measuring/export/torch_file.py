@@ -8,6 +8,7 @@ import torch
 from torch.export import ExportedProgram
 
 from slimming.measuring.export import int8
+from slimming.measuring.export.quiet import quietly
 
 
 def write(
@@ -21,7 +22,8 @@ def write(
     and dequantize operators, which torch.compile fuses."""
     if precision == "int8":
         program = _requantized(program, batches)
-    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(dict(metadata))})
+    with quietly():
+        torch.export.save(program, path, extra_files={"metadata.json": json.dumps(dict(metadata))})
     return [path]
 
 
@@ -32,7 +34,7 @@ def _requantized(program: ExportedProgram, batches: Sequence[torch.Tensor]) -> E
     shapes = ({0: torch.export.Dim("batch")},) if free else None
     with torch.no_grad():
         floats = [batch.float() for batch in batches]  # NNCF takes means of the input
-        model = int8.quantized(program.module(), floats)
+        model = int8.by_nncf(program.module(), floats)
         fed = _AsFloat(model) if example.dtype == torch.uint8 else model
         return torch.export.export(fed, (example,), dynamic_shapes=shapes)
 

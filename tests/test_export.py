@@ -1,0 +1,188 @@
+"""Files for other programs compute what the network computes, or are not written."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import NARROW, SMALLEST, fails, save_network, succeed
+
+from models import NETWORKS
+from slimming.data import datasets
+from slimming.data.pixels import denormalize, normalize
+from slimming.measuring.deploy import deploy, forms_of
+from slimming.measuring.export import engines
+from slimming.measuring.export.formats import FORMATS
+from slimming.measuring.export.graph import Feed, traced
+from slimming.pruning import kernels, slicing
+from slimming.pruning.proof import prove_equal
+from slimming.pruning.scaling import zero_channels
+from slimming.pruning.threshold import choose_channels
+from slimming.storage import architecture, checkpoint
+
+for library in ("onnx", "onnxscript", "onnxruntime", "openvino"):
+    pytest.importorskip(library, reason="pip install -r requirements-export.txt")
+
+QUICK = "--dataset digits --no-cuda --batch 4 --threads 1"
+IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def answers(path, kind, images, precision="fp32"):
+    """The logits of a file for normalised images."""
+    return engines.ENGINES[kind](str(path), precision, 1, "cpu")(images.numpy())
+
+
+def close(ours, theirs, tolerance=1e-4):
+    return np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
+
+
+def save_slim(path, arch, percent=0.5, masked=False):
+    """Write a slim network with random scaling factors, or the masked one; the slim network."""
+    start = save_network(path, arch, SMALLEST[arch], cfg=NARROW.get(arch))
+    model, network, _ = architecture.load(start)
+    keep = choose_channels(model, percent).keep
+    slim = slicing.without_dead_channels(zero_channels(model, keep))
+    kept = architecture.replace(network, cfg=None if masked else slicing.cfg_of(slim))
+    checkpoint.write(path, architecture.contents_of(model if masked else slim, kept, 1, 0.5))
+    return slim.eval()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("arch", ["resnet", "densenet"])
+def test_a_file_computes_what_the_slim_network_computes(kind, arch, tmp_path):
+    slim = save_slim(tmp_path / "pruned.pth.tar", arch)
+    told = succeed(f"export.py pruned.pth.tar {QUICK} --format {kind}", cwd=tmp_path)
+    assert "realised" in told
+    logits = answers(tmp_path / f"pruned{FORMATS[kind].suffix}", kind, IMAGES)
+    assert close(logits, slim(IMAGES).detach().numpy())
+
+
+def test_a_masked_network_is_sliced_first(tmp_path):
+    slim = save_slim(tmp_path / "masked.pth.tar", "resnet", masked=True)
+    succeed(f"export.py masked.pth.tar {QUICK} --form zeros", cwd=tmp_path)
+    assert close(answers(tmp_path / "masked.onnx", "onnx", IMAGES), slim(IMAGES).detach().numpy())
+    whole = save_network(tmp_path / "whole.pth.tar", "resnet", 11)
+    succeed(f"export.py {whole} {QUICK} --form folded", cwd=tmp_path)
+    sizes = [(tmp_path / f"{name}.onnx").stat().st_size for name in ("masked", "whole")]
+    assert sizes[0] < 0.8 * sizes[1]
+
+
+def test_kernel_pruned_networks_and_those_of_torchvision(tmp_path):
+    path = save_network(tmp_path / "pruned.pth.tar", "mobilenet_v2", None)
+    model, network, _ = architecture.load(path)
+    kernels.zero_weights(model, kernels.kernel_masks(model, 0.5))
+    checkpoint.write(path, architecture.contents_of(model, network, 1, 0.5))
+    succeed(f"export.py pruned.pth.tar {QUICK} --form folded --layout nhwc", cwd=tmp_path)
+    logits = answers(tmp_path / "pruned.onnx", "onnx", IMAGES.permute(0, 2, 3, 1))
+    assert close(logits, model.eval()(IMAGES).detach().numpy())
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_lower_precisions_are_smaller_and_judged(kind, slim_digits, tmp_path):
+    pytest.importorskip("nncf")
+    command = f"export.py {slim_digits} {QUICK} --format {kind} --precision fp32,bf16,fp16,int8"
+    more = "--form folded --max-drop 3 --calibration-images 64 --save"
+    told = succeed(f"{command} {more}", tmp_path)
+    lines = {line.split()[1]: line for line in told.splitlines() if line.startswith(f"{kind} ")}
+    assert all("%" in lines[precision] for precision in ("bf16", "fp16", "int8"))
+    suffix = ".bin" if kind == "openvino" else FORMATS[kind].suffix
+    sizes = {file.name: file.stat().st_size for file in tmp_path.glob(f"*{suffix}")}
+    assert sizes[f"pruned-bf16{suffix}"] < 0.9 * sizes[f"pruned{suffix}"]  # and its graph
+    assert len(sizes) == 4
+
+
+def test_pixels_in_the_file_says_what_it_is(slim_digits, tmp_path):
+    import onnxruntime
+
+    folder = tmp_path / "new" / "files"
+    command = f"export.py {slim_digits} {QUICK} --uint8 --layout nhwc --no-dynamic-batch --save"
+    succeed(command, folder)
+    session = onnxruntime.InferenceSession(str(folder / "pruned.onnx"))
+    facts = session.get_modelmeta().custom_metadata_map
+    assert facts["input"] == "uint8 NHWC" and json.loads(facts["image_size"]) == 32
+    assert json.loads(facts["classes"]) == [str(i) for i in range(10)]
+    assert session.get_inputs()[0].shape == [4, 32, 32, 3]
+    pixels = datasets.load("digits", tmp_path, "test").images[:4]
+    logits = session.run(None, {"images": pixels.permute(0, 2, 3, 1).numpy()})[0]
+    model, network, _ = architecture.load(slim_digits)
+    assert close(logits, model.eval()(normalize(pixels)).detach().numpy())
+    assert json.loads(facts["widths"]) == network.cfg
+    assert sorted(path.name for path in folder.iterdir()) == ["pruned.onnx"]
+    assert str(tmp_path).encode() not in (folder / "pruned.onnx").read_bytes()  # nor other paths
+    assert b"site-packages" not in (folder / "pruned.onnx").read_bytes()
+
+
+def test_pixels_come_back_from_what_networks_read():
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
+    assert torch.equal(denormalize(normalize(pixels)), pixels)
+
+
+@pytest.mark.parametrize("arch", SMALLEST)
+def test_all_forms_of_a_graph_compute_the_same(arch, tmp_path):
+    slim = save_slim(tmp_path / "pruned.pth.tar", arch)
+    forms = forms_of(slim)
+    assert len(forms) == (2 if arch == "vgg" else 5)
+    for form in forms.values():
+        deployed = deploy(slim, form=form)
+        assert prove_equal(deployed, slim, IMAGES) <= 1e-4
+        program = traced(deployed, Feed()).module()
+        for count in (1, 3):  # another batch size than it was traced with
+            torch.testing.assert_close(
+                program(IMAGES[:count]), slim(IMAGES[:count]), rtol=1e-4, atol=1e-4
+            )
+
+
+def test_a_deployed_network_in_bf16_is_close(small):
+    logits = small(IMAGES)
+    low = deploy(small, torch.bfloat16)(IMAGES)
+    assert low.dtype == torch.float32
+    assert 0 < (low - logits).abs().max() <= 0.1 * logits.abs().max()
+
+
+def test_fp16_survives_channels_with_almost_no_scale():
+    torch.manual_seed(0)
+    model = NETWORKS["resnet"](depth=11, num_classes=10).eval()
+    model.bn.weight.data[:8] = 1e-9
+    model.bn.bias.data.normal_()
+    assert deploy(model, torch.float16)(IMAGES).isfinite().all()
+
+
+BAD = {  # flags -> what the line says
+    "--format tensorrt": "some of onnx,openvino,torch",
+    "--precision fp8": "some of fp32,bf16,fp16,int8",
+    "--form zeros": "--form zeros: this network has the forms plain, folded",
+    "--image-size 64": "needs --dataset folder",
+    "--save pruned.pth.tar": "is a file",
+    "--save /proc/nowhere": "cannot write to /proc/nowhere",
+}
+
+
+@pytest.mark.parametrize("flags, says", BAD.items())
+def test_a_mistake_is_one_line(flags, says, tmp_path):
+    save_network(tmp_path / "pruned.pth.tar", "vgg", 11, cfg=NARROW["vgg"])
+    fails(tmp_path, f"export.py pruned.pth.tar {QUICK} {flags}", says=says)
+
+
+def test_wrong_files_are_one_line(tmp_path):
+    (tmp_path / "noise.pth.tar").write_bytes(bytes(range(256)) * 9)
+    fails(tmp_path, "export.py noise.pth.tar", says="not a readable checkpoint")
+    fails(tmp_path, "export.py nowhere.pth.tar", says="cannot read nowhere.pth.tar")
+    fails(tmp_path, "export.py", says="CHECKPOINT is required")
+
+
+def test_an_engine_that_is_not_installed_is_named(tmp_path):
+    save_network(tmp_path / "pruned.pth.tar", "vgg", 11, cfg=NARROW["vgg"])
+    (tmp_path / "openvino.py").write_text("raise ImportError('none')")
+    fails(
+        tmp_path,
+        f"-m export pruned.pth.tar {QUICK} --format openvino",
+        says="pip install openvino",
+        env={"PYTHONPATH": str(tmp_path)},
+    )
+
+
+def test_a_file_that_loses_too_much_is_not_written(slim_digits, tmp_path):
+    """Calibrated on one image, from which no range can be learned."""
+    pytest.importorskip("nncf")
+    flags = "--precision int8 --max-drop 0 --calibration-images 1 --form plain --save"
+    fails(tmp_path, f"export.py {slim_digits} {QUICK} {flags}", tmp_path, says="--max-drop 0")
