@@ -1,0 +1,88 @@
+"""The steps of gpu.py, in order of worth: what each runs, and how long at most."""
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What steps run on: a device, an image folder, a folder for files to keep between calls; with
+    ``dry``, as little as possible. ``seconds`` are what a step has."""
+
+    device: str
+    data: Path
+    work: Path
+    dry: bool = False
+    seconds: float = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step: ``command`` gives the words after ``python``. Without ``minutes``, it takes what is
+    left."""
+
+    name: str
+    minutes: float | None
+    what: str
+    command: Callable[[Setup], str]
+
+
+def correct(setup: Setup) -> str:
+    some = "tests/test_device.py -k one_training_step" if setup.dry else "tests"
+    return f"-m pytest -p no:cacheprovider -m device --device {setup.device} -rs {some}"
+
+
+def speed(setup: Setup) -> str:
+    return f"benchmarks/speed.py --device {setup.device} {_size(setup, '--batch 64')}"
+
+
+def large(setup: Setup) -> str:
+    batches = _size(setup, "--batch 256 --batch 1024")
+    return f"benchmarks/speed.py --device {setup.device} {batches}"
+
+
+def compiled(setup: Setup) -> str:
+    return f"{speed(setup)} {'--variant amp' if setup.dry else '--variant amp+compile'}"
+
+
+def inference(setup: Setup) -> str:
+    more = "--quick" if setup.dry else "--batch 1 --batch 64 --batch 1024 --compile"
+    return f"benchmarks/inference.py --device {setup.device} {more}"
+
+
+def processes(setup: Setup) -> str:
+    return f"benchmarks/on_gpu/processes.py {_places(setup)}"
+
+
+def accuracy(setup: Setup) -> str:
+    return f"benchmarks/on_gpu/accuracy.py --seconds {setup.seconds:.0f} {_places(setup)}"
+
+
+def _size(setup: Setup, batches: str) -> str:
+    """The networks and the batch sizes of speed.py."""
+    if setup.dry:
+        return "--quick --network resnet-11 --batch 4"
+    return f"--network vgg-19 --network resnet-164 --network densenet-40 {batches}"
+
+
+def _places(setup: Setup) -> str:
+    words = ["--device", setup.device, "--data", str(setup.data), "--work", str(setup.work)]
+    return shlex.join([*words, *(["--quick"] if setup.dry else [])])
+
+
+STEPS = (
+    Step("correct", 6, "the tests that have a device: compared with the CPU", correct),
+    Step("speed", 5, "training at batch size 64: the original loop, fp32, TF32, bf16", speed),
+    Step("speed-large", 3, "the same at batch sizes 256 and 1024", large),
+    Step("speed-compile", 6, "the same at batch size 64 with --compile (CUDA graphs)", compiled),
+    Step("inference", 4, "pruned networks: batch sizes 1, 64, 1024, with CUDA graphs", inference),
+    Step("processes", 2, "two processes: on one GPU by gloo, on two by NCCL, --sync-bn", processes),
+    Step(
+        "accuracy",
+        None,
+        "train, prune, repair, fine-tune: VGG-19, ResNet-164, DenseNet-40",
+        accuracy,
+    ),
+)
