@@ -75,7 +75,7 @@ def begin(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[Record
     """The record of the results so far, and what the steps run on."""
     if args.dry_run:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        data = images.generate(folder / "images", train=8, test=4)
+        data = images.generate(folder / "images", train=12, test=4)
         record = Record(folder / "results", measure.machine(torch.device("cpu")))
         return record, Setup("cpu", data, folder / "work", dry=True)
     if not torch.cuda.is_available():

@@ -100,15 +100,17 @@ def measure_trials(trials: list[Trial], rounds: int, peak: dict[str, float]) -> 
     The variants take turns, and each has its own process, so that they share no memory.
     """
     device = torch.device(trials[0].device)
-    spawn, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
+    started = multiprocessing.get_context("forkserver")  # it has imported PyTorch, not used CUDA
+    started.set_forkserver_preload(["torch", "torchvision"])
+    threads = torch.get_num_threads()
     with contextlib.ExitStack() as stack:
         pools = {}  # not multiprocessing.Pool, whose processes cannot start DataLoader workers
         for trial in trials:
             told = trial, threads
-            pool = ProcessPoolExecutor(1, spawn, initializer=variants.prepare, initargs=told)
+            pool = ProcessPoolExecutor(1, started, initializer=variants.prepare, initargs=told)
             pools[trial] = stack.enter_context(pool)
-        for started in [pool.submit(variants.ready) for pool in pools.values()]:
-            started.result()  # at the same time
+        for is_ready in [pool.submit(variants.ready) for pool in pools.values()]:
+            is_ready.result()  # they get ready at the same time
         epochs = {
             trial.variant: lambda pool=pool: pool.submit(variants.one_epoch).result()
             for trial, pool in pools.items()

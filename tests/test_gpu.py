@@ -1,6 +1,5 @@
 """benchmarks/gpu.py: every step runs, on the CPU; failed steps and data."""
 
-import json
 import tarfile
 
 import pytest
@@ -10,7 +9,6 @@ from conftest import make_images, run, succeed
 from benchmarks import gpu
 from benchmarks.on_gpu import images
 from benchmarks.on_gpu.record import Record
-from benchmarks.on_gpu.running import run_step
 from benchmarks.on_gpu.steps import STEPS, Setup, Step
 from slimming.errors import UserError
 
@@ -87,14 +85,15 @@ def test_ctrl_c_ends_the_step_and_says_how_to_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "begin", lambda *_: (record, None))
     monkeypatch.setattr(gpu, "run_steps", interrupt)
     monkeypatch.setattr("sys.argv", words)
-    with pytest.raises(UserError, match="go on with: python gpu.py --data 'a folder'") as error:
+    with pytest.raises(UserError, match=r"go on with: python gpu.py --data 'a folder'") as error:
         gpu.main()
     assert error.value.status == 130
 
 
 def test_done_steps_are_skipped_unless_they_are_named(tmp_path, monkeypatch, capsys):
     record, ran = Record(tmp_path / "results", ABOUT), []
-    record.add(STEPS[0].name, {"state": "done", "tables": {}})
+    result = {"state": "done", "seconds": 1, "date": "today", "summary": "", "tables": {}}
+    record.add(STEPS[0].name, result)
     monkeypatch.setattr(gpu, "begin", lambda *_: (record, None))
     monkeypatch.setattr(gpu, "run_steps", lambda steps, *_: ran.append([s.name for s in steps]))
     for words in ("gpu.py", f"gpu.py --only {STEPS[0].name}"):

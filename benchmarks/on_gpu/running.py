@@ -48,6 +48,7 @@ def run_step(step: Step, setup: Setup, seconds: float, record: Record) -> None:
     if status != 0:
         here = f"{ROOT}{os.sep}"
         result["error"] = [line.replace(here, "") for line in lines[-TAIL:]]
+        print("\n".join(result["error"]))
     record.add(step.name, result)
     print(f"{step.name}: {result['state']} after {result['seconds']} s ({log})", flush=True)
 
