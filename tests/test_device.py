@@ -200,13 +200,13 @@ def test_channel_selection_sees_every_write(device):
 
 @pytest.mark.parametrize("arch", ["vgg", "resnet"])
 def test_twenty_steps_run_without_waiting_for_the_device(arch, device):
-    """Between printed lines: loader, forward, backward, penalty, mask, step and meter."""
+    """Between printed lines: loader, forward, backward, penalty, mask, tracker, step and meter."""
     if device.type != "cuda":
         pytest.skip("only CUDA tells of synchronisation")
     model = network(arch, device, pruned=0.4)
     optimizer = make_optimizer(model, LR, 0.9, 1e-4)
-    quiet = Quiet(20)
-    callbacks = [L1Penalty(model, S), GradientMask(model, optimizer), quiet]
+    quiet, tracker = Quiet(20), Tracker(model, "biased_loss_tracked", steps=24, batches=24)
+    callbacks = [L1Penalty(model, S), GradientMask(model, optimizer), tracker, quiet]
     precision = Precision(device, amp=True)
     try:
         loop.train(model, batches(device, 24), optimizer, 0, callbacks, precision)

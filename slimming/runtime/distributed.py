@@ -169,11 +169,13 @@ def broadcast_buffers(model: nn.Module) -> None:
 
 
 def wrap(model: nn.Module) -> nn.Module:
-    """The model in DistributedDataParallel, which averages gradients in each backward pass."""
+    """The model in DistributedDataParallel, which averages gradients in each backward pass.
+    `broadcast_buffers` is for the statistics of BNs, once an epoch."""
     if world_size() == 1:
         return model
     device = next(model.parameters()).device
-    return DistributedDataParallel(model, [device] if device.type == "cuda" else None)
+    own = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(model, own, broadcast_buffers=False)
 
 
 def synchronize_bn(model: nn.Module, device: torch.device) -> nn.Module:
