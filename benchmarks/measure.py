@@ -48,9 +48,11 @@ def machine(device: torch.device) -> dict[str, str]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         name = names[0] if names else name
+    libraries = f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
     return {
         "device": f"{name}, {torch.get_num_threads()} threads" if device.type == "cpu" else name,
         "torch": torch.__version__,
+        **({"CUDA": libraries} if device.type == "cuda" else {}),
         "python": platform.python_version(),
         "date": date.today().isoformat(),
         "command": f"python {' '.join(sys.argv)}",

@@ -17,7 +17,7 @@ import resprune
 import run
 import sweep
 import vggprune
-from benchmarks import finetune, inference, measures, repair, reproduce, speed
+from benchmarks import finetune, gpu, inference, measures, repair, reproduce, speed
 
 PAGES = [
     ROOT / "README.md",
@@ -49,7 +49,7 @@ PARSERS = {
 }
 BENCHMARKS = {
     f"{b.__name__.rpartition('.')[2]}.py": b
-    for b in (finetune, inference, measures, repair, reproduce, speed)
+    for b in (finetune, gpu, inference, measures, repair, reproduce, speed)
 }
 
 

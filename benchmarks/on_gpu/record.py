@@ -41,7 +41,8 @@ class Record:
         for name, result in self.steps.items():
             for title, table in result["tables"].items():
                 lines += ["", f"## {name}: {title}", "", *_facts_of(table["about"], self.about)]
-                lines += measure.markdown(list(table["rows"][0]), table["rows"])
+                rows = table["rows"]
+                lines += measure.markdown(list(rows[0]), rows) if rows else ["no rows"]
             if "error" in result:
                 lines += ["", f"## {name}: {result['state']}", "", "```", *result["error"], "```"]
         return "\n".join(lines) + "\n"

@@ -52,6 +52,11 @@ def inference(setup: Setup) -> str:
     return f"benchmarks/inference.py --device {setup.device} {more}"
 
 
+def profiled(setup: Setup) -> str:
+    few = " --quick --network resnet-11 --batch 4" if setup.dry else ""
+    return f"benchmarks/on_gpu/profiled.py --device {setup.device}{few}"
+
+
 def processes(setup: Setup) -> str:
     return f"benchmarks/on_gpu/processes.py {_places(setup)}"
 
@@ -78,6 +83,7 @@ STEPS = (
     Step("speed-large", 3, "the same at batch sizes 256 and 1024", large),
     Step("speed-compile", 6, "the same at batch size 64 with --compile (CUDA graphs)", compiled),
     Step("inference", 4, "pruned networks: batch sizes 1, 64, 1024, with CUDA graphs", inference),
+    Step("profile", 1, "where the time of a training step goes, by operator", profiled),
     Step("processes", 2, "two processes: on one GPU by gloo, on two by NCCL, --sync-bn", processes),
     Step(
         "accuracy",
