@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import re
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -32,7 +33,6 @@ from slimming.reports import tables
 from slimming.runtime.device import choose_device
 from slimming.settings import number
 
-LEAST = 30  # seconds that a step needs
 PATIENCE = 600  # seconds for a step of a dry run
 
 
@@ -56,6 +56,8 @@ def main() -> None:
         print_list()
         return
     deadline = time.monotonic() + 60 * args.minutes
+    for name in ("SIGHUP", "SIGTERM"):  # as Ctrl-C: the step has to end, too
+        signal.signal(getattr(signal, name), signal.default_int_handler)
     with contextlib.ExitStack() as stack:
         record, setup = begin(args, stack)
         steps = [s for s in STEPS if s.name in (args.only or [s.name])]
@@ -102,12 +104,15 @@ def run_steps(steps: list[Step], setup: Setup, record: Record, deadline: float) 
     """Run the steps in order until the ``deadline``; the names of those that are left. In a dry run
     times do not count: two at a time, and all."""
     if setup.dry:
-        with ThreadPoolExecutor(2) as pool:
+        pool = ThreadPoolExecutor(2)
+        try:
             list(pool.map(lambda step: run_step(step, setup, PATIENCE, record), steps))
+        finally:
+            pool.shutdown(cancel_futures=True)
         return []
     for done, step in enumerate(steps):
         left = deadline - time.monotonic()
-        if left < LEAST:
+        if left < step.least:
             return [s.name for s in steps[done:]]
         run_step(step, setup, min(60 * (step.minutes or 1e9), left), record)
     return []

@@ -1,17 +1,23 @@
 """benchmarks/gpu.py: every step runs, on the CPU; failed steps and data."""
 
+import contextlib
+import shlex
 import tarfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import make_images, run, succeed
+from warm import ROOT
 
-from benchmarks import gpu
-from benchmarks.on_gpu import images
+from benchmarks import gpu, measure, speed
+from benchmarks.on_gpu import accuracy, images, processes, profiled
 from benchmarks.on_gpu.record import Record
 from benchmarks.on_gpu.steps import STEPS, Setup, Step
 from slimming.errors import UserError
 
+PAGE = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
 ABOUT = {"device": "a GPU", "torch": "2", "command": "python"}
 
 
@@ -26,7 +32,51 @@ def test_the_list_names_every_step_with_its_time():
     for step, line in zip(STEPS, lines[2:], strict=True):
         assert line.startswith(step.name) and step.what in line
         assert f" {step.minutes:g} min " in line if step.minutes else " the rest " in line
-    assert sum(step.minutes or 0 for step in STEPS) <= 26
+        assert f"| `{step.name}` | {step.minutes or 'the rest'}" in PAGE
+    least = sum(60 * step.minutes if step.minutes else step.least for step in STEPS)
+    assert least <= 60 * gpu.make_parser().parse_args([]).minutes
+
+
+@pytest.mark.parametrize("script", [accuracy, processes, profiled, speed])
+def test_the_commands_of_the_steps_parse(script):
+    """Those for a GPU, which the dry run does not use."""
+    setup = Setup("cuda", Path("a folder"), Path("work"), seconds=100)
+    commands = [shlex.split(step.command(setup)) for step in STEPS]
+    name = f"/{script.__name__.rpartition('.')[2]}.py"
+    own = [words[1:] for words in commands if words[0].endswith(name)]
+    assert own
+    for words in own:
+        assert script.make_parser().parse_args(words).device == "cuda"
+
+
+def test_the_results_of_a_gpu_have_its_name(tmp_path, monkeypatch):
+    cuda = SimpleNamespace(is_available=lambda: True, get_device_name=lambda _: "NVIDIA H100")
+    monkeypatch.setattr(torch, "cuda", cuda)
+    monkeypatch.setattr(gpu, "choose_device", torch.device)
+    monkeypatch.setattr(measure, "machine", lambda device: ABOUT)
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    record, setup = gpu.begin(gpu.make_parser().parse_args([]), contextlib.ExitStack())
+    assert record.file == tmp_path / "gpu-nvidia-h100" / "gpu.json"
+    assert (setup.data / "train" / "red").is_dir()
+    assert setup.device == "cuda" and not setup.dry
+
+
+def test_accuracy_takes_the_epochs_for_which_there_is_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(accuracy, "seconds_of_step", lambda *_: 1.0)
+    data = images.generate(tmp_path / "images", train=1, test=1)
+    flags = f"--data {data} --work {tmp_path} --seconds"
+
+    def epochs(seconds):
+        args = accuracy.make_parser().parse_args([*flags.split(), str(seconds)])
+        return accuracy.choose_epochs({"vgg": 19}, args)
+
+    assert epochs(3 * accuracy.START + 10 * 2 * accuracy.SLACK + 0.1) == 10
+    assert epochs(10**6) == 10, "as an interrupted call has chosen"
+    (tmp_path / "epochs").unlink()
+    assert epochs(10**6) == accuracy.MOST
+    (tmp_path / "epochs").unlink()
+    assert epochs(1) == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

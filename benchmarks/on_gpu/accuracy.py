@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import measure, reproduce
@@ -42,6 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = make_parser().parse_args()
     deadline, device = time.monotonic() + args.seconds, choose_device(args.device)
+    torch.backends.cudnn.benchmark = True
     depths = SMALLEST if args.quick else {a: case[1] for a, case in reproduce.CASES.items()}
     args.amp, args.epochs = True, 1 if args.quick else choose_epochs(depths, args)
     about, seed, took = measure.machine(device), 0, 0.0

@@ -21,12 +21,13 @@ class Setup:
 @dataclass(frozen=True)
 class Step:
     """A step: ``command`` gives the words after ``python``. Without ``minutes``, it takes what is
-    left."""
+    left; it is not started with fewer than ``least`` seconds."""
 
     name: str
     minutes: float | None
     what: str
     command: Callable[[Setup], str]
+    least: float = 30
 
 
 def correct(setup: Setup) -> str:
@@ -78,11 +79,11 @@ def _places(setup: Setup) -> str:
 
 
 STEPS = (
-    Step("correct", 6, "the tests that have a device: compared with the CPU", correct),
-    Step("speed", 5, "training at batch size 64: the original loop, fp32, TF32, bf16", speed),
+    Step("correct", 4, "the tests that have a device: compared with the CPU", correct),
+    Step("speed", 4, "training at batch size 64: the original loop, fp32, TF32, bf16", speed),
     Step("speed-large", 3, "the same at batch sizes 256 and 1024", large),
-    Step("speed-compile", 6, "the same at batch size 64 with --compile (CUDA graphs)", compiled),
-    Step("inference", 4, "pruned networks: batch sizes 1, 64, 1024, with CUDA graphs", inference),
+    Step("speed-compile", 5, "the same at batch size 64 with --compile (CUDA graphs)", compiled),
+    Step("inference", 3, "pruned networks: batch sizes 1, 64, 1024, with CUDA graphs", inference),
     Step("profile", 1, "where the time of a training step goes, by operator", profiled),
     Step("processes", 2, "two processes: on one GPU by gloo, on two by NCCL, --sync-bn", processes),
     Step(
@@ -90,5 +91,6 @@ STEPS = (
         None,
         "train, prune, repair, fine-tune: VGG-19, ResNet-164, DenseNet-40",
         accuracy,
+        least=180,
     ),
 )
