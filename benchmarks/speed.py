@@ -119,10 +119,8 @@ def measure_trials(trials: list[Trial], rounds: int, peak: dict[str, float]) -> 
         seconds = measure.in_turns(epochs, rounds, device, title)
         memory = {t: pool.submit(variants.peak_memory).result() for t, pool in pools.items()}
         calls = {t: pool.submit(variants.launches).result() for t, pool in pools.items()}
-    return [
-        {**row(trial, seconds, peak), HEADER[7]: memory[trial], HEADER[8]: calls[trial]}
-        for trial in trials
-    ]
+    more = [{"peak memory (MB)": memory[t], "launches/step": calls[t]} for t in trials]
+    return [row(t, seconds, peak) | own for t, own in zip(trials, more, strict=True)]
 
 
 def row(trial: Trial, seconds: dict[str, list[float]], peak: dict[str, float]) -> dict:

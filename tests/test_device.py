@@ -2,7 +2,6 @@
 `pytest -m device --device cuda`."""
 
 import copy
-import shutil
 
 import pytest
 import torch
@@ -260,10 +259,8 @@ def test_compiled_training_has_the_same_loss_curve(device):
 
 def test_two_compiled_epochs_with_a_smaller_last_batch(device):
     """Each size has a graph of its own; the evaluation between them, uncompiled, has none."""
-    if device.type == "cpu" and not shutil.which("g++"):
-        pytest.skip("torch.compile needs a compiler on the CPU")
-    if device.type == "cpu":
-        pytest.skip("takes long on a CPU, which has no graphs")
+    if device.type != "cuda":
+        pytest.skip("--compile uses CUDA graphs on CUDA")
     images, labels, classes = batches(device, 3).split
     loader = Batches(Split(images[:40], labels[:40], classes), BATCH, augment=True)
     scores = []
