@@ -36,16 +36,18 @@ def correct(setup: Setup) -> str:
 
 
 def speed(setup: Setup) -> str:
-    return f"benchmarks/speed.py --device {setup.device} {_size(setup, '--batch 64')}"
+    more = "--batch 64" if not setup.dry else ""
+    return f"benchmarks/speed.py --device {setup.device} {_size(setup, more)}"
 
 
 def large(setup: Setup) -> str:
-    batches = _size(setup, "--batch 256 --batch 1024")
-    return f"benchmarks/speed.py --device {setup.device} {batches}"
+    more = "--batch 256 --batch 1024" if not setup.dry else "--variant amp"
+    return f"benchmarks/speed.py --device {setup.device} {_size(setup, more)}"
 
 
 def compiled(setup: Setup) -> str:
-    return f"{speed(setup)} {'--variant amp' if setup.dry else '--variant amp+compile'}"
+    more = "--batch 64 --variant amp+compile" if not setup.dry else "--variant amp"
+    return f"benchmarks/speed.py --device {setup.device} {_size(setup, more)}"
 
 
 def inference(setup: Setup) -> str:
@@ -66,11 +68,11 @@ def accuracy(setup: Setup) -> str:
     return f"benchmarks/on_gpu/accuracy.py --seconds {setup.seconds:.0f} {_places(setup)}"
 
 
-def _size(setup: Setup, batches: str) -> str:
-    """The networks and the batch sizes of speed.py."""
+def _size(setup: Setup, more: str) -> str:
+    """The networks and the batch sizes of speed.py, and ``more`` flags."""
     if setup.dry:
-        return "--quick --network resnet-11 --batch 4"
-    return f"--network vgg-19 --network resnet-164 --network densenet-40 {batches}"
+        return f"--quick --network resnet-11 --batch 4 {more}"
+    return f"--network vgg-19 --network resnet-164 --network densenet-40 {more}"
 
 
 def _places(setup: Setup) -> str:
