@@ -1,6 +1,7 @@
 """Shared by the benchmarks: fair timing on a noisy machine, and tables on disk."""
 
 import json
+import os
 import platform
 import sys
 import time
@@ -13,7 +14,8 @@ import torch
 from slimming.reports import tables
 from slimming.runtime import optional
 
-RESULTS = Path(__file__).resolve().parent / "results"
+FOLDER = "BENCHMARK_RESULTS"  # the environment variable of another folder for results
+RESULTS = Path(os.environ.get(FOLDER, Path(__file__).resolve().parent / "results"))
 
 
 def now(device: torch.device) -> float:
@@ -46,9 +48,11 @@ def machine(device: torch.device) -> dict[str, str]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         name = names[0] if names else name
+    libraries = f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
     return {
         "device": f"{name}, {torch.get_num_threads()} threads" if device.type == "cpu" else name,
         "torch": torch.__version__,
+        **({"CUDA": libraries} if device.type == "cuda" else {}),
         "python": platform.python_version(),
         "date": date.today().isoformat(),
         "command": f"python {' '.join(sys.argv)}",
@@ -64,13 +68,23 @@ def merged(name: str, rows: list[dict], key: list[str]) -> list[dict]:
 
 
 def write(name: str, about: dict, header: list[str], rows: list[dict], notes: str = "") -> None:
-    """Print the table, and write it as Markdown and JSON to benchmarks/results/."""
-    cells = [[str(row[column]) for column in header] for row in rows]
-    print(tables.table(header, cells))
-    lines = ["| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *cells]]
+    """Print the table, and write it as Markdown and JSON to `RESULTS`."""
+    rows = [{column: row[column] for column in header} | row for row in rows]
+    print(tables.table(header, _cells(header, rows)))
     facts = "\n".join(f"- {key}: {value}" for key, value in about.items())
     RESULTS.mkdir(exist_ok=True)
-    text = "\n".join([f"# {name}", "", facts, "", *lines, "", notes]).rstrip() + "\n"
+    lines = [f"# {name}", "", facts, "", *markdown(header, rows), "", notes]
+    text = "\n".join(lines).rstrip() + "\n"
     (RESULTS / f"{name}.md").write_text(text)
     (RESULTS / f"{name}.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1))
     print(f"wrote {RESULTS / name}.md and .json")
+
+
+def markdown(header: list[str], rows: list[dict]) -> list[str]:
+    """The lines of a table."""
+    lines = [header, ["---"] * len(header), *_cells(header, rows)]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def _cells(header: list[str], rows: list[dict]) -> list[list[str]]:
+    return [[str(row[column]) for column in header] for row in rows]

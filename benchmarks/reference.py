@@ -50,6 +50,7 @@ def reference_epoch(
     labels: torch.Tensor,
     device: torch.device,
     changes: tuple[str, ...] = (),
+    batch_size: int = BATCH,
 ) -> Callable[[], None]:
     """The classic loop, with some of `CHANGES`."""
     transform = transforms.Compose(
@@ -66,7 +67,7 @@ def reference_epoch(
     pictures = Pictures(pixels, labels, transform)
     loader = torch.utils.data.DataLoader(
         pictures,
-        BATCH,
+        batch_size,
         shuffle=True,
         num_workers=1,
         persistent_workers=True,  # exclude the start of the worker, as an epoch is usually long

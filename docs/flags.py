@@ -19,6 +19,7 @@ SCRIPTS = {  # title -> module with the parser
     "`flowprune.py`": "flowprune",
     "`sweep.py`": "sweep",
     "`eval.py`": "eval",
+    "`export.py`": "export",
 }
 HEAD = """# Flags
 

@@ -32,6 +32,20 @@ QUIET = "--no-sandbox --disable-gpu --no-first-run --disable-background-networki
 UNREACHABLE = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https", "HTTP", "HTTPS")}
 
 
+def pytest_addoption(parser):
+    text = "where tests marked `device` run: cpu (the default), cuda, ..."
+    parser.addoption("--device", default="cpu", help=text)
+
+
+@pytest.fixture
+def device(request):
+    """The device of --device, with fp32 products of full precision."""
+    tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield torch.device(request.config.getoption("--device"))
+    torch.backends.cudnn.allow_tf32 = tf32
+
+
 def succeed(command, *more, **kwargs):
     """Run a script that must succeed, a command line and further words; return its output."""
     done = run(command, *more, **kwargs)

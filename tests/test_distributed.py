@@ -69,10 +69,25 @@ def test_two_processes_train_one_network(tmp_path):
     assert checkpoint.read(last)["epoch"] == 4
 
 
-def test_all_processes_end_with_identical_weights_and_the_gradient_of_the_whole_batch(tmp_path):
-    done = run(on_processes("tests/two_processes.py"), env={"PYTHONPATH": str(ROOT)})
+@pytest.mark.device
+def test_all_processes_end_with_identical_weights_and_the_gradient_of_the_whole_batch(device):
+    done = run(on_processes(f"tests/two_processes.py {device.type}"), env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("identical") == 1
+
+
+def test_processes_share_gpus_if_there_are_more_of_them(monkeypatch):
+    """NCCL refuses two processes on one GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for gpus, device, backend in (2, "cuda:1", "nccl"), (1, "cuda:0", "gloo"):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        assert distributed.local_device(None, no_cuda=False) == device
+        assert distributed.backend(torch.device(device)) == backend
+    assert distributed.local_device("cpu", no_cuda=False) == "cpu"
+    assert distributed.backend(torch.device("cpu")) == "gloo"
 
 
 def test_a_restart_finds_nothing_of_the_attempt_before():

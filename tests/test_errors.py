@@ -5,11 +5,17 @@ import resource
 import shutil
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 import torch
 from conftest import UNREACHABLE, fails, make_images, save_network
+from torch import nn
 from warm import ROOT
+
+from slimming.cli import entry
+from slimming.errors import UserError
+from slimming.runtime.device import compiled
 
 PRUNERS = {
     "vggprune.py": "vgg",
@@ -209,6 +215,33 @@ def test_a_run_that_diverges(tmp_path, files):
         "--epochs 3 --batch-size 2 --save . --no-tensorboard"
     )
     fails(tmp_path, command, status=1, says=["diverged", "--lr"])
+
+
+def test_an_operation_without_a_deterministic_kernel(monkeypatch, capsys):
+    """`put_` has none on any device."""
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+
+    def put():
+        torch.use_deterministic_algorithms(True)
+        torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+
+    try:
+        with pytest.raises(SystemExit) as error:
+            entry.run(put)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert error.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "main.py: error: put_ has no deterministic CUDA kernel: omit --deterministic"
+
+
+@pytest.mark.parametrize("missing, says", [("triton", "pip install triton"), ("gcc", "C compiler")])
+def test_compile_on_cuda_without_what_it_needs(monkeypatch, missing, says):
+    triton = None if missing == "triton" else ModuleType("triton")
+    monkeypatch.setitem(sys.modules, "triton", triton)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=says):
+        compiled(nn.Linear(1, 1), torch.device("cuda"))
 
 
 def test_importing_a_script_runs_nothing(tmp_path):

@@ -11,13 +11,14 @@ from torch.distributed.run import get_args_parser
 from warm import ROOT
 
 import eval as evaluation
+import export
 import flowprune
 import main
 import resprune
 import run
 import sweep
 import vggprune
-from benchmarks import finetune, inference, measures, repair, reproduce, rounding, speed
+from benchmarks import finetune, gpu, inference, measures, repair, reproduce, rounding, speed
 
 PAGES = [
     ROOT / "README.md",
@@ -45,11 +46,12 @@ PARSERS = {
     "flowprune.py": flowprune.make_parser(),
     "run.py": run.make_parser(),
     "eval.py": evaluation.make_parser(),
+    "export.py": export.make_parser(),
     "sweep.py": sweep.make_parser(),
 }
 BENCHMARKS = {
     f"{b.__name__.rpartition('.')[2]}.py": b
-    for b in (finetune, inference, measures, repair, reproduce, rounding, speed)
+    for b in (finetune, gpu, inference, measures, repair, reproduce, rounding, speed)
 }
 
 

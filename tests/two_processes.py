@@ -1,6 +1,8 @@
-"""Run by torchrun from test_distributed.py: one epoch on two processes, looked at from inside."""
+"""Run by torchrun from test_distributed.py: one epoch on two processes, looked at from inside. The
+device may be named."""
 
 import copy
+import sys
 
 import torch
 import torch.nn.functional as F
@@ -11,24 +13,25 @@ from slimming.data.batches import Batches
 from slimming.data.pixels import Split
 from slimming.errors import UserError
 from slimming.runtime import distributed
+from slimming.runtime.device import choose_device
 from slimming.training import loop
 from slimming.training.optimizer import make_optimizer
 from slimming.training.penalties import L1Penalty
 
-CPU = torch.device("cpu")
-
 
 def main() -> None:
     torch.set_num_threads(1)
-    distributed.start(CPU)
+    torch.backends.cudnn.allow_tf32 = False
+    device = choose_device(sys.argv[1] if len(sys.argv) > 1 else "cpu")
+    distributed.start(device)
     rank, ranks = distributed.rank(), distributed.world_size()
     torch.manual_seed(0)
     model = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(4 * 900, 3)
-    ).to(CPU)
+    ).to(device)
     alone = copy.deepcopy(model)
     images = torch.randint(256, (21, 3, 32, 32), dtype=torch.uint8)
-    split = Split(images, torch.randint(3, (21,)), ["a", "b", "c"])
+    split = Split(images.to(device), torch.randint(3, (21,)).to(device), ["a", "b", "c"])
     shared = Batches(split, 8, augment=True, rank=rank, ranks=ranks)
 
     # Without BN, shares of unequal size give exactly the gradient of the whole batch.
@@ -42,7 +45,7 @@ def main() -> None:
     for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
-    network = vgg(depth=11, num_classes=3)
+    network = vgg(depth=11, num_classes=3).to(device)
     optimizer = make_optimizer(network, 0.1, 0.9, 1e-4)
     loop.train(distributed.wrap(network), shared, optimizer, 0, [L1Penalty(network, 0.01)])
     distributed.broadcast_buffers(network)
@@ -53,9 +56,9 @@ def main() -> None:
         assert torch.equal(largest, smallest), name
     if rank == 0:
         print("identical")
-    distributed.check_same(7, torch.device("cpu"), "")
+    distributed.check_same(7, device, "")
     try:
-        distributed.check_same(rank, torch.device("cpu"), "not the same epoch")
+        distributed.check_same(rank, device, "not the same epoch")
     except UserError:
         distributed.stop()
     else:

@@ -50,6 +50,9 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
         return Interrupted.status, "interrupted: no results were lost; run the command again"
     if isinstance(error, OSError):
         return 2, f"error: {error}"
+    if isinstance(error, RuntimeError) and "deterministic implementation" in str(error):
+        operation = str(error).split()[0]
+        return 2, f"error: {operation} has no deterministic CUDA kernel: omit --deterministic"
     if isinstance(error, MemoryError | RuntimeError) and _is_out_of_memory(error):
         return 2, "error: out of memory: lower --batch-size or --test-batch-size"
     return 1, None

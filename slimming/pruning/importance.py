@@ -4,6 +4,7 @@
 of the loss; Σ and ‖·‖ are over the weights of the filter. Papers are cited by arXiv number.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 
 import torch
@@ -34,13 +35,22 @@ def measure(
 
     def register(function: Measure) -> Measure:
         name = function.__name__
-        MEASURES[name] = function
+        MEASURES[name] = on_cpu = functools.wraps(function)(lambda e: _on_cpu(function(e)))
         TEMPERATURES.update({name: temperature} if temperature else {})
         GRADIENT_FREE.extend([] if images else [name])
         SECOND_ORDER.extend([name] if second_order else [])
-        return function
+        return on_cpu
 
     return register
+
+
+def _on_cpu(scores: Scores) -> Scores:
+    """The same on the CPU as fp32, in one copy: every copy waits for the GPU."""
+    if not scores:
+        return scores
+    together = torch.cat([score.float() for score in scores.values()]).cpu()
+    parts = together.split([len(score) for score in scores.values()])
+    return dict(zip(scores, parts, strict=True))
 
 
 def _scaled(model: nn.Module) -> dict[str, BatchNorm]:
@@ -55,7 +65,7 @@ def _scaled(model: nn.Module) -> dict[str, BatchNorm]:
 def _sums(e: Evidence, term: Callable[[str], torch.Tensor]) -> Scores:
     """Σ ``term(name of the weight)`` of each filter of each Conv2d and Linear and, for layers after
     a channel selection, of each channel that they read, because no single filter writes it."""
-    filters = {n: term(f"{n}.weight").flatten(1).sum(1).float().cpu() for n in layers(e.model)}
+    filters = {n: term(f"{n}.weight").flatten(1).sum(1) for n in layers(e.model)}
     return filters | _input_sums(e, term, _behind_selections(e.model))
 
 
@@ -65,7 +75,7 @@ def _input_sums(e: Evidence, term: Callable[[str], torch.Tensor], names: Iterabl
     for name in names:
         terms, groups = term(f"{name}.weight"), getattr(modules[name], "groups", 1)
         terms = terms.view(groups, -1, *terms.shape[1:]).transpose(1, 2).flatten(2)
-        sums[f"{name}:in"] = terms.sum(2).flatten().float().cpu()
+        sums[f"{name}:in"] = terms.sum(2).flatten()
     return sums
 
 
@@ -93,7 +103,7 @@ def l1(e: Evidence) -> Scores:
 @measure(images=False)
 def bn(e: Evidence) -> Scores:
     """|γ| of each BN; with use_init |γ − γ₀| (Liu et al. 2017, 1708.06519)."""
-    return {n: e.bias(f"{n}.weight", l2=True).float().cpu() for n in _scaled(e.model)}
+    return {n: e.bias(f"{n}.weight", l2=True) for n in _scaled(e.model)}
 
 
 @measure()
@@ -120,7 +130,7 @@ def nvidia(e: Evidence) -> Scores:
     """γ²·E[g_γ²] + β²·E[g_β²] of each BN (Molchanov et al. 2019, 1906.10771)."""
     names = _scaled(e.model)
     terms = {n: e.bias(n) * v.square() * e.squared_gradient[n] for n, v in e.values.items()}
-    return {n: (terms[f"{n}.weight"] + terms[f"{n}.bias"]).float().cpu() for n in names}
+    return {n: terms[f"{n}.weight"] + terms[f"{n}.bias"] for n in names}
 
 
 @measure()
@@ -158,7 +168,7 @@ def random(e: Evidence) -> Scores:
 def lamp(e: Evidence) -> Scores:
     """‖θ‖² / Σ‖θ_u‖² over the layer's filters with ‖θ_u‖ ≥ ‖θ‖ (Lee et al. 2021, 2010.07611)."""
     scores = {}
-    for name, squares in _sums(e, lambda n: e.bias(n, l2=True).square()).items():
+    for name, squares in _on_cpu(_sums(e, lambda n: e.bias(n, l2=True).square())).items():
         ranked = squares.sort().values
         as_much = ranked.flip(0).cumsum(0).flip(0).clamp_min(torch.finfo(torch.float32).tiny)
         scores[name] = squares / as_much[torch.searchsorted(ranked, squares)]
@@ -173,7 +183,7 @@ def taylor_group(e: Evidence) -> Scores:
     saliency = {n: e.bias(n) * value for n, value in e.saliency.items()}
     term = saliency.__getitem__
     scores = _sums(e, term) | _input_sums(e, term, layers(e.model))
-    return scores | {n: saliency[f"{n}.weight"].float().cpu() for n in scaled_norms(e.model)}
+    return scores | {n: saliency[f"{n}.weight"] for n in scaled_norms(e.model)}
 
 
 @measure()

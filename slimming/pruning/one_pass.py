@@ -17,6 +17,7 @@ from slimming.pruning.patches import obstacle, sample
 from slimming.pruning.scaling import Masks, batch_norms
 from slimming.pruning.statistics import mean_and_variance, move_statistics
 from slimming.pruning.widths import layer_of
+from slimming.runtime.precision import full_fp32
 
 POSITIONS = 16_384  # of a layer's output, over all images
 FORWARD = 256  # images of the forward pass for statistics: a batch of BN
@@ -54,6 +55,7 @@ class OnePass:
         return fitted
 
 
+@full_fp32()
 def input_statistics(
     model: nn.Module,
     images: torch.Tensor,
@@ -81,6 +83,7 @@ def input_statistics(
     return found
 
 
+@full_fp32()
 @torch.no_grad()
 def input_grams(model: nn.Module, images: torch.Tensor, seed: int = 0) -> dict[str, Gram]:
     """The moments of what each Conv2d and Linear reads for ``images`` (N, 3, H, W), by its name;

@@ -41,6 +41,7 @@ def sample(
     places = torch.arange(size).expand(images, size)
     if count < images * size:
         places = torch.randint(size, (images, -(-count // images)), generator=generator)
+    places = places.to(read.device)  # once: every copy waits for the GPU
     return _patches(layer, read, places // width, places % width), _pixels(output, places)
 
 
@@ -52,8 +53,8 @@ def rows(value: torch.Tensor) -> torch.Tensor:
 def _pixels(maps: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """The pixels (N · P, C) of ``maps`` (N, C, H, W) at the flat positions ``places`` (N, P)."""
     images, _, height, width = maps.shape
-    first = torch.arange(images)[:, None] * (height * width)
-    return rows(maps).index_select(0, (first + places).flatten().to(maps.device))
+    first = torch.arange(images, device=maps.device)[:, None] * (height * width)
+    return rows(maps).index_select(0, (first + places).flatten())
 
 
 def _patches(conv: nn.Conv2d, maps: torch.Tensor, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,7 @@ from slimming.pruning.side_by_side import SideBySide
 from slimming.pruning.statistics import mean_and_variance, move_statistics
 from slimming.pruning.widths import BATCH_NORMS, BatchNorm
 from slimming.runtime import optional
+from slimming.runtime.precision import full_fp32
 
 HELD_BACK = 8  # one image in so many, to judge the result; one batch, to choose the strength
 POSITIONS = 32_768  # of a layer's output that are fitted, over all images
@@ -48,6 +49,7 @@ class Repaired:
         return self.after < self.before
 
 
+@full_fp32()
 @torch.no_grad()
 def repair(
     slim: nn.Module,

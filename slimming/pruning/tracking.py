@@ -47,10 +47,15 @@ class Tracker:
             self.average = {}
         if position >= self.start:
             now = self._now(batch)
+            # if it is not finite, the gradient scaler of fp16 skips this step too
             finite = torch.stack([value.isfinite().all() for value in now.values()]).all()
-            if finite:  # otherwise the gradient scaler of fp16 skips this step too
-                old = self.average or now
-                self.average = {n: now[n].lerp(old[n], self.alpha) for n in now}
+            if self.average:  # without waiting for the device
+                self.average = {
+                    n: torch.where(finite, now[n].lerp(old, self.alpha), old)
+                    for n, old in self.average.items()
+                }
+            elif finite:
+                self.average = now
 
     def scores(self) -> Scores:
         """The current average; UserError if there is none."""

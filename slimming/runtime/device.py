@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from slimming.errors import UserError
-from slimming.runtime import distributed
+from slimming.runtime import distributed, optional
 
 LAYOUT = torch.channels_last  # of weights and images: fastest with oneDNN and cuDNN
 
@@ -34,13 +34,21 @@ def choose_device(name: str | None = None, no_cuda: bool = False) -> torch.devic
 def compiled(model: nn.Module, device: torch.device) -> nn.Module:
     """``model`` compiled with torch.compile; on CUDA with CUDA graphs.
 
-    The first step with each batch size compiles it. UserError on the CPU without a C++ compiler.
+    The first step with each batch size compiles it. UserError without a compiler, and on CUDA
+    without Triton.
     """
     if device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
         raise UserError(
             "--compile needs a C++ compiler on the CPU: install g++, set CXX to another compiler, "
             "or omit --compile"
         )
+    if device.type == "cuda":
+        optional.need("triton", "triton", "--compile on CUDA")
+        if not any(map(shutil.which, [os.environ.get("CC", "gcc"), "clang"])):
+            raise UserError(
+                "--compile on CUDA needs a C compiler, for Triton: install gcc, set CC to another "
+                "compiler, or omit --compile"
+            )
     mode = "reduce-overhead" if device.type == "cuda" else "default"
     fast = torch.compile(model, mode=mode, dynamic=False)
     assert isinstance(fast, nn.Module)  # compiling a module gives a module

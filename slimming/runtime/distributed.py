@@ -52,24 +52,40 @@ def world_size() -> int:
 
 
 def local_device(name: str | None, no_cuda: bool) -> str | None:
-    """The device of this process; on CUDA, the GPU of its local rank."""
+    """The device of this process; on CUDA, the GPU of its local rank. Processes share the GPUs if
+    there are more of them."""
     cuda = not no_cuda and (name or "cuda") == "cuda" and torch.cuda.is_available()
-    return f"cuda:{os.environ['LOCAL_RANK']}" if launched() and cuda else name
+    if not launched() or not cuda:
+        return name
+    return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+
+
+def backend(device: torch.device) -> str:
+    """How the processes communicate: by NCCL if each has a GPU of its own, else by gloo."""
+    if device.type != "cuda":
+        return "gloo"
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return "nccl" if here <= torch.cuda.device_count() else "gloo"
 
 
 def start(device: torch.device) -> None:
-    """Join the other processes: NCCL on CUDA, gloo elsewhere. Only the first one prints."""
+    """Join the other processes (see `backend`). Only the first one prints."""
     if not launched() or dist.is_initialized():
         return
+    name, bound = backend(device), None
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        bound = device if name == "nccl" else None
     store, number, processes = next(dist.rendezvous("env://"))
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
+        name,
         store=store_of_this_attempt(store, number, processes),
         rank=number,
         world_size=processes,
+        device_id=bound,  # otherwise the first barrier guesses the GPU
     )
+    if device.type == "cuda" and name == "gloo":
+        print(f"note: several processes share {device}, so they communicate by gloo, not by NCCL")
     if rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
@@ -153,11 +169,13 @@ def broadcast_buffers(model: nn.Module) -> None:
 
 
 def wrap(model: nn.Module) -> nn.Module:
-    """The model in DistributedDataParallel, which averages gradients in each backward pass."""
+    """The model in DistributedDataParallel, which averages gradients in each backward pass.
+    `broadcast_buffers` is for the statistics of BNs, once an epoch."""
     if world_size() == 1:
         return model
     device = next(model.parameters()).device
-    return DistributedDataParallel(model, [device] if device.type == "cuda" else None)
+    own = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(model, own, broadcast_buffers=False)
 
 
 def synchronize_bn(model: nn.Module, device: torch.device) -> nn.Module:

@@ -1,8 +1,34 @@
 """fp32 or mixed precision."""
 
 import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import torch
+
+
+@contextlib.contextmanager
+def full_fp32() -> Iterator[None]:
+    """Inside the context, or in a function that this decorates, CUDA multiplies in fp32. By default
+    convolutions round their inputs to TF32, which has 3 decimal digits.
+
+    >>> with full_fp32():
+    ...     torch.backends.cudnn.allow_tf32
+    False
+    """
+    settings: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    try:
+        before = [setting.allow_tf32 for setting in settings]
+    except RuntimeError:  # the program sets precision by operator, and knows why
+        yield
+        return
+    try:
+        for setting in settings:
+            setting.allow_tf32 = False
+        yield
+    finally:
+        for setting, allowed in zip(settings, before, strict=True):
+            setting.allow_tf32 = allowed
 
 
 class Precision:
