@@ -13,7 +13,7 @@ ORT_FILES = ort.wasm.bundle.min.mjs ort-wasm-simd-threaded.wasm
 
 .PHONY: demo test lint web clean
 
-demo: $(VENV)/requirements
+demo: $(VENV)/requirements $(VENV)/requirements-export
 	@rm -rf demo
 	$(BIN)/python main.py -sr --s 0.005 --dataset digits --arch vgg --depth 11 --epochs 12 \
 	    --no-cuda --save demo/sparse
@@ -21,6 +21,7 @@ demo: $(VENV)/requirements
 	$(BIN)/python vggprune.py --percent 0.6 --model demo/sparse --no-cuda --save demo/pruned
 	$(BIN)/python main.py --refine demo/pruned/pruned.pth.tar --epochs 8 --no-cuda \
 	    --save demo/refined
+	$(BIN)/python export.py demo/refined --no-cuda --save demo/exported
 
 test: $(VENV)/requirements-dev
 	$(BIN)/python -m pytest -n 2

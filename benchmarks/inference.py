@@ -92,9 +92,9 @@ def main() -> None:
     measure.write(name, measure.machine(device), HEADER, rows, NOTES)
 
 
-NOTES = """`slim ms` is that of the fastest form of the graph, `dense ms` the same of the dense network;
-`speed-up` is over the dense network in PyTorch, as it is, in fp32; `realised` is that speed-up / the
-FLOP ratio."""
+NOTES = """`slim ms` is that of the fastest form of the graph, `dense ms` the same of the dense
+network; `speed-up` is over the dense network in PyTorch, as it is, in fp32; `realised` is that
+speed-up / the FLOP ratio."""
 
 
 def installed(device: torch.device) -> list[str]:

@@ -83,7 +83,7 @@ async function compute({ session, facts }, pixels) {
 
 async function classify(file) {
   const start = performance.now();
-  const pixels = await readPixels(file, network.facts.image_size);
+  const pixels = await readPixels(file, network.facts);
   const decoding = performance.now() - start;
   const { logits, ms } = await compute(network, pixels);
   $("results").append(card(file, ranked(logits), ms, decoding));

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 try:
     if len(sys.argv) < 3:
@@ -15,15 +15,15 @@ try:
     if missing := {"classes", "image_size", "input", "mean", "std"} - facts.keys():
         raise ValueError(f"{sys.argv[1]} lacks {', '.join(sorted(missing))}: write it by export.py")
     classes, size, mean, std = (json.loads(facts[k]) for k in "classes image_size mean std".split())
+    cropped = facts.get("crop") == "center 7/8"  # or the whole picture, whatever its shape
+    resize = (lambda *how: ImageOps.fit(*how, bleed=1 / 16)) if cropped else Image.Image.resize
     for path in sys.argv[2:]:
-        image = Image.open(path).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+        image = resize(Image.open(path).convert("RGB"), (size, size), Image.Resampling.BILINEAR)
         pixels = np.asarray(image)[None]  # (1, H, W, 3), 0 to 255
         if facts["input"].startswith("float32"):
             pixels = ((pixels / 255 - mean) / std).astype(np.float32)
         images = pixels if facts["input"].endswith("NHWC") else pixels.transpose(0, 3, 1, 2)
         (logits,) = session.run(["logits"], {"images": images})[0]
-        odds = np.exp(logits - logits.max())
-        print(f"{path}: {classes[logits.argmax()]} {odds.max() / odds.sum():.1%}")
+        print(f"{path}: {classes[logits.argmax()]} {1 / np.exp(logits - logits.max()).sum():.1%}")
 except Exception as error:  # Pillow and ONNX Runtime raise types of their own
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
-    sys.exit(2)
+    sys.exit(print("error:", " ".join(str(error).split()), file=sys.stderr) or 2)

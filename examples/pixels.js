@@ -1,18 +1,27 @@
 // From a picture to the numbers that the network reads, as the suite computes them in training.
 
-/** The picture in `file` as RGB pixels (size, size, 3) in a Uint8Array; an Error if it is none. */
-export async function readPixels(file, size) {
+/**
+ * The picture in `file` as RGB pixels (size, size, 3) in a Uint8Array, whole or cropped as the
+ * network's metadata says; an Error if it is none.
+ */
+export async function readPixels(file, { image_size: size, crop }) {
   let bitmap;
   try {
     bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
   } catch {
     throw new Error(`${file.name} is not a picture that this browser can read.`);
   }
-  const { width, height } = bitmap;
+  let { width, height } = bitmap;
   const canvas = new OffscreenCanvas(width, height).getContext("2d");
   canvas.drawImage(bitmap, 0, 0);
   bitmap.close();
-  return resize(canvas.getImageData(0, 0, width, height).data, width, height, size);
+  let left = 0, top = 0;
+  if (crop === "center 7/8") { // of the largest square
+    const side = Math.max(1, Math.round((Math.min(width, height) * 7) / 8));
+    [left, top] = [(width - side) >> 1, (height - side) >> 1];
+    width = height = side;
+  }
+  return resize(canvas.getImageData(left, top, width, height).data, width, height, size);
 }
 
 /** The network's input from `pixels` (size, size, 3), of the kind that its metadata says. */

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import functools
-import json
 import os
 import shutil
 
@@ -17,7 +16,7 @@ from warm import run
 
 from models import NETWORKS
 from slimming.data import datasets
-from slimming.data.pixels import MEAN, STD, Split, normalize
+from slimming.data.pixels import Split, normalize
 from slimming.measuring import profiling
 from slimming.pruning import slicing
 from slimming.pruning.groups import declared
@@ -195,53 +194,14 @@ def digits_onnx(slim_digits, tmp_path_factory):
 
     @functools.cache
     def exported(kind="float32 NCHW", batch=None):
-        path = folder / f"{kind} {batch or 'any'}.onnx"
-        export_onnx(slim_digits, path, kind, batch)
-        return path
+        dtype, layout = kind.lower().split()
+        command = f"export.py {slim_digits} --no-cuda --threads 1 --form folded --layout {layout}"
+        command += " --uint8" if dtype == "uint8" else ""
+        command += f" --batch {batch} --no-dynamic-batch" if batch else " --batch 4"
+        succeed(command, "--save", folder / f"{kind} {batch}")
+        return folder / f"{kind} {batch}" / "pruned.onnx"
 
     return exported
-
-
-class RawPixels(torch.nn.Module):
-    """A network behind its normalisation: reads uint8 (N, 3, H, W), or (N, H, W, 3)."""
-
-    def __init__(self, model, channels_last):
-        super().__init__()
-        self.model, self.channels_last = model, channels_last
-        self.mean, self.std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
-
-    def forward(self, images):
-        images = images.permute(0, 3, 1, 2) if self.channels_last else images
-        return self.model((images.float() / 255 - self.mean) / self.std)
-
-
-def export_onnx(checkpoint_path, path, kind, batch):
-    """Write the network of a checkpoint as ONNX with the metadata that the examples read.
-
-    To be replaced by ``export.py``, of which this is the contract.
-    """
-    import onnx
-
-    model, network, _ = architecture.load(checkpoint_path)
-    layout = kind.split()[1]
-    shape = (batch or 2, 3, 32, 32) if layout == "NCHW" else (batch or 2, 32, 32, 3)
-    images = torch.zeros(shape, dtype=torch.float32 if "float" in kind else torch.uint8)
-    module = model if "float" in kind else RawPixels(model, layout == "NHWC")
-    free = None if batch else ({0: torch.export.Dim("batch")},)
-    names = {"input_names": ["images"], "output_names": ["logits"]}
-    torch.onnx.export(
-        module.eval(), (images,), path, dynamo=True, external_data=False, verbose=False,
-        dynamic_shapes=free, **names,
-    )  # fmt: skip
-    written = onnx.load(path)
-    facts = {
-        "classes": json.dumps([str(i) for i in range(10)]), "image_size": "32", "input": kind,
-        "mean": json.dumps(MEAN), "std": json.dumps(STD), "network": "vgg-11",
-        "widths": json.dumps(network.cfg), "source": checkpoint_path.name, "precision": "fp32",
-        "form": "as trained",
-    }  # fmt: skip
-    onnx.helper.set_model_props(written, facts)
-    onnx.save(written, path)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,17 @@ import resprune
 import run
 import sweep
 import vggprune
-from benchmarks import finetune, gpu, inference, measures, repair, reproduce, rounding, speed
+from benchmarks import (
+    finetune,
+    gpu,
+    inference,
+    measures,
+    quantization,
+    repair,
+    reproduce,
+    rounding,
+    speed,
+)
 
 PAGES = [
     ROOT / "README.md",
@@ -51,7 +61,7 @@ PARSERS = {
 }
 BENCHMARKS = {
     f"{b.__name__.rpartition('.')[2]}.py": b
-    for b in (finetune, gpu, inference, measures, repair, reproduce, rounding, speed)
+    for b in (finetune, gpu, inference, measures, quantization, repair, reproduce, rounding, speed)
 }
 
 

@@ -5,5 +5,6 @@
   `profiling.latencies`: one figure at a time
 - `layer_times.seconds`, `layer_times.calls`: layers, by their shapes
 - `rounding.fastest`: the multiples of channels with which layers are fastest
-- `deploy.deploy`: the deployment form, for inference only
+- `deploy.deploy`, `forms.FORMS`: the deployment form, for inference only, and other forms
+- `export`: files that other programs run
 """

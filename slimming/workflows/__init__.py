@@ -29,6 +29,11 @@ sweep.py:
 - `sweep.points.measure`, `sweep.points.choose`, `sweep.points.report`: what pruning would give
 - `sweep.settings.SweepRun`, `sweep.record.SweepRecord`: its settings, and sweep.json
 
+export.py:
+- `exporting.subject.load`: the network, and the images that its files are proved and judged on
+- `exporting.exports.export`, `exporting.timing.rows`: write, prove and judge a file; latency
+- `exporting.settings.ExportRun`: its settings
+
 eval.py:
 - `evaluation.load`, `evaluation.evaluate`: describe and evaluate a checkpoint
 - `evaluation_settings.EvaluationRun`: its settings

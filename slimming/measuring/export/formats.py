@@ -8,6 +8,7 @@ import torch
 from torch.export import ExportedProgram
 
 from slimming.measuring.export import onnx_file, openvino_file, torch_file
+from slimming.measuring.export.quiet import quietly
 from slimming.runtime import optional
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
@@ -34,7 +35,8 @@ class Format:
     def check(self, name: str, precision: str) -> None:
         """UserError if a package that it needs is not installed."""
         for module in (*self.modules, *(self.for_int8 if precision == "int8" else ())):
-            optional.need(module, module, f"--format {name} --precision {precision}")
+            with quietly():
+                optional.need(module, module, f"--format {name} --precision {precision}")
 
     def dtype(self, precision: str) -> torch.dtype:
         """The dtype in which the graph is traced."""
