@@ -121,6 +121,7 @@ SMALL = {  # what makes a command quick, whatever it says before
     "--model resnet --depth 11",
 }
 SMALL["sweep.py"] = "--points 2"
+SMALL["export.py"] = "--batch 4 --max-drop 100 --calibration-images 16"
 SMALL["main_mask.py"] = SMALL["main.py"]
 
 

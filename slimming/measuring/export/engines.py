@@ -14,13 +14,15 @@ HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
 def onnx(path: str, precision: str, threads: int, device: str) -> Engine:
-    """ONNX Runtime."""
+    """ONNX Runtime; on CUDA, if its package is that for GPUs."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    providers = ["CUDAExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
+    usable = onnxruntime.get_available_providers()
+    wanted = ["CUDAExecutionProvider"] if device == "cuda" else []
+    providers = [name for name in wanted if name in usable] + ["CPUExecutionProvider"]
     session = onnxruntime.InferenceSession(path, options, providers=providers)
     return lambda images: session.run(["logits"], {"images": images})[0]
 

@@ -33,7 +33,8 @@ def write(
     model = exported.model_proto
     for value in (*model.graph.input, *model.graph.output):
         batch = value.type.tensor_type.shape.dim[0]
-        batch.dim_param = "batch" if batch.dim_param else ""
+        if batch.dim_param:
+            batch.dim_param = "batch"
     if precision == "int8":
         model = int8.by_onnxruntime(model, [{INPUT: batch.numpy()} for batch in batches])
     _strip(model)
