@@ -8,7 +8,6 @@ by their accuracy on test images.
 
 from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
-from slimming.reports.exports import as_text
 from slimming.settings import build
 from slimming.workflows.exporting import exports, subject, timing
 from slimming.workflows.exporting.settings import ExportRun
@@ -21,13 +20,9 @@ def make_parser() -> Parser:
 def main() -> None:
     run = build(ExportRun, flags.parse(make_parser()))
     network = subject.load(run)
-    written = [
-        exports.export(network, kind, precision)
-        for kind in run.graph.format
-        for precision in run.graph.precision
-    ]
-    judged = any(file.top1 is not None for file in written)
-    print(f"\n{as_text(timing.rows(network, written), network.top1 if judged else None)}")
+    with timing.reported(network) as written:
+        for kind, precision in run.graph.targets:
+            written.append(exports.export(network, kind, precision))
 
 
 if __name__ == "__main__":

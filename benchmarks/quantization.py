@@ -44,6 +44,7 @@ def main() -> None:
     args = make_parser().parse_args()
     for path in args.model:
         values = {"checkpoint": str(path), "data": args.data, "no_cuda": True}
+        values |= {"format": ("onnx", "openvino"), "precision": ("fp32", "int8")}
         values |= {"calibration_images": args.images, "test_images": args.test_images}
         network = exporting.load(build(ExportRun, values))
         with tempfile.TemporaryDirectory() as folder:
@@ -62,8 +63,8 @@ def compared(network: exporting.Subject, folder: Path) -> Iterator[dict]:
         for quantizer, engine, path in written(program, batches, folder, name):
             precision = "fp32" if quantizer == "none" else "int8"
             run = engines.ENGINES[engine](str(path), precision, torch.get_num_threads(), "cpu")
-            size = sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}.*"))
-            found[quantizer, engine, name] = run, size
+            parts = [path, *([path.with_suffix(".bin")] if path.suffix == ".xml" else [])]
+            found[quantizer, engine, name] = run, sum(part.stat().st_size for part in parts)
     fed = network.feed.of(network.images).numpy()
     tasks = {" ".join(key): partial(run, fed) for key, (run, _) in found.items()}
     times = measure.in_turns(tasks, ROUNDS, torch.device("cpu"), str(network.network))
@@ -112,7 +113,7 @@ def accuracy(run: Callable[[np.ndarray], np.ndarray], network: exporting.Subject
     """The fraction of the test images that an engine gets right."""
     hits = [
         torch.from_numpy(run(network.feed.of(images).numpy())).argmax(1) == labels
-        for images, labels in network.judged
+        for images, labels in network.judged()
     ]
     return torch.cat(hits).float().mean().item()
 

@@ -46,8 +46,8 @@ def deploy(
     that write them. The copy is channels_last, in eval mode, and has no BatchNorm left: it cannot
     be trained or pruned. With a ``dtype`` such as torch.bfloat16 it computes in that precision, and
     still reads images and returns logits in fp32. ``form``: see `slimming.measuring.forms`.
-    ValueError if ``model`` has no BatchNorm. In a network without ``wiring()`` each BN after a
-    convolution is folded, if torch.fx can trace the network and no such layer runs twice.
+    In a network without ``wiring()`` each BN after a convolution is folded, if torch.fx can trace
+    the network and no such layer runs twice. ValueError if a network with ``wiring()`` has no BN.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)).eval()
     >>> images = torch.rand(1, 3, 8, 8)

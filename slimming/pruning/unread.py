@@ -1,5 +1,6 @@
 """Channels that no layer reads any more, found by following each channel through the operations."""
 
+import copy
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -14,11 +15,12 @@ from slimming.pruning.slicing import Kept, sliced
 from slimming.pruning.widths import BATCH_NORMS, is_depthwise
 
 THROUGH_MODULES = (
-    *(*BATCH_NORMS, nn.ReLU, nn.ReLU6, nn.PReLU, nn.Hardswish, nn.SiLU, nn.Dropout, nn.Identity),
+    *(nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.Dropout, nn.Identity),
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
 )
 THROUGH: set[Any] = {F.relu, F.relu6, F.hardswish, F.silu, F.dropout, torch.relu, "relu"}
-THROUGH |= {F.avg_pool2d, F.max_pool2d, F.adaptive_avg_pool2d, "mean", torch.mean}
+THROUGH |= {F.avg_pool2d, F.max_pool2d, F.adaptive_avg_pool2d}
+MEANS: set[Any] = {"mean", torch.mean}  # over height and width
 FLATTENING: set[Any] = {torch.flatten, "flatten", "view", "reshape"}
 SUMS: set[Callable] = {operator.add, operator.iadd, torch.add}
 
@@ -53,7 +55,7 @@ class _Follow(fx.Interpreter):
     be removed together."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model.eval()
+        self.model = copy.deepcopy(model).eval()
         super().__init__(self.model, graph=trace(self.model))
         self.parents: list[int] = []
         self.needed: set[int] = set()
@@ -83,9 +85,10 @@ class _Follow(fx.Interpreter):
 
     def _units(self, node: fx.Node, channels: int, known: list[list[int]]) -> list[int]:
         layer = self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(layer, nn.Conv2d | nn.Linear | nn.BatchNorm2d) and len(known) == 1:
+        if isinstance(layer, (nn.Conv2d, nn.Linear, *BATCH_NORMS)) and len(known) == 1:
             new = known[0] if _passes(layer) else self._new(channels)
-            if isinstance(layer, nn.Conv2d) and layer.groups > 1 and not _passes(layer):
+            grouped = getattr(layer, "groups", 1) > 1 and not _passes(layer)
+            if grouped or any(layer is other for _, other, _, _ in self.layers):  # it runs again
                 self._need([known[0], new])
             self.layers.append((str(node.target), layer, known[0], new))
             return new
@@ -98,6 +101,7 @@ class _Follow(fx.Interpreter):
             self._couple(*known)
             return known[0]
         through = node.target in THROUGH or isinstance(layer, THROUGH_MODULES)
+        through |= node.target in MEANS and node.args[1:2] in (((2, 3),), ([2, 3],))
         if through and [len(units) for units in known] == [channels]:
             return known[0]
         flat = node.target in FLATTENING or isinstance(layer, nn.Flatten)

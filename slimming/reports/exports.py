@@ -24,7 +24,7 @@ class Row:
     flop_ratio: float
 
 
-def as_text(rows: Sequence[Row], top1: float | None) -> str:
+def as_text(rows: Sequence[Row]) -> str:
     """A line for each file."""
     batches = list(rows[0].seconds)
     last = batches[-1]
@@ -35,8 +35,7 @@ def as_text(rows: Sequence[Row], top1: float | None) -> str:
     note = f"speed-ups are at batch {last}, over the dense network in fp32 in the same engine "
     note += f"(`dense here`) and in PyTorch; it has {rows[0].flop_ratio:.2f} times the FLOPs, of "
     note += "which `realised` is the share that the latter reaches"
-    tested = f"; top-1 of fp32: {top1:.2%}" if top1 is not None else ""
-    return f"{table(header, lines)}\n{note}{tested}"
+    return f"{table(header, lines)}\n{note}"
 
 
 def _line(row: Row, batch: int) -> list[str]:

@@ -1,28 +1,32 @@
 """Run an exported file: a program of its own, which imports nothing else of this suite.
 
-python engines.py FORMAT FILE PRECISION IMAGES.npy LOGITS.npy [THREADS]
+python engines.py FORMAT FILE PRECISION IMAGES.npy LOGITS.npy THREADS ALONE
+
+Writes the logits of all images and, if ALONE is 1, then those of the first image alone.
 """
 
+import importlib.util
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+CUDA = "CUDAExecutionProvider"
 Engine = Callable[[np.ndarray], np.ndarray]  # images as they are fed -> logits (N, classes)
 HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
 def onnx(path: str, precision: str, threads: int, device: str) -> Engine:
-    """ONNX Runtime; on CUDA, if its package is that for GPUs."""
+    """ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    usable = onnxruntime.get_available_providers()
-    wanted = ["CUDAExecutionProvider"] if device == "cuda" else []
-    providers = [name for name in wanted if name in usable] + ["CPUExecutionProvider"]
+    # idle threads would otherwise wait actively, and slow down whatever runs next
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    providers = [CUDA, "CPUExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
     session = onnxruntime.InferenceSession(path, options, providers=providers)
     return lambda images: session.run(["logits"], {"images": images})[0]
 
@@ -41,13 +45,14 @@ def openvino(path: str, precision: str, threads: int, device: str) -> Engine:
 def torch(path: str, precision: str, threads: int, device: str) -> Engine:
     """PyTorch."""
     import torch
-    from torch.export.passes import move_to_device_pass
 
     if precision == "int8":
         import torch.ao.quantization.fx._decomposed  # registers its operators
     torch.set_num_threads(threads)
     program = torch.export.load(path)
     if device == "cuda":
+        from torch.export.passes import move_to_device_pass
+
         program = move_to_device_pass(program, device)
     module = program.module()
 
@@ -61,11 +66,23 @@ def torch(path: str, precision: str, threads: int, device: str) -> Engine:
 ENGINES = {"onnx": onnx, "openvino": openvino, "torch": torch}
 
 
+def device_of(kind: str, device: str) -> str:
+    """Where the engine of a format runs on a machine with this device: "cuda" or "cpu"."""
+    if device != "cuda" or kind == "openvino":
+        return "cpu"
+    if kind == "onnx" and importlib.util.find_spec("onnxruntime"):
+        import onnxruntime
+
+        return "cuda" if CUDA in onnxruntime.get_available_providers() else "cpu"
+    return "cuda"
+
+
 def main(
-    kind: str, path: str, precision: str, images: str, logits: str, threads: str = "1"
+    kind: str, path: str, precision: str, images: str, logits: str, threads: str, alone: str
 ) -> None:
-    run = ENGINES[kind](path, precision, int(threads), "cpu")
-    np.save(logits, run(np.load(images)))
+    run, fed = ENGINES[kind](path, precision, int(threads), "cpu"), np.load(images)
+    answers = [run(fed), *([run(fed[:1])] if alone == "1" else [])]
+    np.save(logits, np.concatenate(answers))
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ def by_nncf(model: Any, batches: Sequence[Any]) -> Any:
 def by_onnxruntime(model: Any, batches: Sequence[dict[str, Any]]) -> Any:
     """An ONNX ``model`` in int8, calibrated on ``batches``: input -> array.
 
-    Signed weights and unsigned activations: x86 multiplies these in one instruction. ONNX Runtime
-    runs the result of `by_nncf` only half as fast.
+    Signed weights and unsigned activations: CPUs with VNNI multiply these in one instruction;
+    older ones of x86 may saturate. ONNX Runtime runs what NNCF makes of it only half as fast.
     """
     with tempfile.TemporaryDirectory() as folder, quietly():
         import onnx

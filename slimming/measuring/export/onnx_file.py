@@ -1,5 +1,6 @@
 """ONNX files, for ONNX Runtime and many other engines."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,9 @@ def _store_as_bf16(model: Any) -> None:
 
     casts = []
     for tensor in model.graph.initializer:
-        weight = torch.from_numpy(numpy_helper.to_array(tensor).copy())
-        if tensor.data_type != TensorProto.FLOAT or weight.numel() < WEIGHTS:
+        if tensor.data_type != TensorProto.FLOAT or math.prod(tensor.dims) < WEIGHTS:
             continue
+        weight = torch.from_numpy(numpy_helper.to_array(tensor).copy())
         name, short = tensor.name, f"{tensor.name}.bf16"
         raw = weight.bfloat16().view(torch.int16).numpy().tobytes()
         stored = helper.make_tensor(short, TensorProto.BFLOAT16, weight.shape, raw, raw=True)

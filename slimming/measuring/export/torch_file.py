@@ -29,14 +29,12 @@ def write(
 
 def _requantized(program: ExportedProgram, batches: Sequence[torch.Tensor]) -> ExportedProgram:
     (example,), _ = program.example_inputs
-    sizes = next(node for node in program.graph.nodes if node.name in _inputs(program)).meta["val"]
-    free = isinstance(sizes.shape[0], torch.SymInt)
-    shapes = ({0: torch.export.Dim("batch")},) if free else None
+    shapes = ({0: torch.export.Dim("batch")},) if program.range_constraints else None
     with torch.no_grad():
         floats = [batch.float() for batch in batches]  # NNCF takes means of the input
         model = int8.by_nncf(program.module(), floats)
         fed = _AsFloat(model) if example.dtype == torch.uint8 else model
-        return torch.export.export(fed, (example,), dynamic_shapes=shapes)
+        return torch.export.export(fed, (example,), dynamic_shapes=shapes, strict=False)
 
 
 class _AsFloat(torch.nn.Module):
@@ -48,7 +46,3 @@ class _AsFloat(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.model(images.float())
-
-
-def _inputs(program: ExportedProgram) -> tuple[str, ...]:
-    return tuple(program.graph_signature.user_inputs)

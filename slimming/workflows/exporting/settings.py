@@ -68,6 +68,11 @@ class GraphSettings:
         kind="on/off",
     )
 
+    @property
+    def targets(self) -> list[tuple[str, str]]:
+        """The (format, precision) of each file."""
+        return [(name, precision) for name in self.format for precision in self.precision]
+
     def feed(self, size: int) -> Feed:
         """What programs feed, for images of ``size`` pixels."""
         batch = None if self.dynamic_batch else self.batch
@@ -118,9 +123,8 @@ class ExportRun:
     output: ExportOutputSettings = part(ExportOutputSettings)
 
     def __post_init__(self) -> None:
-        for name in self.graph.format:
-            for precision in self.graph.precision:
-                FORMATS[name].check(name, precision)
+        for name, precision in self.graph.targets:
+            FORMATS[name].check(name, precision)
 
     @property
     def folder(self) -> Path:

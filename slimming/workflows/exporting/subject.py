@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,8 +43,10 @@ class Subject:
 
     @cached_property
     def images(self) -> torch.Tensor:
-        """Normalised test images, as many as are measured at a time."""
-        few, count = self.test.first(64).cpu(), self.run.graph.batch
+        """Normalised test images for the proof, and to measure with: a batch, and at least 64 if
+        the file accepts any number."""
+        batch = self.run.graph.batch
+        few, count = self.test.first(64).cpu(), self.feed.batch or max(batch, 64)
         return few[torch.arange(count) % len(few)]
 
     @cached_property
@@ -63,21 +66,21 @@ class Subject:
         judging = run.judging
         images, _ = training.draw(judging.calibration_images, judging.calibration_seed)
         rows = torch.arange(-(-len(images) // size) * size) % len(images)
-        return [self.feed.of(batch.cpu()) for batch in images.cpu()[rows].split(size)]
+        return [self.feed.of(images[few].cpu()) for few in rows.split(size)]
 
-    @cached_property
-    def judged(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """The test images that lower precisions are judged on, and their labels."""
-        count = self.run.judging.test_images
-        if count is None or count >= self.test.num_images:
-            return [(images.cpu(), labels.cpu()) for images, labels in self.test]
-        images, labels = self.test.draw(count, seed=0)
-        return list(zip(images.cpu().split(BATCH), labels.cpu().split(BATCH), strict=True))
+    def judged(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The test images that lower precisions are judged on, and their labels, in batches."""
+        count, batches = self.run.judging.test_images, iter(self.test)
+        if count is not None and count < self.test.num_images:
+            images, labels = self.test.draw(count, seed=0)
+            batches = zip(images.split(BATCH), labels.split(BATCH), strict=True)
+        for images, labels in batches:
+            yield images.cpu(), labels.cpu()
 
     @cached_property
     def top1(self) -> float:
         """The accuracy in fp32, by PyTorch."""
-        return loop.test(self.model, self.judged).prec1
+        return loop.test(self.model, self.judged()).prec1
 
     @cached_property
     def flop_ratio(self) -> float:
@@ -87,7 +90,8 @@ class Subject:
 
     def metadata(self, precision: str, form: str) -> dict[str, str]:
         """What a file says of itself; values that are not text, as JSON."""
-        classes = self.test.classes or [str(i) for i in range(self.network.num_classes)]
+        classes = [*self.test.classes]
+        classes += map(str, range(len(classes), self.network.num_classes))
         digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
         return {
             "network": str(self.network),

@@ -1,24 +1,44 @@
 """The latency of exported files, beside the dense network's."""
 
+import contextlib
+import copy
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from slimming.errors import UserError
 from slimming.measuring import profiling
-from slimming.reports.exports import Row
+from slimming.reports.exports import Row, as_text
 from slimming.runtime.device import LAYOUT
-from slimming.workflows.exporting.exports import Exported, dense_engine, engine
+from slimming.workflows.exporting.exports import Exported
+from slimming.workflows.exporting.running import dense_engine, engine
 from slimming.workflows.exporting.subject import Subject
 
 ONE = 1  # the other batch size that is measured
 
 
+@contextlib.contextmanager
+def reported(subject: Subject) -> Iterator[list[Exported]]:
+    """Prints the table of all files that are in the list at the end, also if one was refused."""
+    written: list[Exported] = []
+    try:
+        yield written
+    except UserError:
+        if written:
+            print(f"\n{as_text(rows(subject, written))}", flush=True)
+        raise
+    print(f"\n{as_text(rows(subject, written))}")
+
+
+@torch.no_grad()
 def rows(subject: Subject, written: Sequence[Exported]) -> list[Row]:
     """For each file, its figures and its latency: all files, the dense network in each engine and
     in PyTorch take turns."""
-    device, dense = subject.test.device, subject.dense.to(subject.test.device)
+    device = subject.test.device
+    dense = copy.deepcopy(subject.dense).to(device).to(memory_format=LAYOUT)
     batch = subject.run.graph.batch
     with tempfile.TemporaryDirectory() as aside:
         runs = {kind: dense_engine(subject, kind, Path(aside)) for kind in _formats(written)}

@@ -1,0 +1,69 @@
+"""Write a graph in a format, and run its file."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from slimming.errors import UserError
+from slimming.measuring.deploy import deploy
+from slimming.measuring.export import engines
+from slimming.measuring.export.formats import FORMATS
+from slimming.measuring.export.graph import traced
+from slimming.measuring.forms import FORMS
+from slimming.workflows.exporting.subject import Subject
+
+
+def write(
+    subject: Subject,
+    model: nn.Module,
+    kind: str,
+    precision: str,
+    form: str,
+    path: Path,
+    trying: bool = False,
+) -> list[Path]:
+    """Write ``model`` in a form of its graph to ``path`` without its ending; the files. If it is
+    only ``trying`` how fast that is, one batch calibrates int8. UserError if that is impossible."""
+    target = FORMATS[kind]
+    batches = subject.calibration[: 1 if trying else None] if precision == "int8" else []
+    whole = path.with_name(path.name + target.suffix)
+    advice = ". Try another --format or --precision, or --form plain"
+    with _explained(f"{kind} {precision} cannot express {subject.network}", advice):
+        program = traced(deploy(model, target.dtype(precision), FORMS[form]), subject.feed)
+        return target.write(program, whole, precision, batches, subject.metadata(precision, form))
+
+
+def engine(subject: Subject, kind: str, precision: str, path: Path) -> engines.Engine:
+    """What runs a file, on the device of ``subject`` if it can. UserError if it fails, also
+    later."""
+    device = engines.device_of(kind, subject.test.device.type)
+    with _explained(f"{kind} cannot load the {precision} file"):
+        run = engines.ENGINES[kind](str(path), precision, torch.get_num_threads(), device)
+
+    def checked(images: np.ndarray) -> np.ndarray:
+        with _explained(f"{kind} cannot run the {precision} file"):
+            return run(images)
+
+    return checked
+
+
+def dense_engine(subject: Subject, kind: str, aside: Path) -> engines.Engine:
+    """The dense network in fp32 in the engine of this format."""
+    parts = write(subject, subject.dense, kind, "fp32", "folded", aside / f"dense-{kind}")
+    return engine(subject, kind, "fp32", parts[0])
+
+
+@contextlib.contextmanager
+def _explained(problem: str, advice: str = "") -> Iterator[None]:
+    """Errors inside the context as UserErrors: exporters and engines raise types of their own."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{problem}: {reason}{advice}") from error
