@@ -28,7 +28,7 @@ from slimming.cli import entry
 from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.measuring.deploy import deploy, forms_of
-from slimming.measuring.export.engines import ENGINES
+from slimming.measuring.export.engines import ENGINES, Engine, device_of
 from slimming.measuring.export.formats import FORMATS
 from slimming.measuring.export.graph import Feed, traced
 from slimming.pruning import slicing
@@ -43,6 +43,8 @@ CASES = {"vgg": (19, 0.7), "resnet": (164, 0.4), "densenet": (40, 0.4)}
 RUNNERS = {"onnx": ("fp32",), "openvino": ("fp32", "bf16")}  # format -> precisions
 HEADER = ["network", "γ", "batch", "FLOP ratio", "runs in", "form", "dense ms", "slim ms"]
 HEADER += ["speed-up", "realised"]
+
+AS_IT_IS = "as it is"
 
 Runs = dict[tuple[str, str], Callable[[], object]]  # (runs in, form) -> a forward pass
 
@@ -74,22 +76,29 @@ def main() -> None:
     for path in args.model:
         model, network, _ = architecture.load(files.find(path, "model_best.pth.tar"))
         networks.append((network.arch, "trained", model))
-    rows = []
-    for arch, factors, dense in networks:
-        slim = pruned(dense, CASES[arch][1])
-        title = {"network": f"{arch}-{dense.depth} at {CASES[arch][1]:.0%}", "γ": factors}
-        for batch in args.batch or (64, 1):
-            rounds = (3 if args.quick else 15) * (1 if batch > 1 else 4)
-            images = torch.randn(batch, 3, 32, 32)
-            with tempfile.TemporaryDirectory() as folder:
-                both = [
-                    forms_in_pytorch(model, images.to(device), args.compile)
-                    | forms_in_engines(model, images, engines, device, Path(folder))
-                    for model in (dense, slim)
-                ]
-                rows += timed(both, rounds, device, {**title, "batch": batch}, flops(dense, slim))
     name = f"inference-{device.type}{'-quick' if args.quick else ''}"
-    measure.write(name, measure.machine(device), HEADER, rows, NOTES)
+    about, rows = measure.machine(device), []
+    for compiling in (False, True) if args.compile else (False,):  # which takes minutes: last
+        for arch, factors, dense in networks:
+            slim, ratio = pruned(dense, CASES[arch][1]), CASES[arch][1]
+            title = {"network": f"{arch}-{dense.depth} at {ratio:.0%}", "γ": factors}
+            with tempfile.TemporaryDirectory() as folder:
+                kinds = [] if compiling else engines
+                loaded = [in_engines(m, kinds, device, Path(folder)) for m in (dense, slim)]
+                for batch in args.batch or (64, 1):
+                    rounds = (3 if args.quick else 15) * (1 if batch > 1 else 4)
+                    images = torch.randn(batch, 3, 32, 32)
+                    both = [
+                        in_pytorch(model, images.to(device), compiling)
+                        | {
+                            name: functools.partial(run, images.numpy())
+                            for name, run in own.items()
+                        }
+                        for model, own in zip((dense, slim), loaded, strict=True)
+                    ]
+                    here = {**title, "batch": batch}
+                    rows += timed(both, rounds, device, here, flops(dense, slim))
+                    measure.write(name, about, HEADER, rows, NOTES)
 
 
 NOTES = """`slim ms` is that of the fastest form of the graph, `dense ms` the same of the dense
@@ -106,7 +115,7 @@ def installed(device: torch.device) -> list[str]:
         except UserError as error:
             print(f"note: {error}")
             continue
-        if kind == "onnx" or device.type == "cpu":
+        if device_of(kind, device.type) == device.type:
             found.append(kind)
     return found
 
@@ -131,41 +140,39 @@ def flops(dense: nn.Module, slim: nn.Module) -> float:
     return profiling.count_flops(dense) / profiling.count_flops(slim)
 
 
-def forms_in_pytorch(model: nn.Module, images: torch.Tensor, compiling: bool) -> Runs:
-    """A forward pass in PyTorch: as it is, deployed, in bf16, compiled."""
+def in_pytorch(model: nn.Module, images: torch.Tensor, compiling: bool) -> Runs:
+    """A forward pass in PyTorch: as it is, deployed, in bf16; or as it is and compiled in bf16."""
     images = images.to(memory_format=LAYOUT)
     model = model.to(images.device).to(memory_format=LAYOUT).eval()
-    forms = {("PyTorch", "as it is"): model}
-    forms |= {("PyTorch", f"deployed {n}"): deploy(model, form=f) for n, f in fast(model)}
-    forms |= {
-        ("PyTorch bf16", f"deployed {n}"): deploy(model, torch.bfloat16, f) for n, f in fast(model)
-    }
+    forms = {("PyTorch", AS_IT_IS): model}
     if compiling:
-        for dtype in (torch.float32, torch.bfloat16):
-            name = f"torch.compile {str(dtype).removeprefix('torch.')}"
-            forms |= {
-                (name, form): compiled(deploy(model, dtype, f), images.device)
-                for form, f in fast(model)
-            }
+        fixed = compiled(deploy(model, torch.bfloat16), images.device)
+        forms["torch.compile bf16", "clamp"] = fixed
+    else:
+        for name, form in fast(model):
+            forms["PyTorch", name] = deploy(model, form=form)
+            forms["PyTorch bf16", name] = deploy(model, torch.bfloat16, form)
     return {name: functools.partial(_forward, form, images) for name, form in forms.items()}
 
 
-def forms_in_engines(
-    model: nn.Module, images: torch.Tensor, kinds: list[str], device: torch.device, folder: Path
-) -> Runs:
-    """A forward pass in each engine, for each form of the graph."""
-    runs: Runs = {}
-    model, fed = copy.deepcopy(model).cpu(), images.numpy()
-    chosen = [(kind, named) for kind in kinds if kind != "none" for named in fast(model)]
+def in_engines(
+    model: nn.Module, kinds: list[str], device: torch.device, folder: Path
+) -> dict[tuple[str, str], Engine]:
+    """The network in each engine, for each form of the graph."""
+    runs: dict[tuple[str, str], Engine] = {}
+    still = copy.deepcopy(model).cpu()
+    chosen = [(kind, named) for kind in kinds if kind != "none" for named in fast(still)]
     for kind, (name, form) in optional.bar(chosen, desc="export", leave=False, disable=None):
         target = FORMATS[kind]
         path = folder / f"{len(list(folder.iterdir()))}{target.suffix}"
-        target.write(traced(deploy(model, form=form), Feed()), path, "fp32", [], {})
+        target.write(traced(deploy(still, form=form), Feed()), path, "fp32", [], {})
         for precision in RUNNERS[kind]:
             if precision == "bf16" and form.clamp:
                 continue  # export.py does not write it: its weights are stored in fp16
-            run = ENGINES[kind](str(path), precision, torch.get_num_threads(), device.type)
-            runs[f"{kind} {precision}", name] = functools.partial(run, fed)
+            threads = torch.get_num_threads()
+            runs[f"{kind} {precision}", name] = ENGINES[kind](
+                str(path), precision, threads, device.type
+            )
     return runs
 
 
@@ -185,8 +192,9 @@ def timed(
     }
     seconds = measure.in_turns(tasks, rounds, device, f"batch {title['batch']}")
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    base = medians["dense", "PyTorch", "as it is"]
-    for place in dict.fromkeys(place for place, _ in both[1]):
+    base = medians["dense", "PyTorch", AS_IT_IS]
+    places = dict.fromkeys(place for place, form in both[1] if form != AS_IT_IS)
+    for place in places:
         best = {
             which: min((t, form) for (w, p, form), t in medians.items() if (w, p) == (which, place))
             for which in ("dense", "slim")
