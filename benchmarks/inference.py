@@ -167,8 +167,6 @@ def in_engines(
         path = folder / f"{len(list(folder.iterdir()))}{target.suffix}"
         target.write(traced(deploy(still, form=form), Feed()), path, "fp32", [], {})
         for precision in RUNNERS[kind]:
-            if precision == "bf16" and form.clamp:
-                continue  # export.py does not write it: its weights are stored in fp16
             threads = torch.get_num_threads()
             runs[f"{kind} {precision}", name] = ENGINES[kind](
                 str(path), precision, threads, device.type

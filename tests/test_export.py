@@ -17,6 +17,7 @@ from slimming.measuring.deploy import deploy, forms_of
 from slimming.measuring.export import engines
 from slimming.measuring.export.formats import FORMATS
 from slimming.measuring.export.graph import Feed, traced
+from slimming.measuring.forms import FORMS
 from slimming.pruning import kernels, slicing
 from slimming.pruning.proof import prove_equal
 from slimming.pruning.scaling import zero_channels
@@ -158,6 +159,18 @@ def test_all_forms_of_a_graph_compute_the_same(arch, tmp_path):
             torch.testing.assert_close(
                 program(IMAGES[:count]), slim(IMAGES[:count]), rtol=1e-4, atol=1e-4
             )
+
+
+def test_openvino_keeps_bounds_that_are_out_of_the_range_of_fp16(tmp_path):
+    """β = −1 and γ = 1e-6 clamp at 1e6."""
+    torch.manual_seed(0)
+    model = NETWORKS["resnet"](depth=11, num_classes=10).eval()
+    model.bn.weight.data[:200], model.bn.bias.data[:200] = 1e-6, -1.0
+    model.fc.weight.data *= 100
+    program = traced(deploy(model, form=FORMS["clamp"]), Feed())
+    path, _ = FORMATS["openvino"].write(program, tmp_path / "slim.xml", "fp16", [], {})
+    logits = answers(path, "openvino", IMAGES, "fp32")
+    assert close(logits, model(IMAGES).detach().numpy(), 0.01)
 
 
 def test_a_deployed_network_in_bf16_is_close(small):

@@ -21,6 +21,7 @@ Which ones stay:
 The slim network:
 - `slicing.prune`, `slicing.apply`, `slicing.sliced`, `slicing.load_slim_state`: make it, load it
 - `proof.prove_equal`: that it computes the same as the masked one
+- `unread.without_unread_channels`: without the channels that no layer reads any more
 
 Its repair:
 - `repair.repair`: fit its weights to the activations of the dense network, layer by layer

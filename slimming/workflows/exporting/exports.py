@@ -12,6 +12,7 @@ from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.measuring.deploy import forms_of
 from slimming.measuring.export import proof
+from slimming.measuring.export.formats import FORMATS
 from slimming.pruning.proof import TOLERANCE
 from slimming.runtime import optional
 from slimming.storage import files
@@ -77,9 +78,9 @@ def _aside(folder: Path) -> Iterator[Path]:
 
 def possible_forms(subject: Subject, kind: str, precision: str) -> list[str]:
     """The forms that keep a network exact. A clamp at a large value, of a channel with a small γ,
-    leaves int8 nothing for other values, and is out of the range of fp16, in which OpenVINO stores
-    bf16 too; quantizers expect BN folded."""
-    clamps = precision == "fp32" or (precision == "bf16" and kind != "openvino")
+    leaves int8 nothing for other values, and may be out of the range of a graph in fp16; quantizers
+    expect BN folded."""
+    clamps = precision != "int8" and FORMATS[kind].dtype(precision) != torch.float16
     return [
         name
         for name, form in forms_of(subject.model).items()
