@@ -36,7 +36,7 @@ def classify(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("batch", [None, 1], ids=["any batch", "batch 1"])
+@pytest.mark.parametrize("batch", [None, 1, 4], ids=["any batch", "batch 1", "batch 4"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_program_without_pytorch_gives_its_answers(
     classify, digits_onnx, pictures, answers, kind, batch

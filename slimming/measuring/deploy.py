@@ -74,7 +74,7 @@ def forms_of(model: nn.Module) -> dict[str, Form]:
     elif all(keep.all() for keep in keeps):
         names = ["plain", "folded", "clamp"]
     else:
-        names = [name for name in FORMS if name not in ("folded", "clamp")]
+        names = [name for name in FORMS if name != "folded"]
     return {name: FORMS[name] for name in names}
 
 
