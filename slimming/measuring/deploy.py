@@ -68,7 +68,8 @@ def deploy(
 
 def forms_of(model: nn.Module) -> dict[str, Form]:
     """The `FORMS` by name that differ for ``model``: without dropped channels, some are equal."""
-    keeps = [present_channels(model)[name] for name in selections(model)]
+    present = present_channels(model)
+    keeps = [present[name] for name in selections(model)]
     if not keeps:
         names = ["plain", "folded"]
     elif all(keep.all() for keep in keeps):

@@ -1,6 +1,5 @@
 """The network that export.py writes, and the images that files are proved and judged on."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from slimming.training import loop
 from slimming.workflows.before_after import one_process
 from slimming.workflows.evaluation import without_masked_channels
 from slimming.workflows.exporting.settings import ExportRun
+from slimming.workflows.sweep.record import digest
 
 BATCH = 64
 
@@ -92,7 +92,6 @@ class Subject:
         """What a file says of itself; values that are not text, as JSON."""
         classes = [*self.test.classes]
         classes += map(str, range(len(classes), self.network.num_classes))
-        digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
         return {
             "network": str(self.network),
             "widths": json.dumps(slicing.cfg_of(self.model)),
@@ -104,7 +103,7 @@ class Subject:
             "std": json.dumps(STD),
             "precision": precision,
             "form": form,
-            "source": f"{self.path.name} (SHA-256 {digest})",
+            "source": f"{self.path.name} (SHA-256 {digest(self.path)})",
         }
 
 
