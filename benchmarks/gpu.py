@@ -56,8 +56,8 @@ def main() -> None:
         print_list()
         return
     deadline = time.monotonic() + 60 * args.minutes
-    for name in ("SIGHUP", "SIGTERM"):  # as Ctrl-C: the step has to end, too
-        signal.signal(getattr(signal, name), signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup does
+        signal.signal(signal.SIGHUP, signal.default_int_handler)  # as Ctrl-C: the step ends, too
     with contextlib.ExitStack() as stack:
         record, setup = begin(args, stack)
         steps = [s for s in STEPS if s.name in (args.only or [s.name])]

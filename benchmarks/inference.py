@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -22,7 +23,8 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import measure
+from benchmarks import measure, plain
+from benchmarks.plain import Passes
 from models import NETWORKS
 from slimming.cli import entry
 from slimming.errors import UserError
@@ -42,7 +44,7 @@ from slimming.storage import architecture, files
 CASES = {"vgg": (19, 0.7), "resnet": (164, 0.4), "densenet": (40, 0.4)}
 RUNNERS = {"onnx": ("fp32",), "openvino": ("fp32", "bf16")}  # format -> precisions
 HEADER = ["network", "γ", "batch", "FLOP ratio", "runs in", "form", "dense ms", "slim ms"]
-HEADER += ["speed-up", "realised"]
+HEADER += ["speed-up", "realised", "over plain PyTorch", "realised over it"]
 
 AS_IT_IS = "as it is"
 
@@ -82,7 +84,7 @@ def main() -> None:
         for arch, factors, dense in networks:
             slim, ratio = pruned(dense, CASES[arch][1]), CASES[arch][1]
             title = {"network": f"{arch}-{dense.depth} at {ratio:.0%}", "γ": factors}
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory() as folder, beside(dense, device) as outside:
                 kinds = [] if compiling else engines
                 loaded = [in_engines(m, kinds, device, Path(folder)) for m in (dense, slim)]
                 for batch in args.batch or (64, 1):
@@ -97,13 +99,20 @@ def main() -> None:
                         for model, own in zip((dense, slim), loaded, strict=True)
                     ]
                     here = {**title, "batch": batch}
-                    rows += timed(both, rounds, device, here, flops(dense, slim))
+                    passes = outside and outside(images)
+                    rows += timed(both, passes, rounds, device, here, flops(dense, slim))
                     measure.write(name, about, HEADER, rows, NOTES)
 
 
 NOTES = """`slim ms` is that of the fastest form of the graph, `dense ms` the same of the dense
-network; `speed-up` is over the dense network in PyTorch, as it is, in fp32; `realised` is that
-speed-up / the FLOP ratio."""
+network; `speed-up` is over the dense network in PyTorch, as it is, in fp32, in a process that keeps
+freed memory, as the scripts of this suite do; `over plain PyTorch`: in one that does not, which is
+PyTorch's default. `realised` is a speed-up / the FLOP ratio."""
+
+
+def beside(dense: nn.Module, device: torch.device) -> AbstractContextManager[Passes | None]:
+    """The dense network in a process with PyTorch's defaults; on CUDA they are ours."""
+    return plain.process(dense) if device.type == "cpu" else nullcontext()
 
 
 def installed(device: torch.device) -> list[str]:
@@ -180,17 +189,26 @@ def fast(model: nn.Module) -> list:
 
 
 def timed(
-    both: list[Runs], rounds: int, device: torch.device, title: dict, ratio: float
+    both: list[Runs],
+    outside: Callable[[], object] | None,
+    rounds: int,
+    device: torch.device,
+    title: dict,
+    ratio: float,
 ) -> Iterator[dict]:
-    """A row for each place in which the networks run, with its fastest form."""
+    """A row for each place in which the networks run, with its fastest form. ``outside``: the dense
+    network in another process."""
     tasks = {
         (which, *name): task
         for which, runs in zip(("dense", "slim"), both, strict=True)
         for name, task in runs.items()
     }
+    if outside:
+        tasks["plain"] = outside
     seconds = measure.in_turns(tasks, rounds, device, f"batch {title['batch']}")
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    base = medians["dense", "PyTorch", AS_IT_IS]
+    kept = medians["dense", "PyTorch", AS_IT_IS]
+    bases = [kept, medians.pop("plain", kept)]
     places = dict.fromkeys(place for place, form in both[1] if form != AS_IT_IS)
     for place in places:
         best = {
@@ -199,7 +217,9 @@ def timed(
         }
         taken, form = best["slim"]
         figures = [round(ratio, 2), place, form, round(1e3 * best["dense"][0], 1)]
-        figures += [round(1e3 * taken, 1), round(base / taken, 2), round(base / taken / ratio, 2)]
+        figures.append(round(1e3 * taken, 1))
+        for base in bases:
+            figures += [round(base / taken, 2), round(base / taken / ratio, 2)]
         yield {**title, **dict(zip(HEADER[3:], figures, strict=True))}
 
 

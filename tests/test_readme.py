@@ -19,10 +19,12 @@ import run
 import sweep
 import vggprune
 from benchmarks import (
+    exports,
     finetune,
     gpu,
     inference,
     measures,
+    precisions,
     quantization,
     repair,
     reproduce,
@@ -59,10 +61,8 @@ PARSERS = {
     "export.py": export.make_parser(),
     "sweep.py": sweep.make_parser(),
 }
-BENCHMARKS = {
-    f"{b.__name__.rpartition('.')[2]}.py": b
-    for b in (finetune, gpu, inference, measures, quantization, repair, reproduce, rounding, speed)
-}
+MODULES = (exports, finetune, gpu, inference, measures, precisions, quantization, repair, reproduce)
+BENCHMARKS = {f"{b.__name__.rpartition('.')[2]}.py": b for b in (*MODULES, rounding, speed)}
 
 
 def test_the_page_of_flags_is_what_the_settings_say():

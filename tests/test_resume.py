@@ -108,7 +108,8 @@ def test_dropout_is_drawn_anew_in_a_resumed_run(images, tmp_path):
     assert same(whole["state_dict"], part["state_dict"])
 
 
-def test_ctrl_c_says_how_to_continue(images, tmp_path):
+@pytest.mark.parametrize("request_to_end", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_continue(request_to_end, images, tmp_path):
     last = tmp_path / "out" / "checkpoint.pth.tar"
     command = [sys.executable, *f"{RESNET} --data {images} --save {last.parent}".split()]
     process = subprocess.Popen(
@@ -121,7 +122,7 @@ def test_ctrl_c_says_how_to_continue(images, tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for(last, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(request_to_end)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert len(stderr.splitlines()) == 1 and f"--resume {last}" in stderr

@@ -1,7 +1,9 @@
 """Run a script's main; print errors as one line and set the exit status."""
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 
 from slimming.errors import Interrupted, UserError
@@ -16,6 +18,9 @@ def run(main: Callable[[], None]) -> None:
     the first one does not have.
     """
     keep_freed_memory()
+    if not distributed.launched() and threading.current_thread() is threading.main_thread():
+        # a scheduler's request to end is Ctrl-C: temporary files are removed, a line says so
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except BrokenPipeError:

@@ -31,14 +31,15 @@ def load(library: str, module: str | None = None) -> ModuleType | None:
         return None
 
 
-def need(module: str, library: str, purpose: str) -> None:
+def need(module: str, library: str, purpose: str, packages: str = "") -> None:
     """UserError if ``module`` of the pip package ``library``, which ``purpose`` needs, is
-    unavailable."""
+    unavailable. ``packages``: what pip should install, if not only ``library``."""
     try:
         importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"{purpose} needs {library}, which is unavailable ({error}): pip install {library}"
+            f"{purpose} needs {library}, which is unavailable ({error}): pip install "
+            f"{packages or library}"
         ) from error
 
 

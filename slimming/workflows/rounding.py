@@ -74,7 +74,11 @@ def _text(multiples: Mapping[str, int], choice: Choice) -> str:
 
     >>> _text({"a": 8, "b": 1, "c": 8}, Choice(0.5, 0.1, {}, {}, [], 12))
     '2 layers keep a multiple of 8, 1 of 1: 12 channels more than without rounding'
+    >>> _text({"a": 1, "b": 1}, Choice(0.5, 0.1, {}, {}, [], 0))
+    'no layer is rounded: no multiple was faster'
     """
+    if set(multiples.values()) == {1}:
+        return "no layer is rounded: no multiple was faster"
     layers = sorted(Counter(multiples.values()).items(), reverse=True)
     (first, number), *others = layers
     nouns = "layer keeps" if number == 1 else "layers keep"

@@ -11,6 +11,7 @@ from slimming.measuring.export import onnx_file, openvino_file, torch_file
 from slimming.measuring.export.quiet import quietly
 from slimming.runtime import optional
 
+REQUIREMENTS = "requirements-export.txt"  # what all formats need
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
 
@@ -36,7 +37,8 @@ class Format:
         """UserError if a package that it needs is not installed."""
         for module in (*self.modules, *(self.for_int8 if precision == "int8" else ())):
             with quietly():
-                optional.need(module, module, f"--format {name} --precision {precision}")
+                purpose = f"--format {name} --precision {precision}"
+                optional.need(module, module, purpose, f"-r {REQUIREMENTS}")
 
     def dtype(self, precision: str) -> torch.dtype:
         """The dtype in which the graph is traced."""

@@ -1,5 +1,6 @@
 """The graph of a network as other programs run it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,3 +53,9 @@ def traced(model: nn.Module, feed: Feed) -> torch.export.ExportedProgram:
         return torch.export.export(
             _Fed(model, feed).eval(), (example,), dynamic_shapes=anything, strict=False
         )
+
+
+def is_weight(shape: Sequence[int]) -> bool:
+    """Whether a constant of this shape is worth a lower precision: it has more than one dimension,
+    not only a value for each channel (biases, bounds of clamps)."""
+    return sum(size > 1 for size in shape) > 1

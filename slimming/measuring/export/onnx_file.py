@@ -1,6 +1,5 @@
 """ONNX files, for ONNX Runtime and many other engines."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,10 @@ import torch
 from torch.export import ExportedProgram
 
 from slimming.measuring.export import int8
+from slimming.measuring.export.graph import is_weight
 from slimming.measuring.export.quiet import quietly
 
 INPUT, OUTPUT = "images", "logits"
-WEIGHTS = 64  # smaller constants stay as they are
 
 
 def write(
@@ -62,7 +61,7 @@ def _store_as_bf16(model: Any) -> None:
 
     casts = []
     for tensor in model.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or math.prod(tensor.dims) < WEIGHTS:
+        if tensor.data_type != TensorProto.FLOAT or not is_weight(tensor.dims):
             continue
         weight = torch.from_numpy(numpy_helper.to_array(tensor).copy())
         name, short = tensor.name, f"{tensor.name}.bf16"

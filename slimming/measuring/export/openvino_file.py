@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
 from slimming.measuring.export import int8
+from slimming.measuring.export.graph import is_weight
 from slimming.measuring.export.quiet import quietly
 
 SECTION = "network_slimming"  # of the file's runtime information
@@ -20,8 +22,8 @@ def write(
     metadata: Mapping[str, str],
 ) -> list[Path]:
     """Write a graph with the input "images" and the output "logits". Of bf16 and fp16 the weights
-    are stored as fp16, if they are in its range: the engine decides what it computes in by its
-    INFERENCE_PRECISION_HINT."""
+    are stored in that type (fp16 if all values are in its range): what the engine computes in is
+    decided by its INFERENCE_PRECISION_HINT."""
     import openvino
 
     with quietly():
@@ -32,12 +34,28 @@ def write(
         model = int8.by_nncf(model, [batch.numpy() for batch in batches])
     for name, value in metadata.items():
         model.set_rt_info(value, [SECTION, name])
-    half = precision in ("bf16", "fp16") and all(map(_fits_fp16, program.state_dict.values()))
-    openvino.save_model(model, str(path), compress_to_fp16=half)
+    if precision == "bf16" or (precision == "fp16" and _fits_fp16(program)):
+        _store_in(model, precision)
+    openvino.save_model(model, str(path), compress_to_fp16=False)
     return [path, path.with_suffix(".bin")]
 
 
-def _fits_fp16(tensor: torch.Tensor) -> bool:
-    """Whether no finite value becomes infinite: bounds of clamps may be large."""
-    finite = tensor[tensor.isfinite()]
-    return bool((finite.abs() <= torch.finfo(torch.float16).max).all())
+def _store_in(model: Any, precision: str) -> None:
+    """Store the weights in bf16 or fp16, each with a conversion to fp32, which the engine does
+    once."""
+    from openvino import Type, opset13
+
+    dtype = {"bf16": Type.bf16, "fp16": Type.f16}[precision]
+    for node in model.get_ops():
+        if node.get_type_name() != "Constant" or node.get_element_type() != Type.f32:
+            continue
+        if is_weight(node.data.shape):
+            short = opset13.constant(node.data, dtype=dtype)
+            node.output(0).replace(opset13.convert(short, "f32").output(0))
+
+
+def _fits_fp16(program: ExportedProgram) -> bool:
+    """Whether no finite value becomes infinite. Bounds of clamps may be large, which also the
+    weights of the next layer, times the bound, have to be exact for."""
+    values = [tensor[tensor.isfinite()].abs() for tensor in program.state_dict.values()]
+    return all(bool((value <= torch.finfo(torch.float16).max).all()) for value in values)
