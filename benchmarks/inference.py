@@ -178,7 +178,7 @@ def in_engines(
         for precision in RUNNERS[kind]:
             threads = torch.get_num_threads()
             runs[f"{kind} {precision}", name] = ENGINES[kind](
-                str(path), precision, threads, device.type
+                str(path), precision, threads, device.type, True
             )
     return runs
 

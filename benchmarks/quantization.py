@@ -62,7 +62,8 @@ def compared(network: exporting.Subject, folder: Path) -> Iterator[dict]:
         batches = network.calibration
         for quantizer, engine, path in written(program, batches, folder, name):
             precision = "fp32" if quantizer == "none" else "int8"
-            run = engines.ENGINES[engine](str(path), precision, torch.get_num_threads(), "cpu")
+            threads = torch.get_num_threads()
+            run = engines.ENGINES[engine](str(path), precision, threads, "cpu", True)
             parts = [path, *([path.with_suffix(".bin")] if path.suffix == ".xml" else [])]
             found[quantizer, engine, name] = run, sum(part.stat().st_size for part in parts)
     fed = network.feed.of(network.images).numpy()

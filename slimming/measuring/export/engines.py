@@ -5,6 +5,7 @@ python engines.py FORMAT FILE PRECISION IMAGES.npy LOGITS.npy THREADS ALONE
 Writes the logits of all images and, if ALONE is 1, then those of the first image alone.
 """
 
+import functools
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -13,11 +14,12 @@ from typing import Any
 import numpy as np
 
 CUDA = "CUDAExecutionProvider"
-Engine = Callable[[np.ndarray], np.ndarray]  # images as they are fed -> logits (N, classes)
+# images as they are fed -> logits (N, classes); ``fixed``: the engine may prepare for each N
+Engine = Callable[[np.ndarray], np.ndarray]
 HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
-def onnx(path: str, precision: str, threads: int, device: str) -> Engine:
+def onnx(path: str, precision: str, threads: int, device: str, fixed: bool) -> Engine:
     """ONNX Runtime."""
     import onnxruntime
 
@@ -31,18 +33,26 @@ def onnx(path: str, precision: str, threads: int, device: str) -> Engine:
     return lambda images: session.run(["logits"], {"images": images})[0]
 
 
-def openvino(path: str, precision: str, threads: int, device: str) -> Engine:
-    """OpenVINO, on the CPU."""
+def openvino(path: str, precision: str, threads: int, device: str, fixed: bool) -> Engine:
+    """OpenVINO, on the CPU. Between an open and a ``fixed`` number of images, ResNet-164 runs 1.2
+    times as fast with 64 images, 1.5 times with one."""
     import openvino
 
+    core = openvino.Core()
+    model = core.read_model(path)
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
     settings["INFERENCE_PRECISION_HINT"] = HINTS[precision]
-    compiled = openvino.Core().compile_model(path, "CPU", settings)
-    request = compiled.create_infer_request()
-    return lambda images: request.infer([images])[0].copy()
+
+    @functools.cache
+    def request(shape: tuple[int, ...]) -> Any:
+        if fixed:
+            model.reshape(shape)
+        return core.compile_model(model, "CPU", settings).create_infer_request()
+
+    return lambda images: request(images.shape if fixed else ()).infer([images])[0].copy()
 
 
-def torch(path: str, precision: str, threads: int, device: str) -> Engine:
+def torch(path: str, precision: str, threads: int, device: str, fixed: bool) -> Engine:
     """PyTorch."""
     import torch
 
@@ -80,7 +90,7 @@ def device_of(kind: str, device: str) -> str:
 def main(
     kind: str, path: str, precision: str, images: str, logits: str, threads: str, alone: str
 ) -> None:
-    run, fed = ENGINES[kind](path, precision, int(threads), "cpu"), np.load(images)
+    run, fed = ENGINES[kind](path, precision, int(threads), "cpu", False), np.load(images)
     answers = [run(fed), *([run(fed[:1])] if alone == "1" else [])]
     np.save(logits, np.concatenate(answers))
 

@@ -28,6 +28,9 @@ def write(
 
     with quietly():
         model = openvino.convert_model(program)
+        (example,), _ = program.example_inputs
+        batch = -1 if program.range_constraints else len(example)
+        model.reshape([batch, *example.shape[1:]])  # the converter leaves all sizes open
     model.inputs[0].get_tensor().set_names({"images"})
     model.outputs[0].get_tensor().set_names({"logits"})
     if precision == "int8":

@@ -133,7 +133,7 @@ def _judge(subject: Subject, kind: str, precision: str, path: Path) -> float:
     size, title = subject.feed.batch or subject.run.graph.batch, f"{kind} {precision}: test"
     for images, labels in optional.bar(subject.judged(), desc=title, leave=False, disable=None):
         for few, own in zip(images.split(size), labels.split(size), strict=True):
-            rows = torch.arange(size if subject.feed.batch else len(few)) % len(few)
+            rows = torch.arange(size) % len(few)  # engines are faster at a fixed size
             logits = torch.from_numpy(run(subject.feed.of(few[rows]).numpy()))[: len(few)]
             hits += int((logits.argmax(1) == own).sum())
             total += len(own)

@@ -42,7 +42,7 @@ def engine(subject: Subject, kind: str, precision: str, path: Path) -> engines.E
     later."""
     device = engines.device_of(kind, subject.test.device.type)
     with _explained(f"{kind} cannot load the {precision} file"):
-        run = engines.ENGINES[kind](str(path), precision, torch.get_num_threads(), device)
+        run = engines.ENGINES[kind](str(path), precision, torch.get_num_threads(), device, True)
 
     def checked(images: np.ndarray) -> np.ndarray:
         with _explained(f"{kind} cannot run the {precision} file"):
