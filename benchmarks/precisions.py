@@ -79,7 +79,7 @@ def steps(both: dict[str, exporting.Subject], kind: str, rounds: int) -> Iterato
     for which, precision in STEPS:
         subject = both[which]
         files[which, precision] = file = exports.export(subject, kind, precision)
-        runs[which, precision] = running.engine(subject, kind, precision, file.parts[0])
+        runs[which, precision] = running.Runner(subject, kind, precision, file.parts[0])
     slim = both["slim"]
     network, ratio = str(slim.network).removeprefix("slim "), f"1/{slim.flop_ratio:.2f}"
     taken = {batch: _medians(runs, slim, batch, rounds) for batch in BATCHES}

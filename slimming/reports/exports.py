@@ -10,7 +10,8 @@ from slimming.reports.tables import table
 @dataclass(frozen=True)
 class Row:
     """The figures of an exported file: ``seconds`` by batch size, those of the dense network in
-    fp32 in the same engine and in PyTorch, and by how much the dense network has more FLOPs."""
+    fp32 in the same engine and in PyTorch, by how much the dense network has more FLOPs, and how
+    many images of the largest batch the engine runs at a time."""
 
     format: str
     precision: str
@@ -22,6 +23,7 @@ class Row:
     dense: Mapping[int, float]
     pytorch: Mapping[int, float]
     flop_ratio: float
+    piece: int
 
 
 def as_text(rows: Sequence[Row]) -> str:
@@ -30,9 +32,12 @@ def as_text(rows: Sequence[Row]) -> str:
     last = batches[-1]
     header = ["file", "form", "MB", "difference", "top-1"]
     header += [f"ms, batch {batch}" for batch in batches]
-    header += ["dense here", "dense PyTorch", "realised"]
+    header += ["at a time", "dense here", "dense PyTorch", "realised"]
     lines = [_line(row, last) for row in rows]
-    note = f"speed-ups are at batch {last}, over the dense network in fp32 in the same engine "
+    note = (
+        f"`at a time`: how many of {last} images the engine runs at once, see docs/deployment.md; "
+    )
+    note += f"speed-ups are at batch {last}, over the dense network in fp32 in the same engine "
     note += f"(`dense here`) and in PyTorch; it has {rows[0].flop_ratio:.2f} times the FLOPs, of "
     note += "which `realised` is the share that the latter reaches"
     return f"{table(header, lines)}\n{note}"
@@ -43,5 +48,5 @@ def _line(row: Row, batch: int) -> list[str]:
     cells = [f"{row.format} {row.precision}", row.form, f"{row.bytes / 1e6:.3f}"]
     cells += [f"{row.difference:.1e}", "-" if row.top1 is None else f"{row.top1:.2%}"]
     cells += [f"{1e3 * seconds:.2f}" for seconds in row.seconds.values()]
-    cells += [ratio(row.dense[batch], own), ratio(row.pytorch[batch], own)]
+    cells += [str(row.piece), ratio(row.dense[batch], own), ratio(row.pytorch[batch], own)]
     return [*cells, f"{row.pytorch[batch] / own / row.flop_ratio:.2f}"]

@@ -16,7 +16,7 @@ from slimming.measuring.export.formats import FORMATS
 from slimming.pruning.proof import TOLERANCE
 from slimming.runtime import optional
 from slimming.storage import files
-from slimming.workflows.exporting.running import engine, write
+from slimming.workflows.exporting.running import Runner, write
 from slimming.workflows.exporting.settings import AUTO
 from slimming.workflows.exporting.subject import Subject
 
@@ -101,7 +101,7 @@ def _fastest(subject: Subject, kind: str, precision: str, aside: Path) -> str:
     for name in optional.bar(names, desc=f"{kind} {precision}", leave=False, disable=None):
         path = aside / f"{name}-tried"
         parts = write(subject, subject.model, kind, precision, name, path, trying=True)
-        runs[name] = engine(subject, kind, precision, parts[0])
+        runs[name] = Runner(subject, kind, precision, parts[0])
     tasks = [lambda run=run: run(fed) for run in runs.values()]
     seconds = profiling.in_turns(tasks, subject.test.device, SECONDS)
     times = sorted(zip(seconds, runs, strict=True))
@@ -129,7 +129,7 @@ def _difference(subject: Subject, kind: str, precision: str, path: Path) -> floa
 
 def _judge(subject: Subject, kind: str, precision: str, path: Path) -> float:
     """The accuracy of a file. UserError if it loses more than --max-drop."""
-    run, hits, total = engine(subject, kind, precision, path), 0, 0
+    run, hits, total = Runner(subject, kind, precision, path), 0, 0
     size, title = subject.feed.batch or subject.run.graph.batch, f"{kind} {precision}: test"
     for images, labels in optional.bar(subject.judged(), desc=title, leave=False, disable=None):
         for few, own in zip(images.split(size), labels.split(size), strict=True):

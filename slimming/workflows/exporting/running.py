@@ -37,24 +37,31 @@ def write(
         return target.write(program, whole, precision, batches, subject.metadata(precision, form))
 
 
-def engine(subject: Subject, kind: str, precision: str, path: Path) -> engines.Engine:
-    """What runs a file, on the device of ``subject`` if it can. UserError if it fails, also
-    later."""
-    device = engines.device_of(kind, subject.test.device.type)
-    with _explained(f"{kind} cannot load the {precision} file"):
-        run = engines.ENGINES[kind](str(path), precision, torch.get_num_threads(), device, True)
+class Runner:
+    """Runs the file of a format as fast as it can, on the device of ``subject`` if it can.
+    UserError if it fails, also later."""
 
-    def checked(images: np.ndarray) -> np.ndarray:
-        with _explained(f"{kind} cannot run the {precision} file"):
-            return run(images)
+    def __init__(self, subject: Subject, kind: str, precision: str, path: Path):
+        device = engines.device_of(kind, subject.test.device.type)
+        self.name = f"the {precision} file"
+        self.kind = kind
+        with _explained(f"{kind} cannot load {self.name}"):
+            threads = torch.get_num_threads()
+            self.run = engines.ENGINES[kind](str(path), precision, threads, device, True)
 
-    return checked
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        with _explained(f"{self.kind} cannot run {self.name}"):
+            return self.run(images)
+
+    def piece(self, count: int) -> int:
+        """How many of ``count`` images it runs at a time, after it has run them once."""
+        return engines.piece_of(self.run, count)
 
 
-def dense_engine(subject: Subject, kind: str, aside: Path) -> engines.Engine:
+def dense_runner(subject: Subject, kind: str, aside: Path) -> Runner:
     """The dense network in fp32 in the engine of this format."""
     parts = write(subject, subject.dense, kind, "fp32", "folded", aside / f"dense-{kind}")
-    return engine(subject, kind, "fp32", parts[0])
+    return Runner(subject, kind, "fp32", parts[0])
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from slimming.measuring import profiling
 from slimming.reports.exports import Row, as_text
 from slimming.runtime.device import LAYOUT
 from slimming.workflows.exporting.exports import Exported
-from slimming.workflows.exporting.running import dense_engine, engine
+from slimming.workflows.exporting.running import Runner, dense_runner
 from slimming.workflows.exporting.subject import Subject
 
 ONE = 1  # the other batch size that is measured
@@ -41,9 +41,9 @@ def rows(subject: Subject, written: Sequence[Exported]) -> list[Row]:
     dense = copy.deepcopy(subject.dense).to(device).to(memory_format=LAYOUT)
     batch = subject.run.graph.batch
     with tempfile.TemporaryDirectory() as aside:
-        runs = {kind: dense_engine(subject, kind, Path(aside)) for kind in _formats(written)}
+        runs = {kind: dense_runner(subject, kind, Path(aside)) for kind in _formats(written)}
         runs |= {
-            f"{e.format} {e.precision}": engine(subject, e.format, e.precision, e.parts[0])
+            f"{e.format} {e.precision}": Runner(subject, e.format, e.precision, e.parts[0])
             for e in written
         }
         times: dict[str, dict[int, float]] = {name: {} for name in ("PyTorch", *runs)}
@@ -67,6 +67,7 @@ def rows(subject: Subject, written: Sequence[Exported]) -> list[Row]:
             times[e.format],
             times["PyTorch"],
             subject.flop_ratio,
+            runs[f"{e.format} {e.precision}"].piece(batch),
         )
         for e in written
     ]
