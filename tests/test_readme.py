@@ -23,6 +23,7 @@ from benchmarks import (
     finetune,
     gpu,
     inference,
+    layers,
     measures,
     precisions,
     quantization,
@@ -61,8 +62,10 @@ PARSERS = {
     "export.py": export.make_parser(),
     "sweep.py": sweep.make_parser(),
 }
-MODULES = (exports, finetune, gpu, inference, measures, precisions, quantization, repair, reproduce)
-BENCHMARKS = {f"{b.__name__.rpartition('.')[2]}.py": b for b in (*MODULES, rounding, speed)}
+MODULES = (exports, finetune, gpu, inference, layers, measures, precisions, quantization, repair)
+BENCHMARKS = {
+    f"{b.__name__.rpartition('.')[2]}.py": b for b in (*MODULES, reproduce, rounding, speed)
+}
 
 
 def test_the_page_of_flags_is_what_the_settings_say():

@@ -64,6 +64,12 @@ def count_effective(model: nn.Module, size: int = 32) -> tuple[int, int]:
     return counts.effective_parameters, counts.effective_flops
 
 
+def flops_of_layers(model: nn.Module, size: int = 32) -> dict[str, int]:
+    """FLOPs of each convolution and linear layer for one image of ``size`` pixels."""
+    of_layer = _count_flops(model, (3, size, size))[1]
+    return {name: of_layer[name] for name in layers(model) if name in of_layer}
+
+
 def _count_flops(model: nn.Module, shape: tuple[int, ...]) -> tuple[int, dict[str, int]]:
     """FLOPs of one image: total, and of each layer by name."""
     still = copy.deepcopy(model).cpu().float().eval()
