@@ -90,13 +90,15 @@ def of_torchvision(model: str, work: Path, args: argparse.Namespace) -> dict[str
         "masked": ["kernel", "--skip-base-training", "--model-path", "{dense}"],
     }.items():
         folder = work / kind
-        if not list(folder.glob(f"*/{model}_*ed.pth")):
+        if not list(folder.glob(f"*/*/{model}_pruned.pth")):
             words = [str(word).format(**made) for word in words]
             more = ["--pruning-ratio", 0.5, "--finetune-epochs", 0, "--output-dir", folder]
-            run("run.py", "--pruning-method", *words, *more, *data)
+            run("run.py", "--pruning-method", *words, *more, *data, "--resume")
+        newest = max(folder.glob(f"*/*/{model}_pruned.pth"), key=lambda path: path.stat().st_mtime)
         if kind == "slim":
-            (made["dense"],) = folder.glob(f"*/{model}_base.pth")
-        made[kind] = sorted(folder.glob(f"*/{model}_*ed.pth"))[-1]
+            made["dense"] = newest.with_name(f"{model}_base.pth")
+        repaired = newest.with_name(f"{model}_repaired.pth")
+        made[kind] = repaired if repaired.exists() else newest
     return made
 
 
@@ -104,6 +106,7 @@ def files(kind: str, path: Path, args: argparse.Namespace) -> Iterator[dict]:
     """A row for each file that a checkpoint is exported to, or that is refused."""
     values = {"checkpoint": str(path), "no_cuda": True, "max_drop": 2.0, "batch": 16}
     values |= {"test_images": args.test_images, "calibration_images": 64}
+    values |= {"format": tuple(FORMATS), "precision": PRECISIONS}
     network = exporting.load(build(ExportRun, values))
     form = "zeros" if "zeros" in forms_of(network.model) else "folded"
     for name, precision in itertools.product(FORMATS, PRECISIONS):

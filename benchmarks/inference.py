@@ -32,7 +32,7 @@ from slimming.cli import entry
 from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.measuring.deploy import deploy, forms_of
-from slimming.measuring.export.engines import ENGINES, Engine, InPieces, device_of, piece_of
+from slimming.measuring.export.engines import ENGINES, Engine, Run, device_of
 from slimming.measuring.export.formats import FORMATS
 from slimming.measuring.export.graph import Feed, traced
 from slimming.pruning import slicing
@@ -46,7 +46,7 @@ from slimming.storage import architecture, files
 CASES = {"vgg": (19, 0.7), "resnet": (164, 0.4), "densenet": (40, 0.4)}
 RUNNERS = {"onnx": ("fp32",), "openvino": ("fp32", "bf16")}  # format -> precisions
 HEADER = ["network", "γ", "batch", "FLOP ratio", "runs in", "form", "dense ms", "slim ms"]
-HEADER += ["at a time", "speed-up", "realised", "over plain PyTorch", "realised over it"]
+HEADER += ["micro-batch", "speed-up", "realised", "over plain PyTorch", "realised over it"]
 
 AS_IT_IS = "as it is"
 
@@ -55,16 +55,11 @@ AS_IT_IS = "as it is"
 class Pass:
     """A forward pass."""
 
-    run: Engine
+    engine: Engine
     images: Any
 
     def __call__(self) -> Any:
-        return self.run(self.images)
-
-    @property
-    def piece(self) -> int:
-        """How many images it runs at a time."""
-        return piece_of(self.run, len(self.images))
+        return self.engine(self.images)
 
 
 Runs = dict[tuple[str, str], Pass]  # by (runs in, form)
@@ -123,12 +118,12 @@ def main() -> None:
 NOTES = """`slim ms` is that of the fastest form of the graph, `dense ms` the same of the dense
 network; `speed-up` is over the dense network in PyTorch, as it is, in fp32, in a process that keeps
 freed memory, as the scripts of this suite do; `over plain PyTorch`: in one that does not, which is
-PyTorch's default. `at a time`: how many images of the batch the slim network runs at once: smaller
-pieces stay in the caches of a CPU. `realised` is a speed-up / the FLOP ratio."""
+PyTorch's default. That network runs whole batches, as PyTorch does; `micro-batch`: how many images
+the slim one runs at a time. `realised` is a speed-up / the FLOP ratio."""
 
 
 def beside(dense: nn.Module, device: torch.device) -> AbstractContextManager[Passes | None]:
-    """The dense network in a process with PyTorch's defaults; on CUDA they are ours."""
+    """The dense network in a process with PyTorch's defaults, which are the same on CUDA."""
     return plain.process(dense) if device.type == "cpu" else nullcontext()
 
 
@@ -141,7 +136,7 @@ def installed(device: torch.device) -> list[str]:
         except UserError as error:
             print(f"note: {error}")
             continue
-        if device_of(kind, device.type) == device.type:
+        if device_of(kind, str(device)) == str(device):
             found.append(kind)
     return found
 
@@ -180,9 +175,10 @@ def in_pytorch(model: nn.Module, images: torch.Tensor, compiling: bool) -> Runs:
             forms["PyTorch bf16", name] = deploy(model, torch.bfloat16, form)
     return {
         (place, name): Pass(
-            functools.partial(_forward, form)
-            if compiling or name == AS_IT_IS or images.is_cuda
-            else InPieces(functools.partial(_in_pieces, form)),
+            Engine(
+                functools.partial(_run, form),
+                tuned=not (compiling or name == AS_IT_IS or images.is_cuda),
+            ),
             images,
         )
         for (place, name), form in forms.items()
@@ -203,7 +199,7 @@ def in_engines(
         for precision in RUNNERS[kind]:
             threads = torch.get_num_threads()
             runs[f"{kind} {precision}", name] = ENGINES[kind](
-                str(path), precision, threads, device.type, True
+                str(path), precision, threads, str(device), tuned=True
             )
     return runs
 
@@ -242,13 +238,13 @@ def timed(
         }
         taken, form = best["slim"]
         figures = [round(ratio, 2), place, form, round(1e3 * best["dense"][0], 1)]
-        figures += [round(1e3 * taken, 1), both[1][place, form].piece]
+        figures += [round(1e3 * taken, 1), both[1][place, form].engine.micro_batch(title["batch"])]
         for base in bases:
             figures += [round(base / taken, 2), round(base / taken / ratio, 2)]
         yield {**title, **dict(zip(HEADER[3:], figures, strict=True))}
 
 
-def _in_pieces(model: nn.Module, _: tuple[int, ...], size: int) -> Engine:
+def _run(model: nn.Module, _: tuple[int, ...], size: int) -> Run:
     return lambda images: torch.cat([_forward(model, few) for few in images.split(size)])
 
 

@@ -2,7 +2,7 @@
 
 Networks as in inference.py. FLOPs are those that the deployment form computes: zero weights count.
 
-python benchmarks/layers.py [--network resnet] [--precision bf16] [--batch 16]
+    python benchmarks/layers.py [--network resnet] [--precision bf16] [--batch 16]
 """
 
 import argparse
@@ -60,6 +60,7 @@ def main() -> None:
             for cells in compared(*figures, flops(dense, slim)):
                 cells = [title, args.batch, precision, *cells]
                 rows.append(dict(zip(HEADER, cells, strict=True)))
+    rows = measure.merged("layers-cpu", rows, HEADER[:3])
     measure.write("layers-cpu", measure.machine(torch.device("cpu")), HEADER, rows, NOTES)
 
 
@@ -104,16 +105,16 @@ def compared(
     dense: tuple[Counter, Counter], slim: tuple[Counter, Counter], ratio: float
 ) -> Iterator[list]:
     """The figures of each kind of layer, and of all."""
-    for kind in [*sorted(dense[1]), ALL]:
+    for kind in [*sorted(dense[1] | slim[1]), ALL]:
         pair = [
             [sum(part.values()) if kind == ALL else part[kind] for part in both]
             for both in (dense, slim)
         ]
         (work, time), (less_work, less_time) = pair
-        speeds = [f"{w / t / 1e9:.0f}" if w else "" for w, t in pair]
-        ratios = f"{ratio if kind == ALL else work / less_work:.2f}" if work else ""
+        speeds = [f"{w / t / 1e9:.0f}" if w and t else "" for w, t in pair]
+        ratios = f"{ratio if kind == ALL else work / less_work:.2f}" if less_work else ""
         times = [f"{1e3 * time:.2f}", f"{1e3 * less_time:.2f}"]
-        yield [kind, *speeds, *times, ratios, f"{time / less_time:.2f}"]
+        yield [kind, *speeds, *times, ratios, f"{time / less_time:.2f}" if less_time else ""]
 
 
 def _kind_of(layer: nn.Module) -> str:

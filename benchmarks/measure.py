@@ -1,13 +1,16 @@
 """Shared by the benchmarks: fair timing on a noisy machine, and tables on disk."""
 
+import contextlib
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -16,6 +19,19 @@ from slimming.runtime import optional
 
 FOLDER = "BENCHMARK_RESULTS"  # the environment variable of another folder for results
 RESULTS = Path(os.environ.get(FOLDER, Path(__file__).resolve().parent / "results"))
+
+K = TypeVar("K")
+
+
+@contextlib.contextmanager
+def ended(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
+    """A process that ends with the context: it gets SIGTERM, and the time to finish."""
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
 
 
 def now(device: torch.device) -> float:
@@ -26,16 +42,18 @@ def now(device: torch.device) -> float:
 
 
 def in_turns(
-    tasks: dict[str, Callable[[], None]], rounds: int, device: torch.device, title: str
-) -> dict[str, list[float]]:
-    """Seconds of each task in each round; the tasks take turns, after one round of warm-up."""
-    seconds = {name: [] for name in tasks}
+    tasks: dict[K, Callable[[], object]], rounds: int, device: torch.device, title: str
+) -> dict[K, list[float]]:
+    """Seconds of each task in each round; the tasks take turns, after one round of warm-up. A task
+    that returns a number has measured its seconds itself."""
+    seconds: dict[K, list[float]] = {name: [] for name in tasks}
     for turn in optional.bar(range(rounds + 1), desc=title, disable=None):
         for name, task in tasks.items():
             start = now(device)
-            task()
+            own = task()
+            taken = own if isinstance(own, float) else now(device) - start
             if turn:
-                seconds[name].append(now(device) - start)
+                seconds[name].append(taken)
     return seconds
 
 

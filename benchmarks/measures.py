@@ -98,13 +98,15 @@ def run(folder: Path, chosen: str, seed: int, args: argparse.Namespace) -> None:
     print(f"$ python {shlex.join(['flowprune.py', *command[2:]])}", flush=True)
     log_of(folder).parent.mkdir(parents=True, exist_ok=True)
     with log_of(folder).open("a") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            log.write(line)
-            log.flush()
-    if process.wait():
-        sys.exit(process.returncode)  # the script has printed why; the next start resumes
+        started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        with measure.ended(started) as process:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                log.write(line)
+                log.flush()
+            status = process.wait()
+    if status:
+        sys.exit(status)  # the script has printed why; the next start resumes
 
 
 def log_of(folder: Path) -> Path:

@@ -3,7 +3,7 @@
 Every file is written by export.py's code, in its fastest form, and proved; all files of one engine
 take turns.
 
-python benchmarks/precisions.py --pair logs/vgg logs/vgg-refined --data DIR [--pair DENSE SLIM ...]
+    python benchmarks/precisions.py --pair logs/vgg logs/vgg-refined --data DIR [--pair DENSE SLIM ...]
 """
 
 import argparse
@@ -11,7 +11,7 @@ import functools
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ STEPS = [("dense", "fp32"), *(("slim", precision) for precision in ("fp32", "bf1
 BATCHES = (1, 64)
 HEADER = ["network", "FLOPs", "engine", "step", "form", "top-1", "MB", "smaller"]
 HEADER += [text for batch in BATCHES for text in (f"ms, batch {batch}", f"faster, batch {batch}")]
+HEADER.append("micro-batch")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -91,18 +92,19 @@ def steps(both: dict[str, exporting.Subject], kind: str, rounds: int) -> Iterato
         cells += [f"{file.bytes / 1e6:.3f}", f"{whole / file.bytes:.1f}x"]
         for times in taken.values():
             cells += [f"{1e3 * times[step]:.2f}", f"{times[STEPS[0]] / times[step]:.2f}x"]
+        cells.append(runs[step].engine.micro_batch(max(BATCHES)))
         yield dict(zip(HEADER, cells, strict=True))
 
 
 def _medians(
-    runs: dict[tuple[str, str], Callable], subject: exporting.Subject, batch: int, rounds: int
+    runs: dict[tuple[str, str], running.Runner], subject: exporting.Subject, batch: int, rounds: int
 ) -> dict[tuple[str, str], float]:
     """Median seconds of each file for this many images."""
     fed = subject.feed.of(subject.images[:batch]).numpy()
-    tasks = {" ".join(step): functools.partial(run, fed) for step, run in runs.items()}
+    tasks = {step: functools.partial(run, fed) for step, run in runs.items()}
     rounds *= 1 if batch > 1 else 8
     times = measure.in_turns(tasks, rounds, torch.device("cpu"), f"batch {batch}")
-    return {step: statistics.median(times[" ".join(step)]) for step in runs}
+    return {step: statistics.median(seconds) for step, seconds in times.items()}
 
 
 if __name__ == "__main__":

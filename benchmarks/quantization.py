@@ -1,6 +1,6 @@
 """Compare quantizers: ONNX Runtime's and NNCF's, each in both engines, on pruned networks.
 
-python benchmarks/quantization.py logs/res-refined --data DIR [--images 2048]
+    python benchmarks/quantization.py logs/res-refined --data DIR [--images 2048]
 """
 
 import argparse
@@ -26,7 +26,18 @@ from slimming.settings import build
 from slimming.workflows.exporting import subject as exporting
 from slimming.workflows.exporting.settings import ExportRun
 
-HEADER = ["network", "FLOPs", "quantizer", "engine", "form", "top-1", "drop", "MB", "ms"]
+HEADER = [
+    "network",
+    "FLOPs",
+    "quantizer",
+    "engine",
+    "form",
+    "top-1",
+    "drop",
+    "MB",
+    "ms",
+    "micro-batch",
+]
 ENGINES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
 ROUNDS = 15
 
@@ -63,13 +74,13 @@ def compared(network: exporting.Subject, folder: Path) -> Iterator[dict]:
         for quantizer, engine, path in written(program, batches, folder, name):
             precision = "fp32" if quantizer == "none" else "int8"
             threads = torch.get_num_threads()
-            run = engines.ENGINES[engine](str(path), precision, threads, "cpu", True)
+            run = engines.ENGINES[engine](str(path), precision, threads, tuned=True)
             parts = [path, *([path.with_suffix(".bin")] if path.suffix == ".xml" else [])]
             found[quantizer, engine, name] = run, sum(part.stat().st_size for part in parts)
     fed = network.feed.of(network.images).numpy()
-    tasks = {" ".join(key): partial(run, fed) for key, (run, _) in found.items()}
+    tasks = {key: partial(run, fed) for key, (run, _) in found.items()}
     times = measure.in_turns(tasks, ROUNDS, torch.device("cpu"), str(network.network))
-    medians = {key: statistics.median(times[" ".join(key)]) for key in found}
+    medians = {key: statistics.median(seconds) for key, seconds in times.items()}
     flops = f"1/{network.flop_ratio:.2f}"
     for quantizer, engine in dict.fromkeys(key[:2] for key in found):
         _, form = min((medians[quantizer, engine, name], name) for name in forms)
@@ -78,6 +89,7 @@ def compared(network: exporting.Subject, folder: Path) -> Iterator[dict]:
         cells = [str(network.network), flops, quantizer, ENGINES[engine], form, f"{top1:.2%}"]
         cells += [f"{100 * (network.top1 - top1):.2f}", f"{size / 1e6:.3f}"]
         cells += [f"{1e3 * medians[quantizer, engine, form]:.1f}"]
+        cells += [run.micro_batch(len(fed))]
         yield dict(zip(HEADER, cells, strict=True))
 
 

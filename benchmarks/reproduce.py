@@ -112,9 +112,10 @@ def train(folder: Path, words: list, data: list, args: argparse.Namespace) -> Pa
 def run(script: str, *words: object) -> None:
     command = [sys.executable, str(ROOT / script), *map(str, words)]
     print(f"$ python {shlex.join([script, *command[2:]])}", flush=True)
-    done = subprocess.run(command, check=False)
-    if done.returncode:
-        sys.exit(done.returncode)  # the script has printed why; the next start resumes
+    with measure.ended(subprocess.Popen(command)) as process:
+        status = process.wait()
+    if status:
+        sys.exit(status)  # the script has printed why; the next start resumes
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 def answers(path, kind, images, precision="fp32"):
     """The logits of a file for normalised images."""
-    return engines.ENGINES[kind](str(path), precision, 1, "cpu", False)(images.numpy())
+    return engines.ENGINES[kind](str(path), precision)(images.numpy())
 
 
 def close(ours, theirs, tolerance=1e-4):
@@ -80,7 +80,7 @@ def test_a_file_runs_on_the_device(kind, precision, device, tmp_path):
     slim, target = save_slim(tmp_path / "pruned.pth.tar", "resnet"), FORMATS[kind]
     program = traced(deploy(slim, target.dtype(precision)), Feed())
     (path,) = target.write(program, tmp_path / f"slim{target.suffix}", precision, [], {})
-    logits = engines.ENGINES[kind](str(path), precision, 1, device.type, True)(IMAGES.numpy())
+    logits = engines.ENGINES[kind](str(path), precision, 1, str(device), tuned=True)(IMAGES.numpy())
     tolerance = 1e-2 if precision == "fp16" or device.type == "cuda" else 1e-4  # TF32
     assert close(logits, slim(IMAGES).detach().numpy(), tolerance)
 
@@ -206,7 +206,7 @@ def test_auto_is_the_fastest_form(tmp_path, monkeypatch):
     network = subject.load(build(ExportRun, values))
     times = [5, 3, 1, 2, 4, 6]
     monkeypatch.setattr(profiling, "in_turns", lambda tasks, *_: times[: len(tasks)])
-    names = exports.possible_forms(network, "onnx", "fp32")
+    names = exports.possible_forms(network.model, "onnx", "fp32")
     assert exports.export(network, "onnx", "fp32").form == names[2]
 
 

@@ -19,8 +19,7 @@ def run(main: Callable[[], None]) -> None:
     """
     keep_freed_memory()
     if not distributed.launched() and threading.current_thread() is threading.main_thread():
-        # a scheduler's request to end is Ctrl-C: temporary files are removed, a line says so
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        _treat_sigterm_as_ctrl_c()
     try:
         main()
     except BrokenPipeError:
@@ -45,6 +44,18 @@ def run(main: Callable[[], None]) -> None:
         os._exit(status)
     if status:
         sys.exit(status)
+
+
+def _treat_sigterm_as_ctrl_c() -> None:
+    """Schedulers send SIGTERM: temporary files are removed then, and a line says how to go on."""
+
+    def end(*_: object) -> None:
+        if hasattr(signal, "SIGCHLD"):  # they send it to the workers of a loader, too, whose end
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # is then no error
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, end)
 
 
 def _explain(error: BaseException) -> tuple[int, str | None]:

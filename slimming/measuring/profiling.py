@@ -105,14 +105,16 @@ def in_turns(
     tasks: Sequence[Callable[[], object]], device: torch.device, seconds: float = 2.0
 ) -> list[float]:
     """Median seconds of each task; they take turns, as `latencies` says."""
+    for task in tasks:
+        task()
     times: list[list[float]] = [[] for _ in tasks]
-    start = time.perf_counter()
-    while len(times[0]) < 6 or (time.perf_counter() - start < seconds and len(times[0]) < 200):
+    start = _now(device)
+    while len(times[0]) < 5 or (time.perf_counter() - start < seconds and len(times[0]) < 200):
         for task, taken in zip(tasks, times, strict=True):
             begin = _now(device)
             task()
             taken.append(_now(device) - begin)
-    return [statistics.median(taken[1:]) for taken in times]
+    return [statistics.median(taken) for taken in times]
 
 
 def _now(device: torch.device) -> float:

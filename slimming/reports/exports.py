@@ -10,8 +10,8 @@ from slimming.reports.tables import table
 @dataclass(frozen=True)
 class Row:
     """The figures of an exported file: ``seconds`` by batch size, those of the dense network in
-    fp32 in the same engine and in PyTorch, by how much the dense network has more FLOPs, and how
-    many images of the largest batch the engine runs at a time."""
+    fp32 in the same engine and in PyTorch, the ratio of FLOPs (dense / this), and the size of the
+    micro-batches in which the engine runs the largest batch."""
 
     format: str
     precision: str
@@ -23,7 +23,7 @@ class Row:
     dense: Mapping[int, float]
     pytorch: Mapping[int, float]
     flop_ratio: float
-    piece: int
+    micro_batch: int
 
 
 def as_text(rows: Sequence[Row]) -> str:
@@ -32,14 +32,14 @@ def as_text(rows: Sequence[Row]) -> str:
     last = batches[-1]
     header = ["file", "form", "MB", "difference", "top-1"]
     header += [f"ms, batch {batch}" for batch in batches]
-    header += ["at a time", "dense here", "dense PyTorch", "realised"]
+    header += ["micro-batch", "vs dense", "vs dense PyTorch", "realised"]
     lines = [_line(row, last) for row in rows]
     note = (
-        f"`at a time`: how many of {last} images the engine runs at once, see docs/deployment.md; "
+        f"speed-ups are at batch {last} over the dense network in fp32, in the same engine (`vs "
+        f"dense`) and in PyTorch, whole batches; it has {rows[0].flop_ratio:.2f} times the FLOPs, "
+        "of which `realised` is the share that the latter reaches; `micro-batch`: see "
+        "docs/deployment.md"
     )
-    note += f"speed-ups are at batch {last}, over the dense network in fp32 in the same engine "
-    note += f"(`dense here`) and in PyTorch; it has {rows[0].flop_ratio:.2f} times the FLOPs, of "
-    note += "which `realised` is the share that the latter reaches"
     return f"{table(header, lines)}\n{note}"
 
 
@@ -48,5 +48,5 @@ def _line(row: Row, batch: int) -> list[str]:
     cells = [f"{row.format} {row.precision}", row.form, f"{row.bytes / 1e6:.3f}"]
     cells += [f"{row.difference:.1e}", "-" if row.top1 is None else f"{row.top1:.2%}"]
     cells += [f"{1e3 * seconds:.2f}" for seconds in row.seconds.values()]
-    cells += [str(row.piece), ratio(row.dense[batch], own), ratio(row.pytorch[batch], own)]
+    cells += [str(row.micro_batch), ratio(row.dense[batch], own), ratio(row.pytorch[batch], own)]
     return [*cells, f"{row.pytorch[batch] / own / row.flop_ratio:.2f}"]

@@ -58,7 +58,7 @@ def _store_in(model: Any, precision: str) -> None:
 
 
 def _fits_fp16(program: ExportedProgram) -> bool:
-    """Whether no finite value becomes infinite. Bounds of clamps may be large, which also the
-    weights of the next layer, times the bound, have to be exact for."""
+    """Whether no finite value is out of the range of fp16. A clamp at a large bound comes with tiny
+    weights in the next layer, which has γ in it: fp16 would store them inexactly."""
     values = [tensor[tensor.isfinite()].abs() for tensor in program.state_dict.values()]
     return all(bool((value <= torch.finfo(torch.float16).max).all()) for value in values)

@@ -20,9 +20,8 @@ def run_alone(
     with tempfile.TemporaryDirectory() as folder:
         fed, logits = (str(Path(folder, name)) for name in ("images.npy", "logits.npy"))
         np.save(fed, images)
-        program = Path(engines.__file__).read_text(
-            encoding="utf-8"
-        )  # this suite is not on its path
+        # as text: this suite is not on the path of the process
+        program = Path(engines.__file__).read_text(encoding="utf-8")
         words = ["-c", program, kind, str(path.resolve()), precision, fed, logits, str(threads)]
         words.append(str(int(alone)))
         done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=folder)

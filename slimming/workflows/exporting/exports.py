@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from slimming.errors import UserError
 from slimming.measuring import profiling
@@ -45,7 +46,7 @@ def export(subject: Subject, kind: str, precision: str) -> Exported:
     """Write the file of this format (``kind``) and precision. UserError if it computes something
     else than the network; then nothing is written."""
     with _aside(subject.run.folder) as aside:
-        form = _fastest(subject, kind, precision, aside)
+        form = chosen_form(subject, subject.model, kind, precision, aside)
         stem = subject.path.name.removesuffix(".tar").removesuffix(".pth")
         stem += "" if precision == "fp32" else f"-{precision}"
         parts = write(subject, subject.model, kind, precision, form, aside / stem)
@@ -76,21 +77,21 @@ def _aside(folder: Path) -> Iterator[Path]:
             yield Path(aside.name)
 
 
-def possible_forms(subject: Subject, kind: str, precision: str) -> list[str]:
+def possible_forms(model: nn.Module, kind: str, precision: str) -> list[str]:
     """The forms that keep a network exact. A clamp at a large value, of a channel with a small γ,
     leaves int8 nothing for other values, and may be out of the range of a graph in fp16; quantizers
     expect BN folded."""
     clamps = precision != "int8" and FORMATS[kind].dtype(precision) != torch.float16
     return [
         name
-        for name, form in forms_of(subject.model).items()
+        for name, form in forms_of(model).items()
         if (clamps or not form.clamp) and (form.fold or precision != "int8")
     ]
 
 
-def _fastest(subject: Subject, kind: str, precision: str, aside: Path) -> str:
-    """The form of the graph to write: the one asked for, or the fastest."""
-    names, asked = possible_forms(subject, kind, precision), subject.run.graph.form
+def chosen_form(subject: Subject, model: nn.Module, kind: str, precision: str, aside: Path) -> str:
+    """The form of the graph of ``model`` to write: the one asked for, or the fastest."""
+    names, asked = possible_forms(model, kind, precision), subject.run.graph.form
     if asked != AUTO and asked not in names:
         raise UserError(
             f"--form {asked}: in {kind} {precision} this network has the forms {', '.join(names)}"
@@ -100,7 +101,7 @@ def _fastest(subject: Subject, kind: str, precision: str, aside: Path) -> str:
     fed, runs = subject.feed.of(subject.images[: subject.run.graph.batch]).numpy(), {}
     for name in optional.bar(names, desc=f"{kind} {precision}", leave=False, disable=None):
         path = aside / f"{name}-tried"
-        parts = write(subject, subject.model, kind, precision, name, path, trying=True)
+        parts = write(subject, model, kind, precision, name, path, trying=True)
         runs[name] = Runner(subject, kind, precision, parts[0])
     tasks = [lambda run=run: run(fed) for run in runs.values()]
     seconds = profiling.in_turns(tasks, subject.test.device, SECONDS)
@@ -130,10 +131,11 @@ def _difference(subject: Subject, kind: str, precision: str, path: Path) -> floa
 def _judge(subject: Subject, kind: str, precision: str, path: Path) -> float:
     """The accuracy of a file. UserError if it loses more than --max-drop."""
     run, hits, total = Runner(subject, kind, precision, path), 0, 0
-    size, title = subject.feed.batch or subject.run.graph.batch, f"{kind} {precision}: test"
+    size, title = subject.feed.batch, f"{kind} {precision}: test"
     for images, labels in optional.bar(subject.judged(), desc=title, leave=False, disable=None):
+        size = size or min(len(images), subject.run.graph.batch)
         for few, own in zip(images.split(size), labels.split(size), strict=True):
-            rows = torch.arange(size) % len(few)  # engines are faster at a fixed size
+            rows = torch.arange(size) % len(few)  # engines prepare for each size
             logits = torch.from_numpy(run(subject.feed.of(few[rows]).numpy()))[: len(few)]
             hits += int((logits.argmax(1) == own).sum())
             total += len(own)

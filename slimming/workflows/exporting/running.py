@@ -42,26 +42,15 @@ class Runner:
     UserError if it fails, also later."""
 
     def __init__(self, subject: Subject, kind: str, precision: str, path: Path):
-        device = engines.device_of(kind, subject.test.device.type)
-        self.name = f"the {precision} file"
-        self.kind = kind
-        with _explained(f"{kind} cannot load {self.name}"):
-            threads = torch.get_num_threads()
-            self.run = engines.ENGINES[kind](str(path), precision, threads, device, True)
+        device = engines.device_of(kind, str(subject.test.device))
+        self.kind, self.precision = kind, precision
+        with _explained(f"{kind} cannot load the {precision} file"):
+            make, threads = engines.ENGINES[kind], torch.get_num_threads()
+            self.engine = make(str(path), precision, threads, device, tuned=True)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        with _explained(f"{self.kind} cannot run {self.name}"):
-            return self.run(images)
-
-    def piece(self, count: int) -> int:
-        """How many of ``count`` images it runs at a time, after it has run them once."""
-        return engines.piece_of(self.run, count)
-
-
-def dense_runner(subject: Subject, kind: str, aside: Path) -> Runner:
-    """The dense network in fp32 in the engine of this format."""
-    parts = write(subject, subject.dense, kind, "fp32", "folded", aside / f"dense-{kind}")
-    return Runner(subject, kind, "fp32", parts[0])
+        with _explained(f"{self.kind} cannot run the {self.precision} file"):
+            return self.engine(images)
 
 
 @contextlib.contextmanager

@@ -13,10 +13,12 @@ from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.reports.exports import Row, as_text
 from slimming.runtime.device import LAYOUT
-from slimming.workflows.exporting.exports import Exported
-from slimming.workflows.exporting.running import Runner, dense_runner
+from slimming.workflows.exporting.exports import Exported, chosen_form, possible_forms
+from slimming.workflows.exporting.running import Runner, write
+from slimming.workflows.exporting.settings import AUTO
 from slimming.workflows.exporting.subject import Subject
 
+FOLDED = "folded"  # a form of all dense networks
 ONE = 1  # the other batch size that is measured
 
 
@@ -41,7 +43,7 @@ def rows(subject: Subject, written: Sequence[Exported]) -> list[Row]:
     dense = copy.deepcopy(subject.dense).to(device).to(memory_format=LAYOUT)
     batch = subject.run.graph.batch
     with tempfile.TemporaryDirectory() as aside:
-        runs = {kind: dense_runner(subject, kind, Path(aside)) for kind in _formats(written)}
+        runs = {kind: _dense_runner(subject, kind, Path(aside)) for kind in _formats(written)}
         runs |= {
             f"{e.format} {e.precision}": Runner(subject, e.format, e.precision, e.parts[0])
             for e in written
@@ -67,10 +69,20 @@ def rows(subject: Subject, written: Sequence[Exported]) -> list[Row]:
             times[e.format],
             times["PyTorch"],
             subject.flop_ratio,
-            runs[f"{e.format} {e.precision}"].piece(batch),
+            runs[f"{e.format} {e.precision}"].engine.micro_batch(batch),
         )
         for e in written
     ]
+
+
+def _dense_runner(subject: Subject, kind: str, aside: Path) -> Runner:
+    """The dense network in fp32 in the engine of a format, in its fastest form."""
+    names, model = possible_forms(subject.dense, kind, "fp32"), subject.dense
+    form = subject.run.graph.form
+    if form == AUTO:
+        form = chosen_form(subject, model, kind, "fp32", aside)
+    parts = write(subject, model, kind, "fp32", form if form in names else FOLDED, aside / kind)
+    return Runner(subject, kind, "fp32", parts[0])
 
 
 def _formats(written: Sequence[Exported]) -> list[str]:
