@@ -3,7 +3,7 @@
 Every file is written by export.py's code, in its fastest form, and proved; all files of one engine
 take turns.
 
-    python benchmarks/precisions.py --pair logs/vgg logs/vgg-refined --data DIR [--pair DENSE SLIM ...]
+    python benchmarks/precisions.py --pair logs/vgg logs/vgg-refined --data DIR [--pair ...]
 """
 
 import argparse
