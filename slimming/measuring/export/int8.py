@@ -13,15 +13,22 @@ from slimming.measuring.export.quiet import quietly
 def by_nncf(model: Any, batches: Sequence[Any]) -> Any:
     """``model`` (of OpenVINO or torch.fx) in int8, calibrated on ``batches`` of its inputs.
 
-    The range of an activation is the mean over batches of its smallest and its largest value;
-    biases are corrected for the mean error of quantization.
+    The range of an activation is the mean over batches of its smallest and its largest value, not
+    symmetric about 0. Biases are not corrected for the mean error of quantization: NNCF's fast way
+    costs a VGG-16 1.1 points of top-1, its slow one brings nothing.
     """
     os.environ.setdefault("NNCF_CI", "1")  # no usage statistics are sent
     with quietly():
         import nncf
 
         nncf.set_log_level(logging.ERROR)
-        return nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
+        return nncf.quantize(
+            model,
+            nncf.Dataset(batches),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(batches),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=True),
+        )
 
 
 def by_onnxruntime(model: Any, batches: Sequence[dict[str, Any]]) -> Any:
