@@ -1,18 +1,17 @@
 """Compare quantizers: ONNX Runtime's and NNCF's, each in both engines, on pruned networks.
 
-    python benchmarks/quantization.py logs/res-refined --data DIR [--images 2048]
+python benchmarks/quantization.py logs/res-refined --data DIR [--images 2048]
 """
 
 import argparse
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -23,6 +22,7 @@ from slimming.measuring.deploy import deploy, forms_of
 from slimming.measuring.export import engines, int8, onnx_file, openvino_file
 from slimming.measuring.export.graph import traced
 from slimming.settings import build
+from slimming.workflows.exporting import exports
 from slimming.workflows.exporting import subject as exporting
 from slimming.workflows.exporting.settings import ExportRun
 
@@ -85,7 +85,7 @@ def compared(network: exporting.Subject, folder: Path) -> Iterator[dict]:
     for quantizer, engine in dict.fromkeys(key[:2] for key in found):
         _, form = min((medians[quantizer, engine, name], name) for name in forms)
         run, size = found[quantizer, engine, form]
-        top1 = accuracy(run, network)
+        top1 = exports.accuracy(network, run, f"{quantizer}, {engine}")
         cells = [str(network.network), flops, quantizer, ENGINES[engine], form, f"{top1:.2%}"]
         cells += [f"{100 * (network.top1 - top1):.2f}", f"{size / 1e6:.3f}"]
         cells += [f"{1e3 * medians[quantizer, engine, form]:.1f}"]
@@ -120,15 +120,6 @@ def written(
         int8.by_nncf(openvino.Core().read_model(graph), arrays), path, compress_to_fp16=False
     )
     yield "NNCF", "openvino", path
-
-
-def accuracy(run: Callable[[np.ndarray], np.ndarray], network: exporting.Subject) -> float:
-    """The fraction of the test images that an engine gets right."""
-    hits = [
-        torch.from_numpy(run(network.feed.of(images).numpy())).argmax(1) == labels
-        for images, labels in network.judged()
-    ]
-    return torch.cat(hits).float().mean().item()
 
 
 if __name__ == "__main__":

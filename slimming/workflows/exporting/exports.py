@@ -13,6 +13,7 @@ from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.measuring.deploy import forms_of
 from slimming.measuring.export import proof
+from slimming.measuring.export.engines import Run
 from slimming.measuring.export.formats import FORMATS
 from slimming.pruning.proof import TOLERANCE
 from slimming.runtime import optional
@@ -107,7 +108,8 @@ def chosen_form(subject: Subject, model: nn.Module, kind: str, precision: str, a
     seconds = profiling.in_turns(tasks, subject.test.device, SECONDS)
     times = sorted(zip(seconds, runs, strict=True))
     text = ", ".join(f"{name} {1e3 * time:.2f}" for time, name in times)
-    print(f"{kind} {precision}: ms of {len(fed)} images by form: {text}", flush=True)
+    which = ", dense network" if model is subject.dense else ""
+    print(f"{kind} {precision}{which}: ms of {len(fed)} images by form: {text}", flush=True)
     return times[0][1]
 
 
@@ -130,16 +132,7 @@ def _difference(subject: Subject, kind: str, precision: str, path: Path) -> floa
 
 def _judge(subject: Subject, kind: str, precision: str, path: Path) -> float:
     """The accuracy of a file. UserError if it loses more than --max-drop."""
-    run, hits, total = Runner(subject, kind, precision, path), 0, 0
-    size, title = subject.feed.batch, f"{kind} {precision}: test"
-    for images, labels in optional.bar(subject.judged(), desc=title, leave=False, disable=None):
-        size = size or min(len(images), subject.run.graph.batch)
-        for few, own in zip(images.split(size), labels.split(size), strict=True):
-            rows = torch.arange(size) % len(few)  # engines prepare for each size
-            logits = torch.from_numpy(run(subject.feed.of(few[rows]).numpy()))[: len(few)]
-            hits += int((logits.argmax(1) == own).sum())
-            total += len(own)
-    top1 = hits / total
+    top1 = accuracy(subject, Runner(subject, kind, precision, path), f"{kind} {precision}: test")
     drop, limit = 100 * (subject.top1 - top1), subject.run.judging.max_drop
     if drop > limit:
         raise UserError(
@@ -148,3 +141,16 @@ def _judge(subject: Subject, kind: str, precision: str, path: Path) -> float:
             "use another --precision or --form"
         )
     return top1
+
+
+def accuracy(subject: Subject, run: Run, title: str) -> float:
+    """The accuracy of a file on the test images, 0 to 1; ``title``: of the progress bar."""
+    hits, total, size = 0, 0, subject.feed.batch
+    for images, labels in optional.bar(subject.judged(), desc=title, leave=False, disable=None):
+        size = size or min(len(images), subject.run.graph.batch)
+        for few, own in zip(images.split(size), labels.split(size), strict=True):
+            rows = torch.arange(size) % len(few)  # engines prepare for each size
+            logits = torch.from_numpy(run(subject.feed.of(few[rows]).numpy()))[: len(few)]
+            hits += int((logits.argmax(1) == own).sum())
+            total += len(own)
+    return hits / total
