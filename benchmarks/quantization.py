@@ -60,7 +60,7 @@ def main() -> None:
         network = exporting.load(build(ExportRun, values))
         with tempfile.TemporaryDirectory() as folder:
             rows = list(compared(network, Path(folder)))
-        rows = measure.merged("quantization-cpu", rows, HEADER[:5])
+        rows = measure.merged("quantization-cpu", rows, HEADER[:4])
         measure.write("quantization-cpu", measure.machine(torch.device("cpu")), HEADER, rows)
 
 
