@@ -35,7 +35,8 @@ def by_onnxruntime(model: Any, batches: Sequence[dict[str, Any]]) -> Any:
     """An ONNX ``model`` in int8, calibrated on ``batches``: input -> array.
 
     Signed weights and unsigned activations: CPUs with VNNI multiply these in one instruction;
-    older ones of x86 may saturate. ONNX Runtime runs what NNCF makes of it only half as fast.
+    older ones of x86 may saturate. ONNX Runtime runs residual networks 1.7 times as fast as with
+    what NNCF makes of them.
     """
     with tempfile.TemporaryDirectory() as folder, quietly():
         import onnx
