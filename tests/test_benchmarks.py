@@ -1,14 +1,19 @@
-"""The reproduction runs what is missing, and nothing twice."""
+"""The reproduction runs what is missing, and nothing twice; what benchmarks share."""
 
 import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
 from conftest import save_network
+from torch import nn
 
 import main
 import vggprune
-from benchmarks import measure, reproduce
+from benchmarks import measure, plain, reproduce
 
 SCRIPTS = {"main.py": main, "vggprune.py": vggprune}
 
@@ -41,3 +46,26 @@ def test_a_reproduction_goes_on_where_it_was(tmp_path, monkeypatch):
     assert ran[4:] == ["main.py"]
     table = (tmp_path / "results" / "reproduce-digits.md").read_text()
     assert "| vgg-19 at 70% | digits | 1 amp |" in table and table.count("20.04 -> 2.25") == 1
+
+
+def test_a_task_may_measure_itself():
+    tasks = {("a", 1): lambda: 7.0, ("b", 2): lambda: None}
+    times = measure.in_turns(tasks, 3, torch.device("cpu"), "turns")
+    assert times["a", 1] == [7.0] * 3
+    assert len(times["b", 2]) == 3 and max(times["b", 2]) < 1
+
+
+def test_a_network_runs_in_a_process_of_its_own():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 30 * 30, 10))
+    with plain.process(network) as passes:
+        run = passes(torch.zeros(2, 3, 32, 32))
+        assert all(0 < run() < 1 for _ in range(2))
+
+
+def test_a_script_that_is_interrupted_ends_its_child():
+    program = "import time, sys; print('ready', flush=True); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    with pytest.raises(KeyboardInterrupt), measure.ended(child) as process:
+        process.stdout.readline()
+        raise KeyboardInterrupt
+    assert child.returncode == -signal.SIGTERM
