@@ -20,6 +20,7 @@ def make_parser() -> Parser:
 def main() -> None:
     run = build(ExportRun, flags.parse(make_parser()))
     network = subject.load(run)
+    exports.check_forms(network)
     with timing.reported(network) as written:
         for kind, precision in run.graph.targets:
             written.append(exports.export(network, kind, precision))

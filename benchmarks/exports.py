@@ -34,6 +34,7 @@ PAPERS = {  # arch: pruning script, depth
     "resnet": ("resprune.py", 56),
     "densenet": ("denseprune.py", 40),
 }
+REPAIR = ("--repair", "--repair-images", 512)
 TORCHVISION = ("resnet18", "mobilenet_v2")
 HEADER = ["network", "kind", "file", "form", "MB", "difference", "top-1", "PyTorch fp32"]
 NOTES = """`difference`: the largest of the logits in a fresh process from PyTorch's in fp32,
@@ -68,11 +69,12 @@ def of_paper(arch: str, work: Path, args: argparse.Namespace) -> dict[str, Path]
     data = ["--dataset", "digits", "--no-cuda"]
     dense = work / "dense" / "model_best.pth.tar"
     if not dense.exists():
-        training = ["--s", 0.005, "--arch", arch, "--depth", depth, "--epochs", args.epochs]
-        run("main.py", "-sr", *training, *data, "--amp", "--save", dense.parent)
+        training = ["--s", 0.001, "--batch-size", 16, "--lr", 0.05, "--epochs", args.epochs]
+        network = ["--arch", arch, "--depth", depth]
+        run("main.py", "-sr", *network, *training, *data, "--amp", "--save", dense.parent)
     made = {"dense": dense}
     for kind, words in {
-        "slim": [script, "--repair"],
+        "slim": [script, *REPAIR],
         "masked": ["mask-impl/prune_mask.py"],
     }.items():
         made[kind] = work / kind / "pruned.pth.tar"
@@ -86,7 +88,7 @@ def of_torchvision(model: str, work: Path, args: argparse.Namespace) -> dict[str
     data = ["--dataset", "digits", "--no-cuda", "--model", model, "--save-model"]
     made = {}
     for kind, words in {
-        "slim": ["slimming", "--base-train-epochs", args.epochs, "--s", 0.005, "--repair"],
+        "slim": ["slimming", "--base-train-epochs", args.epochs, "--s", 0.001, *REPAIR],
         "masked": ["kernel", "--skip-base-training", "--model-path", "{dense}"],
     }.items():
         folder = work / kind

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import re
 import shlex
-import signal
 import sys
 import tempfile
 import time
@@ -56,8 +55,6 @@ def main() -> None:
         print_list()
         return
     deadline = time.monotonic() + 60 * args.minutes
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup does
-        signal.signal(signal.SIGHUP, signal.default_int_handler)  # as Ctrl-C: the step ends, too
     with contextlib.ExitStack() as stack:
         record, setup = begin(args, stack)
         steps = [s for s in STEPS if s.name in (args.only or [s.name])]

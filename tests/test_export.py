@@ -1,7 +1,10 @@
 """Files for other programs compute what the network computes, or are not written."""
 
 import json
+import shutil
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -224,6 +227,30 @@ BAD = {  # flags -> what the line says
 def test_a_mistake_is_one_line(flags, says, tmp_path):
     save_network(tmp_path / "pruned.pth.tar", "vgg", 11, cfg=NARROW["vgg"])
     fails(tmp_path, f"export.py pruned.pth.tar {QUICK} {flags}", says=says)
+
+
+def test_an_impossible_form_is_told_before_any_file_is_written(tmp_path):
+    save_slim(tmp_path / "pruned.pth.tar", "resnet")
+    command = f"export.py pruned.pth.tar {QUICK} --form zeros-clamp --precision fp32,int8"
+    fails(tmp_path, command, says="in onnx int8 this network has the forms gather, zeros")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_full_disk_is_one_line(kind, tmp_path, monkeypatch):
+    path = tmp_path / "pruned.pth.tar"
+    save_slim(path, "resnet")
+    values = {"checkpoint": str(path), "dataset": "digits", "no_cuda": True, "form": "zeros"}
+    network = subject.load(build(ExportRun, values))
+
+    def full(*_, **__):
+        raise RuntimeError("iostream error") if kind == "openvino" else OSError(28, "No space left")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("openvino.save_model", full)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(UserError, match=f"cannot write to {tmp_path}: No space left"):
+        exports.export(network, kind, "fp32")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_wrong_files_are_one_line(tmp_path):

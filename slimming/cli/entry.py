@@ -19,7 +19,7 @@ def run(main: Callable[[], None]) -> None:
     """
     keep_freed_memory()
     if not distributed.launched() and threading.current_thread() is threading.main_thread():
-        _treat_sigterm_as_ctrl_c()
+        _end_like_ctrl_c()
     try:
         main()
     except BrokenPipeError:
@@ -46,16 +46,19 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(status)
 
 
-def _treat_sigterm_as_ctrl_c() -> None:
-    """Schedulers send SIGTERM: temporary files are removed then, and a line says how to go on."""
+def _end_like_ctrl_c() -> None:
+    """At SIGTERM, which schedulers send, and SIGHUP, when a connection is lost: temporary files are
+    removed, and a line says how to continue."""
 
     def end(*_: object) -> None:
         if hasattr(signal, "SIGCHLD"):  # they send it to the workers of a loader, too, whose end
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # is then no error
         raise KeyboardInterrupt
 
-    if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
-        signal.signal(signal.SIGTERM, end)
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, end)
 
 
 def _explain(error: BaseException) -> tuple[int, str | None]:

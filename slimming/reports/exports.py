@@ -34,13 +34,10 @@ def as_text(rows: Sequence[Row]) -> str:
     header += [f"ms, batch {batch}" for batch in batches]
     header += ["micro-batch", "vs dense", "vs dense PyTorch", "realised"]
     lines = [_line(row, last) for row in rows]
-    note = (
-        f"speed-ups are at batch {last} over the dense network in fp32, in the same engine (`vs "
-        f"dense`) and in PyTorch, whole batches; it has {rows[0].flop_ratio:.2f} times the FLOPs, "
-        "of which `realised` is the share that the latter reaches; `micro-batch`: see "
-        "docs/deployment.md"
-    )
-    return f"{table(header, lines)}\n{note}"
+    return f"""{table(header, lines)}
+at batch {last}, `micro-batch`: images that run at a time
+`vs dense`, `vs dense PyTorch`: speed-up over the dense network, fp32, in that engine, in PyTorch
+`realised`: the latter / the ratio of FLOPs, {rows[0].flop_ratio:.2f}"""
 
 
 def _line(row: Row, batch: int) -> list[str]:

@@ -1,5 +1,8 @@
 """OpenVINO files: a graph (.xml) and its weights (.bin)."""
 
+import errno
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from slimming.measuring.export import int8
 from slimming.measuring.export.graph import is_weight
 from slimming.measuring.export.quiet import quietly
 
+FULL = 2**16  # bytes that are left on a full disk
 SECTION = "network_slimming"  # of the file's runtime information
 
 
@@ -39,7 +43,12 @@ def write(
         model.set_rt_info(value, [SECTION, name])
     if precision == "bf16" or (precision == "fp16" and _fits_fp16(program)):
         _store_in(model, precision)
-    openvino.save_model(model, str(path), compress_to_fp16=False)
+    try:
+        openvino.save_model(model, str(path), compress_to_fp16=False)
+    except RuntimeError as error:
+        if shutil.disk_usage(path.parent).free < FULL:  # it says "iostream error"
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
     return [path, path.with_suffix(".bin")]
 
 

@@ -1,5 +1,6 @@
 """PyTorch files (.pt2): a program of torch.export, for PyTorch without the code of the network."""
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,9 @@ def write(
     if precision == "int8":
         program = _requantized(program, batches)
     with quietly():
-        torch.export.save(program, path, extra_files={"metadata.json": json.dumps(dict(metadata))})
+        facts, file = {"metadata.json": json.dumps(dict(metadata))}, io.BytesIO()
+        torch.export.save(program, file, extra_files=facts)  # to a full disk, it would abort
+    path.write_bytes(file.getbuffer())
     return [path]
 
 

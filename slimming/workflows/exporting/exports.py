@@ -18,7 +18,7 @@ from slimming.measuring.export.formats import FORMATS
 from slimming.pruning.proof import TOLERANCE
 from slimming.runtime import optional
 from slimming.storage import files
-from slimming.workflows.exporting.running import Runner, write
+from slimming.workflows.exporting.running import Runner, write, writing
 from slimming.workflows.exporting.settings import AUTO
 from slimming.workflows.exporting.subject import Subject
 
@@ -69,11 +69,9 @@ def export(subject: Subject, kind: str, precision: str) -> Exported:
 def _aside(folder: Path) -> Iterator[Path]:
     """A temporary folder beside the files to write. UserError if it cannot be written."""
     with files.no_empty_folders(folder, *folder.parents):
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             aside = tempfile.TemporaryDirectory(dir=folder, prefix=".export-")
-        except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
         with aside:
             yield Path(aside.name)
 
@@ -90,15 +88,29 @@ def possible_forms(model: nn.Module, kind: str, precision: str) -> list[str]:
     ]
 
 
-def chosen_form(subject: Subject, model: nn.Module, kind: str, precision: str, aside: Path) -> str:
-    """The form of the graph of ``model`` to write: the one asked for, or the fastest."""
+def check_forms(subject: Subject) -> None:
+    """UserError if a file cannot have the form that was asked for."""
+    for kind, precision in subject.run.graph.targets:
+        _asked_form(subject, subject.model, kind, precision)
+
+
+def _asked_form(subject: Subject, model: nn.Module, kind: str, precision: str) -> str | None:
+    """The form of the graph of ``model`` that was asked for, or the only one, if any."""
     names, asked = possible_forms(model, kind, precision), subject.run.graph.form
-    if asked != AUTO and asked not in names:
+    if asked == AUTO:
+        return names[0] if len(names) == 1 else None
+    if asked not in names:
         raise UserError(
             f"--form {asked}: in {kind} {precision} this network has the forms {', '.join(names)}"
         )
-    if asked != AUTO or len(names) == 1:
-        return names[0] if asked == AUTO else asked
+    return asked
+
+
+def chosen_form(subject: Subject, model: nn.Module, kind: str, precision: str, aside: Path) -> str:
+    """The form of the graph of ``model`` to write: the one asked for, or the fastest."""
+    if asked := _asked_form(subject, model, kind, precision):
+        return asked
+    names = possible_forms(model, kind, precision)
     fed, runs = subject.feed.of(subject.images[: subject.run.graph.batch]).numpy(), {}
     for name in optional.bar(names, desc=f"{kind} {precision}", leave=False, disable=None):
         path = aside / f"{name}-tried"

@@ -34,7 +34,18 @@ def write(
     advice = ". Try another --format or --precision, or --form plain"
     with _explained(f"{kind} {precision} cannot express {subject.network}", advice):
         program = traced(deploy(model, target.dtype(precision), FORMS[form]), subject.feed)
-        return target.write(program, whole, precision, batches, subject.metadata(precision, form))
+        facts = subject.metadata(precision, form)
+        with writing(subject.run.folder):
+            return target.write(program, whole, precision, batches, facts)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Writing to ``folder``: a UserError that names it if that fails."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
 class Runner:

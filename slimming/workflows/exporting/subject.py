@@ -16,6 +16,7 @@ from slimming.data.stream import Stream
 from slimming.measuring import profiling
 from slimming.measuring.export.graph import Feed
 from slimming.pruning import slicing
+from slimming.runtime import threads
 from slimming.runtime.device import choose_device
 from slimming.storage import architecture
 from slimming.storage.architecture import Architecture
@@ -117,6 +118,7 @@ def load(run: ExportRun) -> Subject:
     slim = without_masked_channels(model, network).cpu().eval()
     dense = replace(network, cfg=None).build().eval()
     device = choose_device(data.device, data.no_cuda)
+    threads.print_load_note(device)
     test = loading.batches(network.dataset, "test", data.test_batch_size, device, size, data)
     loading.check_classes(test, network.num_classes, contents, path)
     return Subject(run, path, network, slim, dense, run.graph.feed(size), test)

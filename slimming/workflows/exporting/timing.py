@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from slimming.errors import UserError
+from slimming.errors import Interrupted, UserError
 from slimming.measuring import profiling
 from slimming.reports.exports import Row, as_text
 from slimming.runtime.device import LAYOUT
@@ -32,6 +32,9 @@ def reported(subject: Subject) -> Iterator[list[Exported]]:
         if written:
             print(f"\n{as_text(rows(subject, written))}", flush=True)
         raise
+    except KeyboardInterrupt:
+        done = f"the files above were written ({len(written)}), but not the table"
+        raise Interrupted(f"interrupted: {done if written else 'no file was written'}") from None
     print(f"\n{as_text(rows(subject, written))}")
 
 
