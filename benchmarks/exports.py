@@ -39,7 +39,8 @@ TORCHVISION = ("resnet18", "mobilenet_v2")
 HEADER = ["network", "kind", "file", "form", "MB", "difference", "top-1", "PyTorch fp32"]
 NOTES = """`difference`: the largest of the logits in a fresh process from PyTorch's in fp32,
 relative to the largest logit; `top-1`: by the engine, on test images of digits; `PyTorch fp32`: the
-top-1 to compare it with. `masked`: in networks of torchvision, half of the kernels are zero."""
+top-1 to compare it with. `masked`: in networks of torchvision, half of the kernels are zero, and
+the others were fine-tuned for 2 epochs."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -49,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--work", type=Path, default=Path("exports"), help="folder of the runs")
     parser.add_argument("--epochs", type=int, default=8, help="of training (default: 8)")
-    parser.add_argument("--test-images", type=int, default=120, help="to judge on (default: 120)")
+    parser.add_argument("--test-images", type=int, help="to judge on (default: all)")
     return parser
 
 
@@ -86,21 +87,20 @@ def of_paper(arch: str, work: Path, args: argparse.Namespace) -> dict[str, Path]
 def of_torchvision(model: str, work: Path, args: argparse.Namespace) -> dict[str, Path]:
     """The checkpoints of a network of torchvision, by kind."""
     data = ["--dataset", "digits", "--no-cuda", "--model", model, "--save-model"]
-    made = {}
-    for kind, words in {
-        "slim": ["slimming", "--base-train-epochs", args.epochs, "--s", 0.001, *REPAIR],
-        "masked": ["kernel", "--skip-base-training", "--model-path", "{dense}"],
-    }.items():
-        folder = work / kind
-        if not list(folder.glob(f"*/*/{model}_pruned.pth")):
+    made: dict[str, Path] = {}
+    for kind, stage, words in (
+        ("slim", "repaired", ["slimming", "--base-train-epochs", args.epochs, *REPAIR]),
+        ("masked", "rebuilt", ["kernel", "--skip-base-training", "--model-path", "{dense}"]),
+    ):
+        folder, pattern = work / kind, f"*/*/{model}_{stage}.pth"
+        if not list(folder.glob(pattern)):
             words = [str(word).format(**made) for word in words]
-            more = ["--pruning-ratio", 0.5, "--finetune-epochs", 0, "--output-dir", folder]
+            tuning = ["--finetune-epochs", 2 if stage == "rebuilt" else 0]
+            more = ["--pruning-ratio", 0.5, *tuning, "--output-dir", folder]
             run("run.py", "--pruning-method", *words, *more, *data, "--resume")
-        newest = max(folder.glob(f"*/*/{model}_pruned.pth"), key=lambda path: path.stat().st_mtime)
+        made[kind] = max(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
         if kind == "slim":
-            made["dense"] = newest.with_name(f"{model}_base.pth")
-        repaired = newest.with_name(f"{model}_repaired.pth")
-        made[kind] = repaired if repaired.exists() else newest
+            made["dense"] = made[kind].with_name(f"{model}_base.pth")
     return made
 
 
