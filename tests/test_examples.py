@@ -14,9 +14,16 @@ from warm import ROOT
 
 from slimming.data import datasets
 from slimming.data.pixels import normalize
+from slimming.measuring.export import torch_file
+from slimming.measuring.export.graph import Feed, traced
 from slimming.storage import architecture
 
 EXAMPLES = ROOT / "examples"
+DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+PROGRAMS = [  # by the library that each needs
+    (re.findall(r"^import (\w+)$", program, re.MULTILINE)[-1], program)
+    for program in re.findall(r"```py\n(.*?)```", DEPLOYMENT, re.DOTALL)
+]
 
 
 @pytest.fixture(scope="module")
@@ -76,19 +83,23 @@ def test_mistakes_of_the_user_are_one_line_each(classify, digits_onnx, pictures,
         assert len(done.stderr.splitlines()) == 1 and says in done.stderr, done.stderr
 
 
-def test_openvino_runs_the_six_lines_of_the_docs(slim_digits, digits_onnx, tmp_path, monkeypatch):
-    pytest.importorskip("openvino")
-    text = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
-    (program,) = re.findall(r"```py\n(.*?)```", text, re.DOTALL)
+@pytest.mark.parametrize("library, program", PROGRAMS)
+def test_the_programs_of_the_docs_run(
+    library, program, slim_digits, digits_onnx, tmp_path, monkeypatch
+):
+    pytest.importorskip(library)
     shutil.copy(digits_onnx(), tmp_path / "slim.onnx")
-    monkeypatch.chdir(tmp_path)
-    images = datasets.load("digits", tmp_path, "test").images[:5]
-    names = {"images": normalize(images).numpy()}
-    exec(program, names)
     model, _, _ = architecture.load(slim_digits)
+    model.eval()
+    torch_file.write(traced(model, Feed()), tmp_path / "slim.pt2", "fp32", [], {"input": "NCHW"})
+    monkeypatch.chdir(tmp_path)
+    images = normalize(datasets.load("digits", tmp_path, "test").images[:20])
+    names = {"images": images if library == "torch" else images.numpy()}
+    exec(program, names)
     with torch.inference_mode():
-        expected = model.eval()(normalize(images))
-    torch.testing.assert_close(torch.tensor(names["logits"]), expected, rtol=1e-3, atol=1e-3)
+        expected = model(images)
+    torch.testing.assert_close(torch.as_tensor(names["logits"]), expected, rtol=1e-3, atol=1e-3)
+    assert library != "torch" or json.loads(names["facts"]["metadata.json"]) == {"input": "NCHW"}
 
 
 def test_the_extra_and_the_requirements_are_the_same():
