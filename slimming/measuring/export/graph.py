@@ -48,11 +48,22 @@ class _Fed(nn.Module):
 def traced(model: nn.Module, feed: Feed) -> torch.export.ExportedProgram:
     """The graph of ``model`` (a deployment form, on the CPU), from what is fed to logits."""
     example = feed.of(torch.zeros(feed.batch or 2, 3, feed.size, feed.size))  # 1 would be fixed
-    anything = None if feed.batch else ({0: torch.export.Dim("batch")},)
+    return exported(_Fed(model, feed).eval(), example, dynamic=feed.batch is None)
+
+
+def exported(
+    model: nn.Module, example: torch.Tensor, dynamic: bool
+) -> torch.export.ExportedProgram:
+    """The program of ``model`` for inputs such as ``example``, with any batch size if
+    ``dynamic``."""
+    shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
     with torch.no_grad():
-        return torch.export.export(
-            _Fed(model, feed).eval(), (example,), dynamic_shapes=anything, strict=False
-        )
+        return torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
+
+
+def is_dynamic(program: torch.export.ExportedProgram) -> bool:
+    """Whether the batch size is open."""
+    return bool(program.range_constraints)
 
 
 def is_weight(shape: Sequence[int]) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch.export import ExportedProgram
 
 from slimming.measuring.export import int8
-from slimming.measuring.export.graph import is_weight
+from slimming.measuring.export.graph import is_dynamic, is_weight
 from slimming.measuring.export.quiet import quietly
 
 FULL = 2**16  # bytes that are left on a full disk
@@ -33,7 +33,7 @@ def write(
     with quietly():
         model = openvino.convert_model(program)
         (example,), _ = program.example_inputs
-        batch = -1 if program.range_constraints else len(example)
+        batch = -1 if is_dynamic(program) else len(example)
         model.reshape([batch, *example.shape[1:]])  # the converter leaves all sizes open
     model.inputs[0].get_tensor().set_names({"images"})
     model.outputs[0].get_tensor().set_names({"logits"})

@@ -9,6 +9,7 @@ import torch
 from torch.export import ExportedProgram
 
 from slimming.measuring.export import int8
+from slimming.measuring.export.graph import exported, is_dynamic
 from slimming.measuring.export.quiet import quietly
 
 
@@ -32,12 +33,11 @@ def write(
 
 def _requantized(program: ExportedProgram, batches: Sequence[torch.Tensor]) -> ExportedProgram:
     (example,), _ = program.example_inputs
-    shapes = ({0: torch.export.Dim("batch")},) if program.range_constraints else None
     with torch.no_grad():
         floats = [batch.float() for batch in batches]  # NNCF takes means of the input
         model = int8.by_nncf(program.module(), floats)
-        fed = _AsFloat(model) if example.dtype == torch.uint8 else model
-        return torch.export.export(fed, (example,), dynamic_shapes=shapes, strict=False)
+    fed = _AsFloat(model) if example.dtype == torch.uint8 else model
+    return exported(fed, example, is_dynamic(program))
 
 
 class _AsFloat(torch.nn.Module):
