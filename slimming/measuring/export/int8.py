@@ -9,6 +9,8 @@ from typing import Any
 
 from slimming.measuring.export.quiet import quietly
 
+os.environ.setdefault("NNCF_CI", "1")  # NNCF, when it is imported: send no usage statistics
+
 
 def by_nncf(model: Any, batches: Sequence[Any]) -> Any:
     """``model`` (of OpenVINO or torch.fx) in int8, calibrated on ``batches`` of its inputs.
@@ -17,7 +19,6 @@ def by_nncf(model: Any, batches: Sequence[Any]) -> Any:
     symmetric about 0. Biases are not corrected for the mean error of quantization: NNCF's fast way
     costs a VGG-16 1.1 points of top-1, its slow one brings nothing.
     """
-    os.environ.setdefault("NNCF_CI", "1")  # no usage statistics are sent
     with quietly():
         import nncf
 
