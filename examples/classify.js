@@ -89,7 +89,7 @@ async function classify(file) {
   $("results").append(card(file, ranked(logits), ms, decoding));
 }
 
-/** Show the classes of all `files` that are pictures, an error for each that is none; return
+/** Show the classes of all `files` that are pictures, an error for each that is not; return
  * those that are. */
 async function classifyAll(files) {
   const done = [];
@@ -170,13 +170,13 @@ function onChosen(input, receive) {
 
 onChosen($("network"), ([file]) => loadNetwork(file));
 onChosen($("pictures"), addPictures);
-$("clear").addEventListener("click", () => {
+$("clear").addEventListener("click", () => enqueue(() => {
   pictures = [];
   $("pictures").value = "";
   $("results").replaceChildren();
   tell();
   $("pictures").focus();
-});
+}));
 addEventListener("dragover", (event) => {
   event.preventDefault(); // else the browser would open the file instead of this page
   document.body.classList.add("dragged");

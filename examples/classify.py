@@ -13,13 +13,13 @@ try:
     session = onnxruntime.InferenceSession(sys.argv[1])
     facts, batch = session.get_modelmeta().custom_metadata_map, session.get_inputs()[0].shape[0]
     if missing := {"classes", "image_size", "input", "mean", "std"} - facts.keys():
-        raise ValueError(f"{sys.argv[1]} lacks {', '.join(sorted(missing))}: write it by export.py")
+        raise ValueError(f"{sys.argv[1]} lacks {', '.join(sorted(missing))}: use export.py")
     classes, size, mean, std = (json.loads(facts[k]) for k in "classes image_size mean std".split())
-    cropped = facts.get("crop") == "center 7/8"  # or the whole picture, whatever its shape
+    cropped, padded = (facts.get("crop") == how for how in ("center 7/8", "pad 2"))  # or whole
     resize = (lambda *how: ImageOps.fit(*how, bleed=1 / 16)) if cropped else Image.Image.resize
     for path in sys.argv[2:]:
-        whole = Image.open(path).convert("RGB")
-        pixels = np.asarray(resize(whole, (size, size), Image.Resampling.BILINEAR))[None]
+        inner = resize(Image.open(path).convert("RGB"), (size - 4 * padded,) * 2, Image.BILINEAR)
+        pixels = np.asarray(ImageOps.expand(inner, 2 * padded))[None]
         fed = np.float32((pixels / 255 - mean) / std) if "float32" in facts["input"] else pixels
         images = fed if facts["input"].endswith("NHWC") else fed.transpose(0, 3, 1, 2)
         images = images.repeat(batch if isinstance(batch, int) else 1, 0)  # it may be fixed

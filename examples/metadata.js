@@ -1,6 +1,6 @@
 // What export.py wrote into an ONNX file: ONNX Runtime has no call for it in a browser.
 
-const INPUTS = ["float32 NCHW", "uint8 NCHW", "uint8 NHWC"];
+const INPUTS = ["float32 NCHW", "float32 NHWC", "uint8 NCHW", "uint8 NHWC"];
 const NEEDED = ["classes", "image_size", "input", "mean", "std"];
 // numbers of fields in onnx.proto
 const MODEL = { irVersion: 1, graph: 7, metadata: 14 }; // ModelProto
@@ -68,12 +68,12 @@ export function metadata(bytes, name) {
   }
   const missing = NEEDED.filter((key) => !(key in found));
   if (missing.length) {
-    throw new Error(`${name} has no metadata on ${missing.join(", ")}: write it by export.py.`);
+    throw new Error(`${name} lacks the metadata ${missing.join(", ")}: export it with export.py.`);
   }
   try {
     for (const key of ["classes", "image_size", "mean", "std"]) found[key] = JSON.parse(found[key]);
   } catch {
-    throw new Error(`The metadata of ${name} cannot be read: write it by export.py.`);
+    throw new Error(`The metadata of ${name} cannot be read: export it with export.py.`);
   }
   if (!INPUTS.includes(found.input)) {
     throw new Error(`${name} reads ${found.input}: this page knows ${INPUTS.join(", ")}.`);

@@ -1,8 +1,8 @@
 // From a picture to the numbers that the network reads, as the suite computes them in training.
 
 /**
- * The picture in `file` as RGB pixels (size, size, 3) in a Uint8Array, whole or cropped as the
- * network's metadata says; an Error if it is none.
+ * The picture in `file` as RGB pixels (size, size, 3) in a Uint8Array: whole, cropped, or with a
+ * black border, as the network's metadata says. An Error if the file is not a picture.
  */
 export async function readPixels(file, { image_size: size, crop }) {
   let bitmap;
@@ -21,22 +21,31 @@ export async function readPixels(file, { image_size: size, crop }) {
     [left, top] = [(width - side) >> 1, (height - side) >> 1];
     width = height = side;
   }
-  return resize(canvas.getImageData(left, top, width, height).data, width, height, size);
+  const border = crop === "pad 2" ? 2 : 0, rgba = canvas.getImageData(left, top, width, height);
+  return framed(resize(rgba.data, width, height, size - 2 * border), size, border);
+}
+
+/** `pixels` with a black border: (size, size, 3). */
+function framed(pixels, size, border) {
+  const whole = new Uint8Array(3 * size * size), row = 3 * (size - 2 * border);
+  for (let at = 0, y = border; at < pixels.length; at += row, y++) {
+    whole.set(pixels.subarray(at, at + row), 3 * (y * size + border));
+  }
+  return whole;
 }
 
 /** The network's input from `pixels` (size, size, 3), of the kind that its metadata says. */
 export function prepare(pixels, { input, image_size: size, mean, std }) {
-  if (input === "uint8 NHWC") return { type: "uint8", data: pixels, dims: [1, size, size, 3] };
-  const type = input.split(" ")[0], area = size * size;
+  const [type, layout] = input.split(" "), area = size * size, last = layout === "NHWC";
   const data = type === "uint8" ? new Uint8Array(3 * area) : new Float32Array(3 * area);
   for (let channel = 0; channel < 3; channel++) {
     for (let i = 0; i < area; i++) {
       const value = pixels[3 * i + channel];
-      data[channel * area + i] =
+      data[last ? 3 * i + channel : channel * area + i] =
         type === "uint8" ? value : (value / 255 - mean[channel]) / std[channel];
     }
   }
-  return { type, data, dims: [1, 3, size, size] };
+  return { type, data, dims: last ? [1, size, size, 3] : [1, 3, size, size] };
 }
 
 /**

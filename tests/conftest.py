@@ -11,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch is there: the tests run si
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from warm import run
 
@@ -25,7 +26,8 @@ from slimming.storage import architecture, checkpoint
 
 SMALLEST = {"vgg": 11, "resnet": 11, "densenet": 7}  # the smallest depth of each network
 NARROW = {"vgg": [12, "M", 16, "M", 20, 16, "M", 24, 20, "M", 24, 28]}  # to be quick
-KINDS = ("float32 NCHW", "uint8 NCHW", "uint8 NHWC")  # of input that an exported network may have
+# of input that an exported network may have
+KINDS = ("float32 NCHW", "float32 NHWC", "uint8 NCHW", "uint8 NHWC")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 QUIET = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
 UNREACHABLE = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https", "HTTP", "HTTPS")}
@@ -222,11 +224,27 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="module")
 def answers(slim_digits, pictures):
     """The class of each picture by PyTorch and its probability: [("3", 0.95), ...]."""
-    model, _, _ = architecture.load(slim_digits)
-    opened = [Image.open(path).convert("RGB") for path in pictures]
-    images = np.stack([np.asarray(i.resize((32, 32), Image.Resampling.BILINEAR)) for i in opened])
+    return _answers(slim_digits, pictures, border=0)
+
+
+@pytest.fixture(scope="module")
+def bordered(slim_digits, pictures, digits_onnx, tmp_path_factory):
+    """The ONNX file of `slim_digits` as if it had been trained on 28x28 images, and `answers`."""
+    onnx = pytest.importorskip("onnx")
+    model, path = onnx.load(digits_onnx()), tmp_path_factory.mktemp("bordered") / "bordered.onnx"
+    (crop,) = (entry for entry in model.metadata_props if entry.key == "crop")
+    crop.value = "pad 2"
+    onnx.save(model, path)
+    return path, _answers(slim_digits, pictures, border=2)
+
+
+def _answers(checkpoint, pictures, border):
+    model, _, _ = architecture.load(checkpoint)
+    opened, size = [Image.open(path).convert("RGB") for path in pictures], (32 - 2 * border,) * 2
+    images = np.stack([np.asarray(i.resize(size, Image.Resampling.BILINEAR)) for i in opened])
+    padded = F.pad(torch.from_numpy(images).permute(0, 3, 1, 2), 4 * (border,))
     with torch.inference_mode():
-        logits = model.eval()(normalize(torch.from_numpy(images).permute(0, 3, 1, 2)))
+        logits = model.eval()(normalize(padded))
     odds, classes = logits.softmax(1).max(1)
     told = [(str(int(label)), float(odd)) for label, odd in zip(classes, odds, strict=True)]
     assert len({label for label, _ in told}) > 3  # or all could be right by chance

@@ -93,6 +93,15 @@ def test_the_page_gives_the_answers_of_pytorch(show, digits_onnx, pictures, answ
     assert first.locator("img").evaluate("image => image.naturalWidth") == 32
 
 
+def test_pictures_get_the_border_of_mnist(show, bordered, pictures):
+    path, expected = bordered
+    page = show()
+    page.set_input_files("#network", path)
+    page.set_input_files("#pictures", pictures)
+    status(page, f"{len(pictures)} pictures classified.")
+    assert agree(told(page), expected)
+
+
 DROP = """files => {
   const dropped = new DataTransfer();
   for (const [name, bytes] of files) {
@@ -129,7 +138,7 @@ def test_wrong_files_are_told_and_what_was_there_stays(
     page = show()
     page.set_input_files("#network", digits_onnx())
     for name, says in (
-        ("bare.onnx", "has no metadata on classes, image_size, input, mean, std"),
+        ("bare.onnx", "lacks the metadata classes, image_size, input, mean, std"),
         ("text.onnx", "is not an ONNX file"),
         ("half.onnx", "is not an ONNX file, or it is damaged"),
     ):

@@ -26,6 +26,10 @@ PROGRAMS = [  # by the library that each needs
 ]
 
 
+def test_the_docs_have_a_program_for_each_library():
+    assert [library for library, _ in PROGRAMS] == ["onnxruntime", "openvino", "torch"]
+
+
 @pytest.fixture(scope="module")
 def classify(tmp_path_factory):
     """Run classify.py where PyTorch cannot be imported."""
@@ -53,6 +57,12 @@ def test_a_program_without_pytorch_gives_its_answers(
     names, told = zip(*(line.split(": ") for line in done.stdout.splitlines()), strict=True)
     assert list(names) == list(map(str, pictures))
     assert agree([words.split() for words in told], answers)
+
+
+def test_pictures_get_the_border_of_mnist(classify, bordered, pictures, answers):
+    path, expected = bordered
+    told = [line.split(": ")[1].split() for line in classify(path, *pictures).stdout.splitlines()]
+    assert agree(told, expected) and expected != answers
 
 
 def test_the_program_is_short_and_needs_three_libraries():

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from slimming.data.image_folder import read_folder
-from slimming.data.pixels import OFFLINE, Split, to_32x32
+from slimming.data.pixels import BORDER, OFFLINE, Split, to_32x32
 from slimming.errors import UserError
 from slimming.runtime import optional
 from slimming.storage import files
@@ -18,11 +18,13 @@ from slimming.storage import files
 class Kind:
     """A dataset. ``read`` gives the split ('train' or 'test') kept in a folder, with some threads;
     ``mirror``: a mirror image shows the same class (a mirrored digit does not); ``archive``: the
-    folder into which torchvision extracts the download."""
+    folder into which torchvision extracts the download; ``border``: the number of black pixels that
+    `to_32x32` puts around each image."""
 
     read: Callable[[Path, str, int], Split]
     mirror: bool = False
     archive: str | None = None
+    border: int = 0
 
 
 def load(name: str, folder: Path, split: str, workers: int = 1) -> Split:
@@ -80,8 +82,8 @@ KINDS = {
     "cifar10": Kind(partial(_torchvision, "CIFAR10"), True, "cifar-10-batches-py"),
     "cifar100": Kind(partial(_torchvision, "CIFAR100"), True, "cifar-100-python"),
     "svhn": Kind(partial(_torchvision, "SVHN")),
-    "mnist": Kind(partial(_torchvision, "MNIST")),
-    "fashionmnist": Kind(partial(_torchvision, "FashionMNIST"), mirror=True),
+    "mnist": Kind(partial(_torchvision, "MNIST"), border=BORDER),
+    "fashionmnist": Kind(partial(_torchvision, "FashionMNIST"), mirror=True, border=BORDER),
     "folder": Kind(read_folder, mirror=True),
     "digits": Kind(_digits),
 }

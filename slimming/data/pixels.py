@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 SIZE = 32
-
+BORDER = 2  # black pixels around 28x28 images
 
 OFFLINE = "--dataset digits needs no download"
 
@@ -47,12 +47,12 @@ def _mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
 def to_32x32(images: torch.Tensor) -> torch.Tensor:
     """uint8 images (N, 3, 32, 32) from grey images (N, H, W) or from (N, 3, H, W).
 
-    28x28 images are padded with black, others are resized (bilinear).
+    28x28 images are padded with `BORDER` black pixels, others are resized (bilinear).
     """
     if images.dim() == 3:
         images = images[:, None].expand(-1, 3, -1, -1)
     if images.shape[2:] == (28, 28):
-        return F.pad(images, (2, 2, 2, 2))
+        return F.pad(images, 4 * (BORDER,))
     if images.shape[2:] == (SIZE, SIZE):
         return images.contiguous()
     resized = F.interpolate(images.float(), (SIZE, SIZE), mode="bilinear", align_corners=False)
