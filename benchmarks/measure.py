@@ -6,7 +6,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
@@ -16,11 +15,13 @@ import torch
 
 from slimming.reports import tables
 from slimming.runtime import optional
+from slimming.runtime.device import now
 
 FOLDER = "BENCHMARK_RESULTS"  # the environment variable of another folder for results
 RESULTS = Path(os.environ.get(FOLDER, Path(__file__).resolve().parent / "results"))
 
 K = TypeVar("K")
+ENGINES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}  # those of CPUs
 
 
 @contextlib.contextmanager
@@ -32,13 +33,6 @@ def ended(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
         if process.poll() is None:
             process.terminate()
             process.wait()
-
-
-def now(device: torch.device) -> float:
-    """The time in seconds, after synchronising with the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def in_turns(

@@ -25,7 +25,6 @@ from slimming.workflows.exporting import exports, running
 from slimming.workflows.exporting import subject as exporting
 from slimming.workflows.exporting.settings import ExportRun
 
-NAMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
 STEPS = [("dense", "fp32"), *(("slim", precision) for precision in ("fp32", "bf16", "int8"))]
 BATCHES = (1, 64)
 HEADER = ["network", "FLOPs", "engine", "step", "form", "top-1", "MB", "smaller"]
@@ -52,7 +51,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = make_parser().parse_args()
-    values = {"data": args.data, "no_cuda": True, "format": tuple(NAMES), "max_drop": 100.0}
+    values = {
+        "data": args.data,
+        "no_cuda": True,
+        "format": tuple(measure.ENGINES),
+        "max_drop": 100.0,
+    }
     values |= {"precision": ("fp32", "bf16", "int8"), "test_images": args.test_images}
     about = measure.machine(torch.device("cpu"))
     for pair in args.pair:
@@ -65,7 +69,7 @@ def main() -> None:
                 )
                 for which, path in zip(("dense", "slim"), pair, strict=True)
             }
-            rows = [row for kind in NAMES for row in steps(both, kind, args.rounds)]
+            rows = [row for kind in measure.ENGINES for row in steps(both, kind, args.rounds)]
         rows = measure.merged("precisions-cpu", rows, HEADER[:3])
         measure.write("precisions-cpu", about, HEADER, rows, NOTES)
 
@@ -88,7 +92,7 @@ def steps(both: dict[str, exporting.Subject], kind: str, rounds: int) -> Iterato
     for step in STEPS:
         file, top1 = files[step], files[step].top1
         top1 = both[step[0]].top1 if top1 is None else top1
-        cells = [network, ratio, NAMES[kind], " ".join(step), file.form, f"{top1:.2%}"]
+        cells = [network, ratio, measure.ENGINES[kind], " ".join(step), file.form, f"{top1:.2%}"]
         cells += [f"{file.bytes / 1e6:.3f}", f"{whole / file.bytes:.1f}x"]
         for times in taken.values():
             cells += [f"{1e3 * times[step]:.2f}", f"{times[STEPS[0]] / times[step]:.2f}x"]

@@ -38,7 +38,6 @@ HEADER = [
     "ms",
     "micro-batch",
 ]
-ENGINES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
 ROUNDS = 15
 
 
@@ -86,7 +85,14 @@ def compared(network: exporting.Subject, folder: Path) -> Iterator[dict]:
         _, form = min((medians[quantizer, engine, name], name) for name in forms)
         run, size = found[quantizer, engine, form]
         top1 = exports.accuracy(network, run, f"{quantizer}, {engine}")
-        cells = [str(network.network), flops, quantizer, ENGINES[engine], form, f"{top1:.2%}"]
+        cells = [
+            str(network.network),
+            flops,
+            quantizer,
+            measure.ENGINES[engine],
+            form,
+            f"{top1:.2%}",
+        ]
         cells += [f"{100 * (network.top1 - top1):.2f}", f"{size / 1e6:.3f}"]
         cells += [f"{1e3 * medians[quantizer, engine, form]:.1f}"]
         cells += [run.micro_batch(len(fed))]

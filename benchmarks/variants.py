@@ -14,12 +14,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import measure
 from benchmarks.reference import CHANGES, S, changes_of, reference_epoch, update_bn_by_loop
 from models import NETWORKS
 from slimming.data.batches import Batches
 from slimming.data.pixels import Split
-from slimming.runtime.device import compiled
+from slimming.runtime.device import compiled, now
 from slimming.runtime.memory import keep_freed_memory
 from slimming.runtime.precision import Precision
 from slimming.training import loop
@@ -67,9 +66,9 @@ def matmul_peak(name: str, device: torch.device, size: int) -> float:
     dtype, best = use_format(name), float("inf")
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     for _ in range(10):
-        start = measure.now(device)
+        start = now(device)
         a @ b
-        best = min(best, measure.now(device) - start)
+        best = min(best, now(device) - start)
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
     return 2 * size**3 / best
 
@@ -156,9 +155,9 @@ def penalty_seconds(trial: Trial) -> float:
         call = functools.partial(update_bn_by_loop, model)
     times = []
     for _ in range(30):
-        start = measure.now(device)
+        start = now(device)
         call()
-        times.append(measure.now(device) - start)
+        times.append(now(device) - start)
     return statistics.median(times)
 
 

@@ -12,7 +12,7 @@ Schedule(epochs=3)
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -86,6 +86,19 @@ def boolean(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise ValueError(f"must be True or False, not {text!r}")
     return text.lower() == "true"
+
+
+def some_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """A parser of one or more of the ``known`` names, separated by commas."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = text.split(",")
+        if set(names) - set(known):
+            known_names = ",".join(known)
+            raise ValueError(f"must be one or more of {known_names}, not {text!r}")
+        return tuple(dict.fromkeys(names))
+
+    return parse
 
 
 def plain_name(text: str) -> str:

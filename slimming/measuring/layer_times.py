@@ -1,9 +1,9 @@
 """How long single layers take, by their shapes."""
 
 import copy
+import functools
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 
 from slimming.pruning.importance import layers
 from slimming.runtime import optional
+from slimming.runtime.device import now
 
 ROUNDS = 9
 TOGETHER = 256  # shapes that take turns: oneDNN keeps 1,024 compiled kernels, a few for each shape
@@ -95,7 +96,7 @@ def seconds(
     equally; equal ones are measured once. They share one input and one weight tensor, of which each
     views as much as it reads. ``clock`` waits for the device by default.
     """
-    now, distinct = clock or _clock(device), list(dict.fromkeys(shapes))
+    tell, distinct = clock or functools.partial(now, device), list(dict.fromkeys(shapes))
     if not distinct:
         return {}
     inputs = max(batch * math.prod(shape.input_shape) for shape in distinct)
@@ -107,9 +108,9 @@ def seconds(
     for turn, chunk in optional.bar(turns, desc="layers", leave=False, disable=None):
         for shape in chunk:
             run = _layer(shape, batch, *memory)
-            start = now()
+            start = tell()
             run()
-            taken = now() - start
+            taken = tell() - start
             times[shape] += [taken] if turn else []
     return {shape: statistics.median(taken) for shape, taken in times.items()}
 
@@ -126,14 +127,3 @@ def _layer(
     x, weight = (tensor.permute(0, 3, 1, 2) for tensor in (x, weight))
     more = (shape.stride, shape.padding, shape.dilation, shape.groups)
     return lambda: F.conv2d(x, weight, bias, *more)
-
-
-def _clock(device: torch.device) -> Clock:
-    """A clock that waits for the device."""
-
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    return now

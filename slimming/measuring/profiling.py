@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slimming.measuring.deploy import deploy
 from slimming.pruning.importance import layers
-from slimming.runtime.device import LAYOUT
+from slimming.runtime.device import LAYOUT, now
 from slimming.storage import checkpoint
 
 
@@ -108,16 +108,10 @@ def in_turns(
     for task in tasks:
         task()
     times: list[list[float]] = [[] for _ in tasks]
-    start = _now(device)
+    start = now(device)
     while len(times[0]) < 5 or (time.perf_counter() - start < seconds and len(times[0]) < 200):
         for task, taken in zip(tasks, times, strict=True):
-            begin = _now(device)
+            begin = now(device)
             task()
-            taken.append(_now(device) - begin)
+            taken.append(now(device) - begin)
     return [statistics.median(taken) for taken in times]
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 
 import torch
 from torch import nn
@@ -29,6 +30,13 @@ def choose_device(name: str | None = None, no_cuda: bool = False) -> torch.devic
             f"device {name!r} is unavailable: omit --device, or use --device cpu"
         ) from error
     return device
+
+
+def now(device: torch.device) -> float:
+    """The time in seconds, after all that was launched on the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def compiled(model: nn.Module, device: torch.device) -> nn.Module:

@@ -1,6 +1,5 @@
 """Settings of export.py."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -10,24 +9,12 @@ from slimming.errors import UserError
 from slimming.measuring.export.formats import FORMATS, PRECISIONS
 from slimming.measuring.export.graph import Feed
 from slimming.measuring.forms import FORMS
-from slimming.settings import count, number, part, seed, setting
+from slimming.settings import count, number, part, seed, setting, some_of
 from slimming.workflows.checkpoint_settings import CheckpointSettings
 from slimming.workflows.settings import save_field
 
 AUTO = "auto"
 LAYOUTS = ("nchw", "nhwc")
-
-
-def _some_of(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
-    def parse(text: str) -> tuple[str, ...]:
-        names = text.split(",")
-        if set(names) - set(known):
-            raise ValueError(
-                f"must be some of {','.join(known)}, separated by commas, not {text!r}"
-            )
-        return tuple(dict.fromkeys(names))
-
-    return parse
 
 
 @dataclass(frozen=True)
@@ -40,14 +27,14 @@ class GraphSettings:
         "onnx; openvino; torch, a program of torch.export: one or several, separated by commas "
         "(default: onnx)",
         metavar="F,...",
-        parse=_some_of(tuple(FORMATS)),
+        parse=some_of(tuple(FORMATS)),
     )
     precision: tuple[str, ...] = setting(
         ("fp32",),
         "fp32; bf16; fp16; int8, quantized after training: one or several, separated by commas "
         "(default: fp32)",
         metavar="P,...",
-        parse=_some_of(PRECISIONS),
+        parse=some_of(PRECISIONS),
     )
     form: str = setting(
         AUTO,

@@ -9,23 +9,13 @@ from slimming.errors import UserError
 from slimming.pruning.allocation import ALLOCATIONS
 from slimming.pruning.repair import LEAST
 from slimming.reports.sweep_plot import COSTS
-from slimming.settings import count, number, part, seed, setting
+from slimming.settings import count, number, part, seed, setting, some_of
 from slimming.workflows.budgets import BudgetSettings
 from slimming.workflows.checkpoint_settings import CheckpointSettings
 from slimming.workflows.settings import save_field
 
 SEARCH = "search"
 LOWEST, HIGHEST = 0.05, 0.95
-
-
-def _allocations(text: str) -> tuple[str, ...]:
-    names, known = text.split(","), (*ALLOCATIONS, SEARCH)
-    for name in names:
-        if name not in known:
-            raise ValueError(
-                f"must be some of {','.join(known)}, separated by commas, not {text!r}"
-            )
-    return tuple(dict.fromkeys(names))
 
 
 @dataclass(frozen=True)
@@ -45,7 +35,7 @@ class PointsSettings:
         "|γ|; uniform, all layers alike; lamp, by LAMP scores; search, random candidates (default: "
         "global,uniform,lamp)",
         metavar="A,...",
-        parse=_allocations,
+        parse=some_of((*ALLOCATIONS, SEARCH)),
     )
     candidates: int = setting(
         100, "number of random candidates of --allocation search", metavar="N", parse=count
