@@ -1,7 +1,9 @@
 """Files for other programs compute what the network computes, or are not written."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import NARROW, SMALLEST, fails, save_network, succeed
+from warm import ROOT
 
 from models import NETWORKS
 from slimming.data import datasets
@@ -214,8 +217,8 @@ def test_auto_is_the_fastest_form(tmp_path, monkeypatch):
 
 
 BAD = {  # flags -> what the line says
-    "--format tensorrt": "some of onnx,openvino,torch",
-    "--precision fp8": "some of fp32,bf16,fp16,int8",
+    "--format tensorrt": "one or more of onnx,openvino,torch",
+    "--precision fp8": "one or more of fp32,bf16,fp16,int8",
     "--form zeros": "--form zeros: in onnx fp32 this network has the forms plain, folded",
     "--image-size 64": "needs --dataset folder",
     "--save pruned.pth.tar": "is a file",
@@ -267,12 +270,54 @@ def test_an_engine_that_is_not_installed_is_named(tmp_path):
     fails(tmp_path, command, says=says, preexec_fn=hide_openvino)
 
 
-def test_a_file_that_loses_too_much_is_not_written(tmp_path):
+def test_a_file_that_loses_too_much_is_not_written(tmp_path, monkeypatch):
     path = tmp_path / "pruned.pth.tar"
     save_slim(path, "resnet")
     values = {"checkpoint": str(path), "dataset": "digits", "no_cuda": True, "form": "zeros"}
-    network = subject.load(build(ExportRun, {**values, "test_images": 20}))
-    network.top1 = 1.01  # more than any file can reach
-    with pytest.raises(UserError, match="--max-drop"):
+    network = subject.load(build(ExportRun, {**values, "max_drop": 0.7}))
+    network.top1 = 0.932
+    monkeypatch.setattr(exports, "accuracy", lambda *_: 0.924)  # 0.8 points less
+    with pytest.raises(
+        UserError, match=r"0\.80 points less than fp32 \(93\.20%; --max-drop 0\.7\)"
+    ):
         exports.export(network, "onnx", "bf16")
+    assert list(tmp_path.iterdir()) == [path]
+    monkeypatch.setattr(exports, "accuracy", lambda *_: 0.925)  # as floats, 0.7000000000000006
+    assert exports.export(network, "onnx", "bf16").top1 == 0.925
+
+
+def test_nncf_sends_no_usage_statistics():
+    """In a process of its own: as part of pytest it sends none anyway."""
+    pytest.importorskip("nncf")
+    program = """
+from slimming.settings import build
+from slimming.workflows.exporting.settings import ExportRun
+build(ExportRun, {"checkpoint": "x", "format": ("openvino",), "precision": ("int8",)})
+from nncf.telemetry import telemetry
+print(type(telemetry).__name__)
+"""
+    env = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
+    told = subprocess.run(
+        [sys.executable, "-c", program],
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.stdout.split()[-1] != "NNCFTelemetry", told.stderr
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "pruned.pth.tar"
+    save_slim(path, "resnet")
+    values = {"checkpoint": str(path), "dataset": "digits", "no_cuda": True, "form": "zeros"}
+    network = subject.load(build(ExportRun, values))
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=f"cannot write to {tmp_path}: No space left"):
+        exports.export(network, "openvino", "fp32")
     assert list(tmp_path.iterdir()) == [path]

@@ -20,7 +20,7 @@ class Form:
     ``fold``: a BN after a convolution is folded into it. ``selection``: channels that a selection
     drops are left out by a "gather", or read by "zeros" in the weights of the next layer, or
     whatever of these is cheaper for each layer ("mixed"). ``clamp``: a BN before a ReLU becomes a
-    clamp if the next layer can absorb its scale and shift. The two latter need ``fold``.
+    clamp if the next layer can absorb its scale and shift. The latter two require ``fold``.
     """
 
     fold: bool = True

@@ -9,12 +9,13 @@ from slimming.reports.tables import table
 
 @dataclass(frozen=True)
 class Row:
-    """The figures of an exported file: ``seconds`` by batch size, those of the dense network in
-    fp32 in the same engine and in PyTorch, the ratio of FLOPs (dense / this), and the size of the
-    micro-batches in which the engine runs the largest batch."""
+    """The figures of an exported file: the ``device`` that it ran on, ``seconds`` by batch size,
+    those of the dense network in fp32 in the same engine and in PyTorch, the ratio of FLOPs
+    (dense / this), and the size of the micro-batches in which the engine runs the largest batch."""
 
     format: str
     precision: str
+    device: str
     form: str
     bytes: int
     difference: float
@@ -34,7 +35,9 @@ def as_text(rows: Sequence[Row]) -> str:
     header += [f"ms, batch {batch}" for batch in batches]
     header += ["micro-batch", "vs dense", "vs dense PyTorch", "realised"]
     lines = [_line(row, last) for row in rows]
+    devices = ", ".join(dict.fromkeys(f"{row.format} on {row.device}" for row in rows))
     return f"""{table(header, lines)}
+measured: {devices}, and the dense network in PyTorch there
 at batch {last}, `micro-batch`: images that run at a time
 `vs dense`, `vs dense PyTorch`: speed-up over the dense network, fp32, in that engine, in PyTorch
 `realised`: the latter / the ratio of FLOPs, {rows[0].flop_ratio:.2f}"""

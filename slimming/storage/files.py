@@ -19,12 +19,8 @@ def write_bytes(path: str | Path, data: bytes, suffix: str = ".tmp") -> None:
     beside = path.with_name(path.name + suffix)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-        _flush_folder(path.parent)
+        beside.write_bytes(data)
+        move(beside, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
@@ -33,6 +29,15 @@ def write_bytes(path: str | Path, data: bytes, suffix: str = ".tmp") -> None:
         reason = error.strerror or error
         kept = "; the file that is there was kept" if path.exists() else ""
         raise UserError(f"cannot write {path}: {reason}{kept}") from error
+
+
+def move(beside: Path, path: Path) -> None:
+    """Replace the file at ``path`` atomically by another one on the same disk, which is flushed
+    first. OSError if that fails."""
+    with open(beside, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+    _flush_folder(path.parent)
 
 
 def find(path: Path, *patterns: str) -> Path:

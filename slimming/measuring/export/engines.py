@@ -101,18 +101,23 @@ def onnx(
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        # idle threads would otherwise wait actively, and slow down whatever runs next
+        # idle threads would otherwise spin, and slow down whatever runs next
         options.add_session_config_entry("session.force_spinning_stop", "1")
         return onnxruntime.InferenceSession(path, options, providers=providers)
 
     def logits(session: Any, images: np.ndarray) -> np.ndarray:
         return session.run(["logits"], {"images": images})[0]
 
+    @functools.cache
+    def side_by_side() -> Callable[..., Iterator[np.ndarray]]:
+        return functools.partial(
+            ThreadPoolExecutor(threads).map, functools.partial(logits, session(1))
+        )
+
     def build(shape: Shape, size: int) -> Run:
         if size == shape[0]:
             return functools.partial(logits, whole)
-        single, pool = functools.partial(logits, session(1)), ThreadPoolExecutor(threads)
-        return lambda images: np.concatenate([*pool.map(single, _micro_batches(images, size))])
+        return lambda images: np.concatenate([*side_by_side()(_micro_batches(images, size))])
 
     whole = session(threads)
     fixed = isinstance(whole.get_inputs()[0].shape[0], int)

@@ -31,7 +31,8 @@ def write(
     target = FORMATS[kind]
     batches = subject.calibration[: 1 if trying else None] if precision == "int8" else []
     whole = path.with_name(path.name + target.suffix)
-    advice = ". Try another --format or --precision, or --form plain"
+    advice = ". Try another --format or --precision"
+    advice += ", or --form plain" if precision != "int8" else ""
     with _explained(f"{kind} {precision} cannot express {subject.network}", advice):
         program = traced(deploy(model, target.dtype(precision), FORMS[form]), subject.feed)
         facts = subject.metadata(precision, form)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from slimming.data import loading
+from slimming.data import datasets, loading
 from slimming.data.batches import Batches
 from slimming.data.pixels import MEAN, SIZE, STD
 from slimming.data.stream import Stream
@@ -31,11 +31,13 @@ BATCH = 64
 
 @dataclass
 class Subject:
-    """A network (``model``, on the CPU; a masked one is sliced), the ``dense`` one of its
-    architecture with random weights, and real images."""
+    """A network (``model``, on the CPU; a masked one is sliced) from the checkpoint at ``path``
+    with the SHA-256 ``digest``, the ``dense`` one of its architecture with random weights, and real
+    images."""
 
     run: ExportRun
     path: Path
+    digest: str
     network: Architecture
     model: nn.Module
     dense: nn.Module
@@ -99,13 +101,20 @@ class Subject:
             "classes": json.dumps(classes),
             "input": str(self.feed),
             "image_size": str(self.feed.size),
-            "crop": "whole" if self.feed.size == SIZE else "center 7/8",
+            "crop": self._crop(),
             "mean": json.dumps(MEAN),
             "std": json.dumps(STD),
             "precision": precision,
             "form": form,
-            "source": f"{self.path.name} (SHA-256 {digest(self.path)})",
+            "source": f"{self.path.name} (SHA-256 {self.digest})",
         }
+
+    def _crop(self) -> str:
+        """How a picture becomes an image of the network's size: as in training."""
+        if self.feed.size != SIZE:
+            return "center 7/8"
+        border = datasets.KINDS[self.network.dataset].border
+        return f"pad {border}" if border else "whole"
 
 
 def load(run: ExportRun) -> Subject:
@@ -114,6 +123,7 @@ def load(run: ExportRun) -> Subject:
     path, data = run.subject.path, run.data
     asked = run.subject.asked(replace(data, image_size=None))
     model, network, contents = architecture.load(path, asked)
+    read = digest(path)  # now: a training may replace the file
     size = data.image_size or network.image_size
     slim = without_masked_channels(model, network).cpu().eval()
     dense = replace(network, cfg=None).build().eval()
@@ -121,4 +131,4 @@ def load(run: ExportRun) -> Subject:
     threads.print_load_note(device)
     test = loading.batches(network.dataset, "test", data.test_batch_size, device, size, data)
     loading.check_classes(test, network.num_classes, contents, path)
-    return Subject(run, path, network, slim, dense, run.graph.feed(size), test)
+    return Subject(run, path, read, network, slim, dense, run.graph.feed(size), test)
