@@ -35,16 +35,24 @@ from slimming.measuring.deploy import deploy, forms_of
 from slimming.measuring.export.engines import ENGINES, Engine, Run, device_of
 from slimming.measuring.export.formats import FORMATS
 from slimming.measuring.export.graph import Feed, traced
+from slimming.measuring.forms import FORMS
 from slimming.pruning import slicing
+from slimming.pruning.choice import Choice
 from slimming.pruning.groups import declared
 from slimming.pruning.scaling import batch_norms
 from slimming.pruning.threshold import choose_channels
 from slimming.runtime import optional
 from slimming.runtime.device import LAYOUT, choose_device, compiled
 from slimming.storage import architecture, files
+from slimming.workflows.exporting.exports import possible_forms
 
 CASES = {"vgg": (19, 0.7), "resnet": (164, 0.4), "densenet": (40, 0.4)}
-RUNNERS = {"onnx": ("fp32",), "openvino": ("fp32", "bf16")}  # format -> precisions
+RUNNERS = {  # device -> format -> precisions
+    "cpu": {"onnx": ("fp32",), "openvino": ("fp32", "bf16")},
+    "cuda": {"onnx": ("fp32", "fp16")},
+}
+PYTORCH = {"cpu": ("bf16",), "cuda": ("bf16", "fp16")}  # beside fp32
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HEADER = ["network", "γ", "batch", "FLOP ratio", "runs in", "form", "dense ms", "slim ms"]
 HEADER += ["micro-batch", "speed-up", "realised", "over plain PyTorch", "realised over it"]
 
@@ -75,7 +83,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--batch", type=int, action="append", metavar="N", help="batch size (default: 64 and 1)"
     )
     parser.add_argument(
-        "--engine", choices=(*RUNNERS, "none"), action="append", help="default: all installed"
+        "--engine",
+        choices=("onnx", "openvino", "none"),
+        action="append",
+        help="default: all installed",
     )
     parser.add_argument(
         "--compile", action="store_true", help="also by torch.compile; on CUDA with CUDA graphs"
@@ -130,7 +141,7 @@ def beside(dense: nn.Module, device: torch.device) -> AbstractContextManager[Pas
 def installed(device: torch.device) -> list[str]:
     """The engines that can be used on this device."""
     found = []
-    for kind in RUNNERS:
+    for kind in RUNNERS.get(device.type, {}):
         try:
             FORMATS[kind].check(kind, "fp32")
         except UserError as error:
@@ -138,6 +149,8 @@ def installed(device: torch.device) -> list[str]:
             continue
         if device_of(kind, str(device)) == str(device):
             found.append(kind)
+        else:
+            print(f"note: the package of {kind} runs on CPUs only: pip install onnxruntime-gpu")
     return found
 
 
@@ -153,8 +166,12 @@ def random_network(arch: str) -> nn.Module:
 
 def pruned(dense: nn.Module, ratio: float) -> nn.Module:
     """The slim network, by the paper's threshold."""
-    keep = choose_channels(dense, ratio).keep
-    return slicing.sliced(dense, slicing.kept_channels(dense, declared(dense), keep))
+    return slim_of(dense, choose_channels(dense, ratio))
+
+
+def slim_of(dense: nn.Module, choice: Choice) -> nn.Module:
+    """The network that keeps the chosen channels."""
+    return slicing.sliced(dense, slicing.kept_channels(dense, declared(dense), choice.keep))
 
 
 def flops(dense: nn.Module, slim: nn.Module) -> float:
@@ -172,7 +189,8 @@ def in_pytorch(model: nn.Module, images: torch.Tensor, compiling: bool) -> Runs:
     else:
         for name, form in fast(model):
             forms["PyTorch", name] = deploy(model, form=form)
-            forms["PyTorch bf16", name] = deploy(model, torch.bfloat16, form)
+            for low in PYTORCH.get(images.device.type, ()):
+                forms[f"PyTorch {low}", name] = deploy(model, DTYPES[low], form)
     return {
         (place, name): Pass(
             Engine(
@@ -191,16 +209,21 @@ def in_engines(
     """The network in each engine, for each form of the graph."""
     runs: dict[tuple[str, str], Engine] = {}
     still = copy.deepcopy(model).cpu()
-    chosen = [(kind, named) for kind in kinds if kind != "none" for named in fast(still)]
-    for kind, (name, form) in optional.bar(chosen, desc="export", leave=False, disable=None):
+    chosen = [
+        (kind, precision, name)
+        for kind in kinds
+        for precision in RUNNERS.get(device.type, {}).get(kind, ())
+        for name in possible_forms(still, kind, precision)
+        if FORMS[name].fold
+    ]
+    for kind, precision, name in optional.bar(chosen, desc="export", leave=False, disable=None):
         target = FORMATS[kind]
         path = folder / f"{len(list(folder.iterdir()))}{target.suffix}"
-        target.write(traced(deploy(still, form=form), Feed()), path, "fp32", [], {})
-        for precision in RUNNERS[kind]:
-            threads = torch.get_num_threads()
-            runs[f"{kind} {precision}", name] = ENGINES[kind](
-                str(path), precision, threads, str(device), tuned=True
-            )
+        program = traced(deploy(still, target.dtype(precision), FORMS[name]), Feed())
+        target.write(program, path, precision, [], {})
+        runs[f"{kind} {precision}", name] = ENGINES[kind](
+            str(path), precision, torch.get_num_threads(), str(device), tuned=True
+        )
     return runs
 
 

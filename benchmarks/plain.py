@@ -16,7 +16,7 @@ from torch import nn
 
 from slimming.runtime.device import LAYOUT
 
-PAUSE = 0.02  # seconds, in which idle threads of the other process stop waiting actively
+PAUSE = 0.02  # seconds, in which idle threads of the other process stop spinning
 
 held = {}  # by the process: its network, and the images
 

@@ -19,12 +19,10 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measure
-from benchmarks.inference import CASES, random_network
+from benchmarks.inference import CASES, random_network, slim_of
 from slimming.cli import entry
 from slimming.measuring import profiling
 from slimming.measuring.deploy import deploy
-from slimming.pruning import slicing
-from slimming.pruning.choice import Choice, Multiples
 from slimming.pruning.groups import declared
 from slimming.pruning.threshold import choose_channels
 from slimming.runtime.device import LAYOUT, choose_device
@@ -52,9 +50,11 @@ def main() -> None:
     device, rows = choose_device(args.device), []
     for arch, (_, ratio) in CASES.items():
         dense = random_network(arch)
-        choose = functools.partial(choice_of, dense, ratio)
+        choose = functools.partial(choose_channels, dense, ratio, True)  # then round_to
+        image = torch.zeros(1, 3, 32, 32, device=device)
         start = time.perf_counter()
-        found = measured(dense, choose, args.batch, device)
+        budgets = BudgetSettings(latency_batch=args.batch)
+        found = rounding.measured(dense, declared(dense), choose, image, budgets)
         took = time.perf_counter() - start
         choices = {**{str(m): choose(m) for m in FIXED}, rounding.AUTO: choose(found)}
         slims = {name: slim_of(dense, choice) for name, choice in choices.items()}
@@ -76,24 +76,6 @@ def main() -> None:
             )
     name = f"rounding-{device.type}{'-quick' if args.quick else ''}"
     measure.write(name, measure.machine(device), HEADER, rows, NOTES)
-
-
-def choice_of(dense: nn.Module, ratio: float, multiples: Multiples) -> Choice:
-    """The channels to keep."""
-    return choose_channels(dense, ratio, round_to=multiples)
-
-
-def measured(
-    dense: nn.Module, choose: functools.partial, batch: int, device: torch.device
-) -> Multiples:
-    """The multiples of --round-to auto."""
-    image, settings = torch.zeros(1, 3, 32, 32, device=device), BudgetSettings(latency_batch=batch)
-    return rounding.measured(dense, declared(dense), choose, image, settings)
-
-
-def slim_of(dense: nn.Module, choice: Choice) -> nn.Module:
-    """The network that keeps the chosen channels."""
-    return slicing.sliced(dense, slicing.kept_channels(dense, declared(dense), choice.keep))
 
 
 @torch.no_grad()

@@ -51,7 +51,7 @@ def compiled(setup: Setup) -> str:
 
 
 def inference(setup: Setup) -> str:
-    more = "--batch 1 --batch 64 --batch 1024 --compile"
+    more = "--batch 1 --batch 64 --batch 256 --compile"
     more = "--quick --network vgg --batch 1" if setup.dry else more
     return f"benchmarks/inference.py --device {setup.device} {more}"
 
@@ -86,7 +86,7 @@ STEPS = (
     Step("speed", 4, "training at batch size 64: the original loop, fp32, TF32, bf16", speed),
     Step("speed-large", 3, "the same at batch sizes 256 and 1024", large),
     Step("speed-compile", 5, "the same at batch size 64 with --compile (CUDA graphs)", compiled),
-    Step("inference", 3, "pruned networks: batch sizes 1, 64, 1024, with CUDA graphs", inference),
+    Step("inference", 3, "pruned networks: batch sizes 1, 64, 256, with CUDA graphs", inference),
     Step("profile", 1, "where the time of a training step goes, by operator", profiled),
     Step("processes", 2, "two processes: on one GPU by gloo, on two by NCCL, --sync-bn", processes),
     Step(
