@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.export import ExportedProgram
 
@@ -38,6 +39,8 @@ def write(
     if precision == "int8":
         model = int8.by_onnxruntime(model, [{INPUT: batch.numpy()} for batch in batches])
     _strip(model)
+    if precision == "int8":
+        _compact(model.graph)
     if precision == "bf16":
         _store_as_bf16(model)
     onnx.helper.set_model_props(model, dict(metadata))
@@ -53,6 +56,32 @@ def _strip(model: Any) -> None:
         part.doc_string = ""
         del part.metadata_props[:]
     del graph.value_info[:]
+
+
+def _compact(graph: Any) -> None:
+    """Make a graph of quantizers smaller, which may take a fourth of the file: drop zero points
+    that are 0 where that is the default, and all names but those of weights, inputs and outputs."""
+    from onnx import numpy_helper
+
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in graph.node:
+        node.name = ""
+        if node.op_type == "DequantizeLinear" and len(node.input) == 3:
+            point = values[node.input[2]]
+            if point.dtype != np.uint8 and not point.any():  # uint8: that of the quantizer before
+                del node.input[2]
+    read = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    named = {value.name for value in (*graph.input, *graph.output)}
+    named |= {name for name, value in values.items() if is_weight(value.shape)}
+    short: dict[str, str] = {}
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [n if n in named else short.setdefault(n, str(len(short))) for n in names]
+    for tensor in graph.initializer:
+        tensor.name = short.get(tensor.name, tensor.name)
 
 
 def _store_as_bf16(model: Any) -> None:
