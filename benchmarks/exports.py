@@ -1,8 +1,8 @@
 """Export networks of each family, dense, slim and masked, in all formats and precisions.
 
 Each network is trained briefly on scikit-learn's digits and loses half of its channels (slim) or
-has half of them, or half of its kernels, at zero (masked). Every file is proved as export.py does.
-Stages whose results are in --work are not run again.
+has half of them, or half of its kernels, at zero (masked); then it is fine-tuned. Every file is
+proved as export.py does. Stages whose results are in --work are not run again.
 
     python benchmarks/exports.py [--work exports] [--network vgg ...]
 """
@@ -35,12 +35,13 @@ PAPERS = {  # arch: pruning script, depth
     "densenet": ("denseprune.py", 40),
 }
 REPAIR = ("--repair", "--repair-images", 512)
+TUNING = 4  # epochs after pruning
 TORCHVISION = ("resnet18", "mobilenet_v2")
 HEADER = ["network", "kind", "file", "form", "MB", "difference", "top-1", "PyTorch fp32"]
 NOTES = """`difference`: the largest of the logits in a fresh process from PyTorch's in fp32,
 relative to the largest logit; `top-1`: by the engine, on test images of digits; `PyTorch fp32`: the
-top-1 to compare it with. `masked`: in networks of torchvision, half of the kernels are zero, and
-the others were fine-tuned for 2 epochs."""
+top-1 to compare it with. `slim`: half of the channels were pruned, `masked`: half of the scaling
+factors, or of the kernels in networks of torchvision, are zero; both were fine-tuned."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -68,36 +69,50 @@ def of_paper(arch: str, work: Path, args: argparse.Namespace) -> dict[str, Path]
     """The checkpoints of a network of the paper, by kind."""
     script, depth = PAPERS[arch]
     data = ["--dataset", "digits", "--no-cuda"]
-    dense = work / "dense" / "model_best.pth.tar"
-    if not dense.exists():
-        training = ["--s", 0.001, "--batch-size", 16, "--lr", 0.05, "--epochs", args.epochs]
-        network = ["--arch", arch, "--depth", depth]
-        run("main.py", "-sr", *network, *training, *data, "--amp", "--save", dense.parent)
-    made = {"dense": dense}
-    for kind, words in {
-        "slim": [script, *REPAIR],
-        "masked": ["mask-impl/prune_mask.py"],
-    }.items():
-        made[kind] = work / kind / "pruned.pth.tar"
+    training = [*data, "--batch-size", 16, "--amp"]
+    made = {"dense": work / "dense" / "model_best.pth.tar"}
+    if not made["dense"].exists():
+        network = ["--arch", arch, "--depth", depth, "--epochs", args.epochs]
+        sparsity = ["-sr", "--s", 0.001, "--lr", 0.05]
+        run("main.py", *sparsity, *network, *training, "--save", work / "dense")
+    for kind, prune, train in (
+        ("slim", [script, *REPAIR], "main.py"),
+        ("masked", ["mask-impl/prune_mask.py"], "mask-impl/main_mask.py"),
+    ):
+        pruned = work / kind / "pruned.pth.tar"
+        if not pruned.exists():
+            half = ["--percent", 0.5, "--model", made["dense"]]
+            run(*prune, *half, *data, "--save", pruned.parent)
+        tuned = work / f"{kind}-refined"
+        made[kind] = tuned / "model_best.pth.tar"
         if not made[kind].exists():
-            run(*words, "--percent", 0.5, "--model", dense, *data, "--save", made[kind].parent)
+            tuning = ["--refine", pruned, "--lr", 0.01, "--epochs", TUNING]
+            run(train, *tuning, *training, "--save", tuned)
     return made
 
 
 def of_torchvision(model: str, work: Path, args: argparse.Namespace) -> dict[str, Path]:
     """The checkpoints of a network of torchvision, by kind."""
     data = ["--dataset", "digits", "--no-cuda", "--model", model, "--save-model"]
+    pruning = ["--pruning-ratio", 0.5, "--finetune-epochs", TUNING, "--resume"]
     made: dict[str, Path] = {}
-    for kind, stage, words in (
-        ("slim", "repaired", ["slimming", "--base-train-epochs", args.epochs, *REPAIR]),
-        ("masked", "rebuilt", ["kernel", "--skip-base-training", "--model-path", "{dense}"]),
+    for kind, method, words in (
+        ("slim", "slimming", ["--base-train-epochs", args.epochs, *REPAIR]),
+        ("masked", "kernel", ["--skip-base-training", "--model-path", "{dense}"]),
     ):
-        folder, pattern = work / kind, f"*/*/{model}_{stage}.pth"
+        folder, pattern = work / kind, f"*/*/{model}_rebuilt.pth"
         if not list(folder.glob(pattern)):
             words = [str(word).format(**made) for word in words]
-            tuning = ["--finetune-epochs", 2 if stage == "rebuilt" else 0]
-            more = ["--pruning-ratio", 0.5, *tuning, "--output-dir", folder]
-            run("run.py", "--pruning-method", *words, *more, *data, "--resume")
+            run(
+                "run.py",
+                "--pruning-method",
+                method,
+                *words,
+                *pruning,
+                *data,
+                "--output-dir",
+                folder,
+            )
         made[kind] = max(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
         if kind == "slim":
             made["dense"] = made[kind].with_name(f"{model}_base.pth")
