@@ -117,6 +117,7 @@ def written(
         ("NNCF", int8.by_nncf(onnx.load(plain), named)),
     ):
         path = folder / f"{form}-{quantizer}.onnx"
+        onnx_file.compact(quantized.graph)
         onnx.save(quantized, path)
         yield quantizer, "onnx", path
         if quantizer == "ONNX Runtime":

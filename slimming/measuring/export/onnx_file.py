@@ -40,7 +40,7 @@ def write(
         model = int8.by_onnxruntime(model, [{INPUT: batch.numpy()} for batch in batches])
     _strip(model)
     if precision == "int8":
-        _compact(model.graph)
+        compact(model.graph)
     if precision == "bf16":
         _store_as_bf16(model)
     onnx.helper.set_model_props(model, dict(metadata))
@@ -58,7 +58,7 @@ def _strip(model: Any) -> None:
     del graph.value_info[:]
 
 
-def _compact(graph: Any) -> None:
+def compact(graph: Any) -> None:
     """Make a graph of quantizers smaller, which may take a fourth of the file: drop zero points
     that are 0 where that is the default, and all names but those of weights, inputs and outputs."""
     from onnx import numpy_helper
