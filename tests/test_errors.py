@@ -251,3 +251,26 @@ def test_importing_a_script_runs_nothing(tmp_path):
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_ctrl_c_in_a_destructor_is_not_lost():
+    program = """
+import time
+from slimming.cli import entry
+
+class Last:
+    def __del__(self):
+        raise KeyboardInterrupt
+
+def main():
+    last = Last()
+    del last
+    time.sleep(30)
+
+entry.run(main)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=25, check=False
+    )
+    assert done.returncode == 130 and len(done.stderr.splitlines()) == 1, done.stderr

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from slimming.errors import Interrupted, UserError
 from slimming.runtime import distributed
@@ -20,6 +21,8 @@ def run(main: Callable[[], None]) -> None:
     keep_freed_memory()
     if not distributed.launched() and threading.current_thread() is threading.main_thread():
         _end_like_ctrl_c()
+        if os.name == "posix":  # elsewhere os.kill would end the process at once
+            sys.unraisablehook = _interrupt_again
     try:
         main()
     except BrokenPipeError:
@@ -61,10 +64,19 @@ def _end_like_ctrl_c() -> None:
             signal.signal(number, end)
 
 
+def _interrupt_again(lost: Any) -> None:
+    """Python drops a KeyboardInterrupt that comes in a destructor or a weak reference's callback,
+    which torch.export has many of: the main thread gets it once more."""
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGINT]).start()
+    else:
+        sys.__unraisablehook__(lost)
+
+
 def _explain(error: BaseException) -> tuple[int, str | None]:
     """The exit status and message of an error; message None if it needs a traceback."""
     if isinstance(error, UserError):
-        return error.status, f"error: {error}"
+        return error.status, str(error) if isinstance(error, Interrupted) else f"error: {error}"
     if isinstance(error, KeyboardInterrupt):
         return Interrupted.status, "interrupted: no results were lost; run the command again"
     if isinstance(error, OSError):

@@ -1,15 +1,12 @@
 """Post-training static quantization: int8 weights per channel and 8-bit activations."""
 
 import logging
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from slimming.measuring.export.quiet import quietly
-
-os.environ.setdefault("NNCF_CI", "1")  # NNCF, when it is imported: send no usage statistics
 
 
 def by_nncf(model: Any, batches: Sequence[Any]) -> Any:

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from slimming.measuring.export import int8
 from slimming.measuring.export.graph import is_dynamic, is_weight
-from slimming.measuring.export.quiet import quietly
+from slimming.measuring.export.quiet import interrupted_later, quietly
 
 FULL = 2**16  # bytes that are left on a full disk
 SECTION = "network_slimming"  # of the file's runtime information
@@ -31,7 +31,8 @@ def write(
     import openvino
 
     with quietly():
-        model = openvino.convert_model(program)
+        with interrupted_later():
+            model = openvino.convert_model(program)
         (example,), _ = program.example_inputs
         batch = -1 if is_dynamic(program) else len(example)
         model.reshape([batch, *example.shape[1:]])  # the converter leaves all sizes open
