@@ -46,7 +46,8 @@ def rows(parser: argparse.ArgumentParser) -> str:
         if isinstance(action, argparse._HelpAction):
             continue
         names = [name for name in action.option_strings if not name.startswith("--no-s")]
-        value = f" {action.metavar}" if action.metavar and action.nargs != 0 else ""
+        choices = f"{{{','.join(map(str, action.choices))}}}" if action.choices else ""
+        value = f" {action.metavar or choices}" if action.nargs != 0 else ""
         flags = ", ".join(f"`{name}{value}`" for name in names) or f"`{action.metavar}`"
         meaning = (action.help or "").replace("%%", "%").replace("|", "\\|")
         lines.append(f"| {flags} | {meaning} |")

@@ -3,11 +3,11 @@
 import json
 import sys
 
-import numpy as np
-import onnxruntime
-from PIL import Image, ImageOps
-
 try:
+    import numpy as np
+    import onnxruntime
+    from PIL import Image, ImageOps
+
     if len(sys.argv) < 3:
         raise ValueError(f"no picture. Usage: {__doc__}")
     session = onnxruntime.InferenceSession(sys.argv[1])

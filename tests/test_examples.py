@@ -65,10 +65,18 @@ def test_pictures_get_the_border_of_mnist(classify, bordered, pictures, answers)
     assert agree(told, expected) and expected != answers
 
 
+def test_a_library_that_is_not_installed_is_one_line(tmp_path):
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('no onnxruntime')\n")
+    command = [sys.executable, EXAMPLES / "classify.py", "a.onnx", "b.png"]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: no onnxruntime\n")
+
+
 def test_the_program_is_short_and_needs_three_libraries():
     text = (EXAMPLES / "classify.py").read_text(encoding="utf-8")
     assert len(text.splitlines()) < 30
-    imported = set(re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE))
+    imported = set(re.findall(r"^ *(?:import|from) (\w+)", text, re.MULTILINE))
     assert imported - sys.stdlib_module_names == {"numpy", "onnxruntime", "PIL"}
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from slimming.measuring.deploy import deploy, forms_of
 from slimming.measuring.export import engines
 from slimming.measuring.export.formats import FORMATS
 from slimming.measuring.export.graph import Feed, traced
+from slimming.measuring.export.quiet import interrupted_later
 from slimming.measuring.forms import FORMS
 from slimming.pruning import kernels, slicing
 from slimming.pruning.proof import prove_equal
@@ -93,7 +95,8 @@ def test_a_file_runs_on_the_device(kind, precision, device, tmp_path):
 
 def test_a_masked_network_is_sliced_first(tmp_path):
     slim = save_slim(tmp_path / "masked.pth.tar", "resnet", masked=True)
-    succeed(f"export.py masked.pth.tar {QUICK} --form zeros", cwd=tmp_path)
+    told = succeed(f"export.py masked.pth.tar {QUICK} --form zeros", cwd=tmp_path)
+    assert "masked.pth.tar: slim resnet-11 for" in told
     assert close(answers(tmp_path / "masked.onnx", "onnx", IMAGES), slim(IMAGES).detach().numpy())
     whole = save_network(tmp_path / "whole.pth.tar", "resnet", 11)
     succeed(f"export.py {whole} {QUICK} --form folded", cwd=tmp_path)
@@ -223,6 +226,7 @@ BAD = {  # flags -> what the line says
     "--image-size 64": "needs --dataset folder",
     "--save pruned.pth.tar": "is a file",
     "--save /proc/nowhere": "cannot write to /proc/nowhere",
+    "--batch 65537": "at most 65536",
 }
 
 
@@ -230,6 +234,17 @@ BAD = {  # flags -> what the line says
 def test_a_mistake_is_one_line(flags, says, tmp_path):
     save_network(tmp_path / "pruned.pth.tar", "vgg", 11, cfg=NARROW["vgg"])
     fails(tmp_path, f"export.py pruned.pth.tar {QUICK} {flags}", says=says)
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
+    save_network(tmp_path / "pruned.pth.tar", "vgg", 11, cfg=NARROW["vgg"])
+    (tmp_path / "pruned.onnx").mkdir()
+    fails(tmp_path, f"export.py pruned.pth.tar {QUICK} --form plain", says="pruned.onnx: Is a dir")
+
+
+def test_deploy_names_the_precisions_that_it_knows(small):
+    with pytest.raises(ValueError, match="must be one of torch"):
+        deploy(small, torch.int8)
 
 
 def test_an_impossible_form_is_told_before_any_file_is_written(tmp_path):
@@ -286,15 +301,16 @@ def test_a_file_that_loses_too_much_is_not_written(tmp_path, monkeypatch):
     assert exports.export(network, "onnx", "bf16").top1 == 0.925
 
 
-def test_nncf_sends_no_usage_statistics():
-    """In a process of its own: as part of pytest it sends none anyway."""
+def test_openvino_and_nncf_send_no_usage_statistics():
+    """In a process of its own: as part of pytest NNCF sends none anyway."""
     pytest.importorskip("nncf")
     program = """
 from slimming.settings import build
 from slimming.workflows.exporting.settings import ExportRun
 build(ExportRun, {"checkpoint": "x", "format": ("openvino",), "precision": ("int8",)})
 from nncf.telemetry import telemetry
-print(type(telemetry).__name__)
+from openvino.tools.ovc.telemetry_utils import tm
+print(type(telemetry).__name__, tm.__name__)
 """
     env = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
     told = subprocess.run(
@@ -305,7 +321,22 @@ print(type(telemetry).__name__)
         text=True,
         check=False,
     )
-    assert told.stdout.split()[-1] != "NNCFTelemetry", told.stderr
+    nncf, openvino = told.stdout.split()
+    assert nncf != "NNCFTelemetry" and openvino == "openvino.tools.ovc.telemetry_stub"
+
+
+def test_ctrl_c_waits_for_code_that_would_lose_it():
+    done = []
+    with pytest.raises(KeyboardInterrupt), interrupted_later():
+        signal.raise_signal(signal.SIGINT)
+        done.append("the rest")
+    assert done and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_folder_means_the_result_of_its_workflow(tmp_path):
+    for name in ("a_base.pth", "a_pruned.pth", "a_rebuilt.pth"):
+        (tmp_path / name).touch()
+        assert build(ExportRun, {"checkpoint": str(tmp_path)}).subject.path.name == name
 
 
 def test_a_disk_that_is_full_at_the_end_leaves_nothing(tmp_path, monkeypatch):

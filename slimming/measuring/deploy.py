@@ -22,6 +22,8 @@ from slimming.pruning.importance import layers
 from slimming.pruning.scaling import batch_norms, present_channels, selections
 from slimming.pruning.unread import without_unread_channels
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 
 class InPrecision(nn.Module):
     """``model`` in a lower precision; images and logits stay fp32."""
@@ -47,7 +49,8 @@ def deploy(
     be trained or pruned. With a ``dtype`` such as torch.bfloat16 it computes in that precision, and
     still reads images and returns logits in fp32. ``form``: see `slimming.measuring.forms`.
     In a network without ``wiring()`` each BN after a convolution is folded, if torch.fx can trace
-    the network and no such layer runs twice. ValueError if a network with ``wiring()`` has no BN.
+    the network and no such layer runs twice. ValueError if a network with ``wiring()`` has no BN,
+    or for another ``dtype`` than float32, bfloat16 and float16 (which is slow on CPUs).
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)).eval()
     >>> images = torch.rand(1, 3, 8, 8)
@@ -56,6 +59,8 @@ def deploy(
     >>> deploy(net, torch.bfloat16)(images).dtype
     torch.float32
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, not {dtype!r}")
     if dtype == torch.float16 and form.clamp:  # where a clamp is at large values, fp16 overflows
         form = replace(form, clamp=False)
     if not form.fold:

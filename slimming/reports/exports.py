@@ -27,8 +27,8 @@ class Row:
     micro_batch: int
 
 
-def as_text(rows: Sequence[Row]) -> str:
-    """A line for each file."""
+def as_text(rows: Sequence[Row], images: int) -> str:
+    """A line for each file; lower precisions were judged on so many ``images``."""
     batches = list(rows[0].seconds)
     last = batches[-1]
     header = ["file", "form", "MB", "difference", "top-1"]
@@ -37,10 +37,10 @@ def as_text(rows: Sequence[Row]) -> str:
     lines = [_line(row, last) for row in rows]
     devices = ", ".join(dict.fromkeys(f"{row.format} on {row.device}" for row in rows))
     return f"""{table(header, lines)}
-measured: {devices}, and the dense network in PyTorch there
+top-1: on {images:,} test images; measured: {devices}, and the dense network in PyTorch there
 at batch {last}, `micro-batch`: images that run at a time
 `vs dense`, `vs dense PyTorch`: speed-up over the dense network, fp32, in that engine, in PyTorch
-`realised`: the latter / the ratio of FLOPs, {rows[0].flop_ratio:.2f}"""
+`realised`: `vs dense PyTorch` / the ratio of FLOPs, {rows[0].flop_ratio:.2f}"""
 
 
 def _line(row: Row, batch: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from slimming.errors import UserError
 from slimming.settings import setting
@@ -14,6 +15,8 @@ from slimming.workflows.settings import NetworkSettings
 class CheckpointSettings(NetworkSettings):
     """The checkpoint and, if the file does not record it, its network."""
 
+    in_folder: ClassVar[tuple[str, ...]] = (*TO_PRUNE, "*_base.pth", "*_rebuilt.pth")  # first match
+
     checkpoint: str | None = setting(
         None, "checkpoint of a network, or its folder", kind="positional", metavar="CHECKPOINT"
     )
@@ -23,4 +26,4 @@ class CheckpointSettings(NetworkSettings):
         """The checkpoint file. UserError if none is given."""
         if not self.checkpoint:
             raise UserError("CHECKPOINT is required: the file of a network, or its folder")
-        return files.find(Path(self.checkpoint), *TO_PRUNE, "*_base.pth", "*_rebuilt.pth")
+        return files.find(Path(self.checkpoint), *self.in_folder)

@@ -123,7 +123,7 @@ def fastest_form(subject: Subject, model: nn.Module, kind: str, precision: str, 
     times = sorted(zip(seconds, runs, strict=True))
     text = ", ".join(f"{name} {1e3 * time:.2f}" for time, name in times)
     which = ", dense network" if model is subject.dense else ""
-    print(f"{kind} {precision}{which}: ms of {len(fed)} images by form: {text}", flush=True)
+    print(f"{kind} {precision}{which}: ms by form, batch {len(fed)}: {text}", flush=True)
     return times[0][1]
 
 

@@ -46,7 +46,8 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+        place = error.filename2 or folder  # of a rename: the target
+        raise UserError(f"cannot write to {place}: {error.strerror or error}") from error
 
 
 class Runner:

@@ -11,10 +11,18 @@ from slimming.measuring.export.graph import Feed
 from slimming.measuring.forms import FORMS
 from slimming.settings import count, number, part, seed, setting, some_of
 from slimming.workflows.checkpoint_settings import CheckpointSettings
+from slimming.workflows.evaluation_settings import IN_FOLDER
 from slimming.workflows.settings import save_field
 
 AUTO = "auto"
 LAYOUTS = ("nchw", "nhwc")
+
+
+@dataclass(frozen=True)
+class ResultSettings(CheckpointSettings):
+    """The checkpoint; in a folder, the result of the workflow."""
+
+    in_folder: ClassVar[tuple[str, ...]] = IN_FOLDER
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,10 @@ class GraphSettings:
     )
     layout: str = setting("nchw", "order of the dimensions of what programs feed", choices=LAYOUTS)
     batch: int = setting(
-        64, "batch size at which forms compete and latency is measured", metavar="N", parse=count
+        64,
+        "batch size at which forms compete and latency is measured",
+        metavar="N",
+        parse=number(int, 1, 2**16),
     )
     dynamic_batch: bool = setting(
         True,
@@ -103,7 +114,7 @@ class ExportOutputSettings:
 class ExportRun:
     """All settings of export.py."""
 
-    subject: CheckpointSettings = part(CheckpointSettings)
+    subject: ResultSettings = part(ResultSettings)
     graph: GraphSettings = part(GraphSettings)
     judging: JudgingSettings = part(JudgingSettings)
     data: DataSettings = part(DataSettings)

@@ -71,11 +71,17 @@ class Subject:
         rows = torch.arange(-(-len(images) // size) * size) % len(images)
         return [self.feed.of(images[few].cpu()) for few in rows.split(size)]
 
+    @property
+    def judged_count(self) -> int:
+        """The number of images in `judged`."""
+        count, whole = self.run.judging.test_images, self.test.num_images
+        return whole if count is None else min(count, whole)
+
     def judged(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The test images that lower precisions are judged on, and their labels, in batches."""
-        count, batches = self.run.judging.test_images, iter(self.test)
-        if count is not None and count < self.test.num_images:
-            images, labels = self.test.draw(count, seed=0)
+        batches = iter(self.test)
+        if self.judged_count < self.test.num_images:
+            images, labels = self.test.draw(self.judged_count, seed=0)
             batches = zip(images.split(BATCH), labels.split(BATCH), strict=True)
         for images, labels in batches:
             yield images.cpu(), labels.cpu()
@@ -126,6 +132,10 @@ def load(run: ExportRun) -> Subject:
     read = digest(path)  # now: a training may replace the file
     size = data.image_size or network.image_size
     slim = without_masked_channels(model, network).cpu().eval()
+    if slim is not model:
+        network = replace(network, cfg=slicing.cfg_of(slim))
+    size_text = f"{profiling.count_parameters(slim):,} parameters"
+    print(f"{path}: {network}, {size_text}", flush=True)
     dense = replace(network, cfg=None).build().eval()
     device = choose_device(data.device, data.no_cuda)
     threads.print_load_note(device)

@@ -41,7 +41,7 @@ def reported(subject: Subject) -> Iterator[list[Exported]]:
 
 def _print_table(subject: Subject, written: Sequence[Exported]) -> None:
     if written:
-        print(f"\n{as_text(rows(subject, written))}", flush=True)
+        print(f"\n{as_text(rows(subject, written), subject.judged_count)}", flush=True)
 
 
 @torch.no_grad()
