@@ -35,9 +35,11 @@ def as_text(rows: Sequence[Row], images: int) -> str:
     header += [f"ms, batch {batch}" for batch in batches]
     header += ["micro-batch", "vs dense", "vs dense PyTorch", "realised"]
     lines = [_line(row, last) for row in rows]
+    any_judged = any(row.top1 is not None for row in rows)
+    judged = f"top-1: on {images:,} test images; " if any_judged else ""
     devices = ", ".join(dict.fromkeys(f"{row.format} on {row.device}" for row in rows))
     return f"""{table(header, lines)}
-top-1: on {images:,} test images; measured: {devices}, and the dense network in PyTorch there
+{judged}measured: {devices}, and the dense network in PyTorch there
 at batch {last}, `micro-batch`: images that run at a time
 `vs dense`, `vs dense PyTorch`: speed-up over the dense network, fp32, in that engine, in PyTorch
 `realised`: `vs dense PyTorch` / the ratio of FLOPs, {rows[0].flop_ratio:.2f}"""
