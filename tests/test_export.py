@@ -331,6 +331,19 @@ def test_ctrl_c_waits_for_code_that_would_lose_it():
         signal.raise_signal(signal.SIGINT)
         done.append("the rest")
     assert done and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(KeyboardInterrupt), interrupted_later():
+        signal.raise_signal(signal.SIGINT)
+        raise ValueError("of C++")
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupted_later():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_folder_means_the_result_of_its_workflow(tmp_path):

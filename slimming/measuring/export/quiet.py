@@ -29,16 +29,19 @@ def quietly() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupted_later() -> Iterator[None]:
-    """Ctrl-C inside the context ends it where it is over: C++ code that calls Python would take a
-    KeyboardInterrupt for an error of its own."""
+    """Signals that end a script inside the context are handled where it is over, also by an error:
+    C++ code that calls Python would take a KeyboardInterrupt for an error of its own."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    names = (name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+    numbers = [getattr(signal, name) for name in names]  # Windows has no SIGHUP
+    before = {n: signal.signal(n, lambda number, _: came.append(number)) for n in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        raise KeyboardInterrupt
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
