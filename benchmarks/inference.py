@@ -51,8 +51,10 @@ RUNNERS = {  # device -> format -> precisions
     "cpu": {"onnx": ("fp32",), "openvino": ("fp32", "bf16")},
     "cuda": {"onnx": ("fp32", "fp16")},
 }
-PYTORCH = {"cpu": ("bf16",), "cuda": ("bf16", "fp16")}  # beside fp32
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PYTORCH = {  # device -> precisions beside fp32
+    "cpu": {"bf16": torch.bfloat16},
+    "cuda": {"bf16": torch.bfloat16, "fp16": torch.float16},
+}
 HEADER = ["network", "γ", "batch", "FLOP ratio", "runs in", "form", "dense ms", "slim ms"]
 HEADER += ["micro-batch", "speed-up", "realised", "over plain PyTorch", "realised over it"]
 
@@ -189,8 +191,8 @@ def in_pytorch(model: nn.Module, images: torch.Tensor, compiling: bool) -> Runs:
     else:
         for name, form in fast(model):
             forms["PyTorch", name] = deploy(model, form=form)
-            for low in PYTORCH.get(images.device.type, ()):
-                forms[f"PyTorch {low}", name] = deploy(model, DTYPES[low], form)
+            for low, dtype in PYTORCH.get(images.device.type, {}).items():
+                forms[f"PyTorch {low}", name] = deploy(model, dtype, form)
     return {
         (place, name): Pass(
             Engine(

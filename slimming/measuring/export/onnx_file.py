@@ -38,9 +38,8 @@ def write(
             batch.dim_param = "batch"
     if precision == "int8":
         model = int8.by_onnxruntime(model, [{INPUT: batch.numpy()} for batch in batches])
-    _strip(model)
-    if precision == "int8":
         compact(model.graph)
+    _strip(model)
     if precision == "bf16":
         _store_as_bf16(model)
     onnx.helper.set_model_props(model, dict(metadata))
