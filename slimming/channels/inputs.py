@@ -1,0 +1,57 @@
+"""The arguments of a network, and the tensors in what it returns."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from slimming.errors import UserError
+
+# one tensor, a tuple of positional arguments, or a dict of keyword arguments
+Inputs = torch.Tensor | tuple | list | dict[str, Any]
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """What ``model`` returns for ``inputs``."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    """The tensors in any tree of lists, dicts, tuples, dataclasses and other objects."""
+    found = []
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, torch.Tensor):
+            found.append(leaf)
+        elif dataclasses.is_dataclass(leaf) or hasattr(leaf, "__dict__"):
+            if not isinstance(leaf, (nn.Module, type)) and not callable(leaf):
+                found += [t for part in vars(leaf).values() for t in tensors(part)]
+    return found
+
+
+def mapped(inputs: Inputs, function: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
+    """``inputs`` with each tensor replaced."""
+    return tree_map(lambda t: function(t) if isinstance(t, torch.Tensor) else t, inputs)
+
+
+def count(inputs: Inputs) -> int:
+    """The number of samples: the first dimension of the first tensor. UserError without one."""
+    found = [t for t in tensors(inputs) if t.dim()]
+    if not found:
+        raise UserError("inputs must have a tensor: one, a tuple of arguments, or a dict of them")
+    return len(found[0])
+
+
+def first(inputs: Inputs, samples: int) -> Inputs:
+    """The first samples only, of each tensor that has as many as the first one."""
+    whole = count(inputs)
+    return mapped(inputs, lambda t: t[:samples] if t.dim() and len(t) == whole else t)
+
+
+def like(inputs: Inputs, device: torch.device | str, dtype: torch.dtype) -> Inputs:
+    """``inputs`` on a device, those of floats in a dtype."""
+    return mapped(inputs, lambda t: t.to(device, dtype if t.is_floating_point() else None))
