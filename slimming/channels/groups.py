@@ -15,9 +15,10 @@ from slimming.channels import inputs as arguments
 from slimming.channels.inputs import Inputs
 from slimming.channels.kinds import OPAQUE, Opaque, is_depthwise, is_selection, kind_of, select
 from slimming.channels.labels import OUTPUT, Axis, Split, Trace, compact, varied
-from slimming.channels.partition import components
+from slimming.channels.partition import components, pairs
 from slimming.errors import UserError
 
+NONE = torch.empty(0, 2, dtype=torch.long)
 LONGEST = 128  # pixels: larger inputs are traced at this size, if the network takes it
 
 
@@ -78,23 +79,32 @@ def traced(model: nn.Module, inputs: Inputs) -> Trace:
     network = copied(model).cpu().float().eval()
     one = arguments.like(arguments.first(inputs, 1), "cpu", torch.float32)
     whole = arguments.like(inputs, "cpu", torch.float32)
-    attempts = [small for small in [_smaller(one)] if small is not None] + [one, whole]
-    for attempt in attempts:
+    for attempt in [small for small in [_smaller(one)] if small is not None] + [one, whole]:
         trace = Trace(network)
         try:
-            with torch.no_grad(), hooked(network, trace), trace:
-                outputs = arguments.call(network, attempt)
-            trace.stack.clear()
-            for tensor in arguments.tensors(outputs):
-                trace.pin(trace.of(tensor), OUTPUT)
-            return trace
+            _run(network, attempt, trace)
         except Exception as error:  # whatever the user's forward does
             failure = error
+            continue
+        if _unseen(trace):  # auxiliary heads; BatchNorm trains on two samples
+            twice = arguments.mapped(attempt, lambda t: torch.cat([t, t]) if t.dim() else t)
+            with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]):
+                _run(network.train(), twice, trace)
+        return trace
     reason = " ".join(str(failure).split())[:300]
     raise UserError(
         f"{type(model).__name__} fails on these inputs ({type(failure).__name__}: {reason}): pass "
         "inputs that it takes: a tensor, a tuple of arguments, or a dict of keyword arguments"
     ) from failure
+
+
+def _run(network: nn.Module, inputs: Inputs, trace: Trace) -> None:
+    """Run a network on labels; what it returns stays."""
+    trace.stack.clear()
+    with torch.no_grad(), hooked(network, trace), trace:
+        outputs = arguments.call(network, inputs)
+    for tensor in arguments.tensors(outputs):
+        trace.pin(trace.of(tensor), OUTPUT)
 
 
 def _smaller(inputs: Inputs) -> Inputs | None:
@@ -166,8 +176,7 @@ class _Found:
 
     def __init__(self, model: nn.Module, trace: Trace):
         self.model, self.trace = model, trace
-        pairs = torch.cat([*trace.pairs, torch.empty(0, 2, dtype=torch.long)])
-        self.units = components(trace.count, pairs)
+        self.units = components(trace.count, torch.cat([*trace.pairs, NONE]))
         self.axes = dict(trace.axes)
         for name, labels in trace.elements.items():
             self._place(name, labels)
@@ -178,8 +187,8 @@ class _Found:
         """The unit of each label."""
         return self.units[labels.long()]
 
-    def join(self, pairs: torch.Tensor) -> None:
-        self.units = components(len(self.units), pairs)[self.units]
+    def join(self, together: torch.Tensor) -> None:
+        self.units = components(len(self.units), together)[self.units]
 
     def _place(self, name: str, labels: torch.Tensor) -> None:
         """Find the dimension of a parameter along which its units vary; pin it if there are more,
@@ -201,10 +210,12 @@ class _Found:
         """Of the two ways to prune a dimension that becomes several, take the one that leaves more
         units: all parts lose equal positions, or whole parts go."""
         units = self.of(split.labels)
+        pinned = self.of(torch.cat([NONE[:, 0], *(p for found in self.trace.pins.values() for p in found)]))
+        if torch.isin(units, pinned).all():
+            return
         ways = []
         for dims in (split.dims[:-1], split.dims[-1:]):
-            pairs = torch.cat([_along(units, dim) for dim in dims])
-            joined = components(len(self.units), pairs)
+            joined = components(len(self.units), torch.cat([_along(units, dim) for dim in dims]))
             ways.append((len(joined[units].unique()), joined))
         self.units = max(ways, key=lambda way: way[0])[1][self.units]
 
@@ -221,7 +232,7 @@ class _Found:
 def _along(units: torch.Tensor, dim: int) -> torch.Tensor:
     """Pairs (n, 2) of each unit and the first one along a dimension."""
     first = units.narrow(dim, 0, 1).expand_as(units)
-    return torch.stack([units.flatten(), first.flatten()], 1).unique(dim=0)
+    return pairs(units, first)
 
 
 Side = tuple[str, str]  # the name of a layer, and the side of a `Member`
@@ -285,13 +296,22 @@ def _grouped(
         owned[units] = True
     others = {s: u for s, u in sides.items() if s not in writers and s[1] != "in"}
     linked += [_linked(units[free[units] & ~owned[units]]) for units in others.values()]
-    group_of = components(len(free), torch.cat([*linked, torch.empty(0, 2, dtype=torch.long)]))
+    group_of = components(len(free), torch.cat([*linked, NONE]))
     roots = dict.fromkeys(
         int(root)
         for units in (*writers.values(), *others.values())
         for root in group_of[units[free[units]]].unique()
     )
-    built = [_group(model, found, sides, writers, group_of, free, root) for root in roots]
+    touching: dict[int, dict[Side, torch.Tensor]] = {root: {} for root in roots}
+    for side, units in sides.items():
+        for root in group_of[units[free[units]]].unique().tolist():
+            if root in touching:
+                touching[root][side] = units
+    number = torch.full((len(free),), -1)
+    built = [
+        _group(model, found, own, writers, free & (group_of == root), number)
+        for root, own in touching.items()
+    ]
     order = {name: place for place, name in enumerate(found.trace.modules)}
     built.sort(key=lambda g: min(_place(order, member.layer) for member in g.members))
     kept = [g for g in built if not _ignored(g, ignore)]
@@ -299,18 +319,20 @@ def _grouped(
         reason: [layer for (layer, _), u in writers.items() if torch.isin(u, units).any()]
         for reason, units in reasons.items()
     }
-    return kept, {reason: names for reason, names in pinned.items() if names}, _unseen(found)
+    return kept, {reason: names for reason, names in pinned.items() if names}, _unseen(found.trace)
 
 
-def _unseen(found: _Found) -> list[str]:
+def _unseen(trace: Trace) -> list[str]:
     """The layers that did not run, none of whose tensors was used."""
-    used = {axis.name.rpartition(".")[0] for axis in found.axes} | set(found.trace.ran)
-    modules = found.trace.modules
-    whole = [n for n in found.trace.ran if isinstance(modules[n], tuple(_flat(OPAQUE)))]
+    used = {name.rpartition(".")[0] for name in (*trace.elements, *(a.name for a in trace.axes))}
+    whole = [n for n in trace.ran if isinstance(trace.modules[n], tuple(_flat(OPAQUE)))]
     return [
         name
-        for name, layer in modules.items()
-        if kind_of(layer) and name not in used and not any(inside(name, other) for other in whole)
+        for name, layer in trace.modules.items()
+        if kind_of(layer)
+        and name not in used
+        and name not in trace.ran
+        and not any(inside(name, other) for other in whole)
     ]
 
 
@@ -341,21 +363,17 @@ def _linked(units: torch.Tensor) -> torch.Tensor:
 def _group(
     model: nn.Module,
     found: _Found,
-    sides: dict[Side, torch.Tensor],
+    own: dict[Side, torch.Tensor],
     writers: dict[Side, torch.Tensor],
-    group_of: torch.Tensor,
-    free: torch.Tensor,
-    root: int,
+    inside: torch.Tensor,
+    number: torch.Tensor,
 ) -> Group:
-    """The group of this root: its units in the order in which layers write them."""
-    inside = free & (group_of == root)
-    own = {s: u for s, u in sides.items() if inside[u].any()}
+    """The group of the units ``inside``, in the order in which layers write them."""
     ordered = [u for s, u in own.items() if s in writers] or list(own.values())
     first: dict[int, int] = {}
     for units in ordered:
         for unit in units[inside[units]].tolist():
             first.setdefault(unit, len(first))
-    number = torch.full((len(free),), -1)
     number[list(first)] = torch.arange(len(first))
     members = []
     filters = torch.zeros(len(first), dtype=torch.long)

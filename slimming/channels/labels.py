@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode  # the only way to se
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from slimming.channels.partition import pairs
+
 LABELS = torch.float32  # the type that every operation that moves data supports; exact to 2^24
 MOST = 2**20  # elements of one parameter that get labels of their own
 OUTPUT = "the outputs"
@@ -148,7 +150,7 @@ class Trace(TorchDispatchMode):
             self.pin(torch.where(meets, 0, torch.maximum(a, b)), "a constant")
             meets &= a != b
             if meets.any():
-                self.pairs.append(torch.stack([a[meets], b[meets]], 1).long().unique(dim=0))
+                self.pairs.append(pairs(a[meets], b[meets]))
 
     def pin(self, labels: torch.Tensor, why: str) -> None:
         """The channels with these labels stay."""

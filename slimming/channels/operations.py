@@ -136,13 +136,18 @@ def _part(trace: Trace, call: Call, labels: torch.Tensor) -> None:
     for size, equal in by_size.items():
         trace.tie(*equal)
         trace.size(size, trace.along(equal[0], dim))
+    trace.size(labels.shape[dim], trace.along(labels, dim))
 
 
 def _split_dims(trace: Trace, before: torch.Tensor, after: torch.Tensor) -> None:
     """Remember where one dimension with labels became several."""
-    dims = varied(after)
-    if len(dims) > len(varied(before)):
+    dims, old = varied(after), varied(before)
+    if len(dims) > len(old):
         trace.splits.append(Split(trace.module, after, dims))
+    if len(dims) != len(old):
+        for labels in (before, after):
+            for dim in varied(labels) if len(varied(labels)) == 1 else []:
+                trace.size(labels.shape[dim], trace.along(labels, dim))
 
 
 @rule("clone", "_to_copy", "lift_fresh", "lift_fresh_copy", "contiguous", "detach", "alias")

@@ -1,0 +1,108 @@
+"""Prove that a slim network computes the same outputs as the masked one."""
+
+import contextlib
+
+import torch
+from torch import nn
+
+from slimming.channels import inputs as arguments
+from slimming.channels.groups import copied
+from slimming.channels.inputs import Inputs
+from slimming.errors import UserError
+
+TOLERANCE = 1e-4
+
+
+def outputs(model: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
+    """The tensors that a copy of ``model`` returns, in eval mode on its device; those of 16 bits
+    are computed in fp32. A network that draws random numbers draws the same each time."""
+    network = precise(copied(model).eval())
+    device, dtype = where(network)
+    own = arguments.like(inputs, device, dtype)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        return arguments.tensors(arguments.call(network, own))
+
+
+def where(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """The device and the dtype of a network, those of its first parameter of floats."""
+    found = (t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
+    first = next(found, torch.zeros(()))
+    return first.device, first.dtype
+
+
+def precise(model: nn.Module) -> nn.Module:
+    """``model`` in fp32 if it has fewer bits."""
+    return model.float() if where(model)[1] in (torch.float16, torch.bfloat16) else model
+
+
+def difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
+    """The largest difference of two lists of tensors, relative to the largest value of each; not a
+    number if shapes differ."""
+    if len(ours) != len(theirs):
+        return float("nan")
+    largest = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        if a.shape != b.shape:
+            return float("nan")
+        if not a.numel():
+            continue
+        a, b = a.double(), b.double()
+        scale = b.abs().nan_to_num().max().clamp_min(torch.finfo(torch.float32).tiny)
+        off = torch.where((a == b) | (a.isnan() & b.isnan()), 0, (a - b).abs()).max() / scale
+        largest = max(largest, float(off.nan_to_num(torch.inf)))
+    return largest
+
+
+def prove_equal(small: nn.Module, reference: nn.Module, inputs: Inputs) -> float:
+    """The largest difference of all tensors that two networks return for ``inputs``, relative to
+    the largest value of each. UserError above 1e-4: the slim network would be wrong.
+    """
+    found = difference(outputs(small, inputs), outputs(reference, inputs))
+    if not found <= TOLERANCE:
+        raise UserError(
+            f"the slim network differs from the masked one by {found:.1e} of the largest output "
+            f"(allowed: {TOLERANCE:.0e}): nothing is written. This is a bug, please report it with "
+            "the checkpoint"
+        )
+    return found
+
+
+def first_difference(
+    small: nn.Module,
+    reference: nn.Module,
+    kept: dict[str, dict[str, torch.Tensor]],
+    inputs: Inputs,
+) -> str | None:
+    """The name of the first layer, in the order of the forward pass, whose kept channels differ: on
+    constant inputs the outputs may not show it."""
+    seen = [_of_layers(model, kept, inputs) for model in (small, reference)]
+    for (name, ours), (_, theirs) in zip(*seen, strict=False):
+        mask = kept[name]["out"]
+        dim = -1 if isinstance(reference.get_submodule(name), nn.Linear) else 1
+        if theirs.shape[dim] != len(mask):
+            continue
+        theirs = theirs.index_select(dim, mask.nonzero().flatten().to(theirs.device))
+        if not difference([ours], [theirs]) <= TOLERANCE:
+            return name
+    return None
+
+
+def _of_layers(
+    model: nn.Module, kept: dict[str, dict[str, torch.Tensor]], inputs: Inputs
+) -> list[tuple[str, torch.Tensor]]:
+    """The name and the output of each layer that loses outputs, up to the first exception."""
+    network, found = precise(copied(model).eval()), []
+    for name, sides in kept.items():
+        if "out" in sides:
+
+            def record(_: nn.Module, __: object, out: object, name: str = name) -> None:
+                if isinstance(out, torch.Tensor) and out.dim() > 1:
+                    found.append((name, out.detach().clone()))
+
+            network.get_submodule(name).register_forward_hook(record)
+    device, dtype = where(network)
+    with contextlib.suppress(Exception), torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        arguments.call(network, arguments.like(inputs, device, dtype))
+    return found

@@ -1,0 +1,70 @@
+"""Which channels can go, tried: a network that loses some of each group must equal the masked one."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from slimming.channels import inputs as arguments
+from slimming.channels.groups import Channels, Group, channels
+from slimming.channels.inputs import Inputs
+from slimming.slicing.proof import TOLERANCE, difference, first_difference, outputs
+from slimming.slicing.slim import Masks, kept_channels, masked, sliced
+
+SHARE = 3  # one unit in three goes, to try a group
+
+
+def prunable(model: nn.Module, inputs: Inputs, ignore: Iterable[str] = ()) -> Channels:
+    """The coupled channels of ``model`` (see `channels`), without the groups that cannot be sliced
+    exactly: because a number in the code of a module does not follow, or an operation does
+    something else with fewer channels than its rule says."""
+    found = channels(model, inputs, ignore)
+    one = arguments.first(inputs, 1)
+    sound = exact(model, found.groups, one)
+    if len(sound) == len(found.groups):
+        return found
+    wrong = [g for g in found.groups if g not in sound]
+    reason = "the code of the network holds the number of channels"
+    return replace(found, groups=sound, pinned={**found.pinned, reason: [g.name for g in wrong]})
+
+
+def exact(
+    model: nn.Module, groups: list[Group], inputs: Inputs, keep: Masks | None = None
+) -> list[Group]:
+    """The groups that can be sliced together: of those that fail, halves are tried, and halves of
+    these. ``keep``: the units that stay, by default two of three in each group."""
+    keep = keep or {group.name: _some(group) for group in groups}
+
+    def grown(accepted: list[Group], more: list[Group]) -> list[Group]:
+        if not more or is_exact(model, [*accepted, *more], keep, inputs):
+            return [*accepted, *more]
+        if len(more) == 1:
+            return accepted
+        half = len(more) // 2
+        return grown(grown(accepted, more[:half]), more[half:])
+
+    accepted = grown([], groups)
+    return [group for group in groups if any(group is other for other in accepted)]
+
+
+def is_exact(model: nn.Module, groups: list[Group], keep: Masks, inputs: Inputs) -> bool:
+    """Whether the network that keeps these units of the groups equals the masked one."""
+    kept = kept_channels(groups, {group.name: keep[group.name] for group in groups})
+    try:
+        slim, reference = sliced(model, kept), masked(model, kept)
+        found = difference(outputs(slim, inputs), outputs(reference, inputs))
+    except Exception:  # the user's forward may raise anything at other widths
+        return False
+    return found <= TOLERANCE and first_difference(slim, reference, kept, inputs) is None
+
+
+def _some(group: Group) -> torch.Tensor:
+    """Two of three units, and at least one of each layer that writes the group."""
+    generator = torch.Generator().manual_seed(group.size)
+    keep = group.alive.clone()
+    keep[torch.randperm(group.size, generator=generator)[: max(1, group.size // SHARE)]] = False
+    for member in group.members:
+        if not keep[member.units].any():
+            keep[member.units[0]] = True
+    return keep
