@@ -161,7 +161,7 @@ class Trace(TorchDispatchMode):
     def along(self, labels: torch.Tensor, dim: int) -> torch.Tensor:
         """One label for each position along ``dim``: all at a position are tied."""
         rows = labels.movedim(dim, 0)
-        rows = _squeezed(rows, range(1, rows.dim())).flatten(1)
+        rows = _squeezed(rows, range(1, rows.dim())).reshape(len(rows), -1)
         first = rows.amax(1)
         if rows.shape[1] > 1:
             self.tie(torch.where(rows == 0, first[:, None], rows), first[:, None])
@@ -190,7 +190,7 @@ class Trace(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        from slimming.channels.operations import rule_of, unknown, view
+        from slimming.channels.operations import unknown
 
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
@@ -201,28 +201,33 @@ class Trace(TorchDispatchMode):
         known = [t for t in call.tensors if t in self._labels or self.name(t)]
         if not outputs or not known:
             return out
-        written = args[0] if args and func.name().partition(".")[0].endswith("_") else None
-        storages = {t.untyped_storage().data_ptr() for t in call.tensors if t.numel()}
-        shares = all(t.untyped_storage().data_ptr() in storages for t in outputs if t.numel())
         with torch.no_grad():
-            if call.name in RESHAPED_IN_PLACE and written is not None:
-                self._reshape(call)
-                return out
-            if shares and written is None:
-                view(self, call)
-                return out
             try:
-                labels = rule_of(call)(self, call)
+                self._follow(call)
             except Exception as error:  # arguments that a rule does not know
                 self.faults.append(f"{call.name}: {type(error).__name__}: {error}")
-                labels = unknown(self, call)
-            labels = labels if isinstance(labels, list) else [labels] * len(outputs)
-            if isinstance(written, torch.Tensor):
-                self._write(written, labels[0])
-            else:
-                for tensor, own in zip(outputs, labels, strict=True):
-                    self.put(tensor, own)
+                unknown(self, call)
+                for tensor in outputs:
+                    self._labels.pop(tensor, None)
         return out
+
+    def _follow(self, call: Call) -> None:
+        """Give the outputs of a call their labels."""
+        from slimming.channels.operations import rule_of, view
+
+        in_place = call.func.name().partition(".")[0].endswith("_")
+        if in_place and call.name in RESHAPED_IN_PLACE:
+            return self._reshape(call)
+        storages = {t.untyped_storage().data_ptr() for t in call.tensors if t.numel()}
+        written = {t.untyped_storage().data_ptr() for t in call.outputs if t.numel()}
+        if written and written <= storages and not in_place:
+            return view(self, call)
+        labels = rule_of(call)(self, call)
+        labels = labels if isinstance(labels, list) else [labels] * len(call.outputs)
+        if in_place and isinstance(call.args[0], torch.Tensor):
+            return self._write(call.args[0], labels[0])
+        for tensor, own in zip(call.outputs, labels, strict=True):
+            self.put(tensor, own)
 
     def put(self, tensor: torch.Tensor, labels: Labels) -> None:
         """Give a tensor its labels."""

@@ -366,7 +366,7 @@ def pointwise(trace: Trace, call: Call) -> Labels:
     if call.name == "copy":
         tensors = tensors[1:2]
     operands = [trace.of(t) for t in tensors]
-    operands = [o.view(*[1] * (len(shape) - o.dim()), *o.shape) for o in operands]
+    operands = [o.view([1] * (len(shape) - o.dim()) + list(o.shape)) for o in operands]
     dims = {d for o in operands for d in varied(o)}
     full = []
     for labels in operands:

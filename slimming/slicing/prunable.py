@@ -9,7 +9,7 @@ from torch import nn
 from slimming.channels import inputs as arguments
 from slimming.channels.groups import Channels, Group, channels
 from slimming.channels.inputs import Inputs
-from slimming.slicing.proof import TOLERANCE, difference, first_difference, outputs
+from slimming.slicing.proof import TOLERANCE, compared, first_difference
 from slimming.slicing.slim import Masks, kept_channels, masked, sliced
 
 SHARE = 3  # one unit in three goes, to try a group
@@ -53,7 +53,7 @@ def is_exact(model: nn.Module, groups: list[Group], keep: Masks, inputs: Inputs)
     kept = kept_channels(groups, {group.name: keep[group.name] for group in groups})
     try:
         slim, reference = sliced(model, kept), masked(model, kept)
-        found = difference(outputs(slim, inputs), outputs(reference, inputs))
+        found = compared(slim, reference, inputs)
     except Exception:  # the user's forward may raise anything at other widths
         return False
     return found <= TOLERANCE and first_difference(slim, reference, kept, inputs) is None
