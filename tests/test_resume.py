@@ -91,6 +91,20 @@ def test_a_command_with_refine_can_be_started_again(images, tmp_path):
     assert "epochs 1 to 2" in succeed(f"{command} --epochs 2")
 
 
+@pytest.mark.parametrize("script", ["main.py", "mask-impl/main_mask.py"])
+def test_a_folder_named_after_the_refined_network_is_found_again(script, images, tmp_path):
+    """Without --arch, which the file says: a job that is started again and again must end."""
+    pruned = save_network(tmp_path / "pruned", "resnet", 11, "folder", 2)
+    command = f"{script} --refine {pruned} --tag t --resume auto --dataset folder --data {images}"
+    command += " --no-tensorboard --batch-size 48 --epochs"
+    for epochs in (1, 2):
+        printed = succeed(f"{command} {epochs}", cwd=tmp_path)
+        assert f"epochs {epochs - 1} to {epochs}, results in ckpts/resnet_t/" in printed
+    assert [path.name for path in (tmp_path / "ckpts").iterdir()] == ["resnet_t"]
+    assert "all 2 epochs are done" in succeed(f"{command} 2", cwd=tmp_path)
+    assert not list(tmp_path.rglob("previous-1"))
+
+
 def test_how_to_continue_names_one_file(tmp_path, monkeypatch):
     (tmp_path / "checkpoint.pth.tar").touch()
     command = "main.py --refine a --refine=b --resume auto --lr 1"

@@ -39,8 +39,8 @@ def flow_run(typed: Mapping[str, Any]) -> tuple[FlowRun, Start]:
     """
     rounds, output = build(RoundsSettings, typed), build(FlowOutputSettings, typed)
     pretrained = None if rounds.pretrained_path == "0" else rounds.pretrained_path
-    last = output.folder(rounds.label).last
-    start = find_start(pretrained, typed.get("resume"), last, PRETRAINED)
+    folder = output.folder(rounds.label)
+    start = find_start(pretrained, typed.get("resume"), lambda: folder.last, PRETRAINED)
     resume = start.path if start.resumes else None
     run = build(FlowRun, {**recorded(FlowRun, start, typed), **typed, "resume": resume})
     return replace(run, data=run.data.resolved(known=start.resumes)), start

@@ -207,6 +207,12 @@ class TrainingRun:
             path = Path("ckpts") / "_".join(part for part in parts if part)
         return RunFolder(path, self.output.filename, resumed)
 
+    @property
+    def named_by_file(self) -> bool:
+        """Whether the name of the folder contains the network of the file to fine-tune."""
+        output = self.output
+        return bool(self.start.refine and output.tag and not output.save and not self.network.arch)
+
     def starting_from(self, **files: str | None) -> "TrainingRun":
         """The same run with different ``refine`` and ``resume``."""
         return replace(self, start=StartSettings(**files))

@@ -1,6 +1,6 @@
 """main.py: train a network, fine-tune a pruned one, or resume a run."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,21 +64,32 @@ def main_run(typed: Mapping[str, Any]) -> tuple[TrainingRun, Start]:
     contradict the flags.
     """
     run = fields_of.build(TrainingRun, typed)
-    last = run.starting_from(refine=run.start.refine, resume=None).folder().last
-    start = find_start(run.start.refine, run.start.resume, last)
+    start = find_start(run.start.refine, run.start.resume, lambda: _last_of(run))
     run = fields_of.build(TrainingRun, {**recorded(TrainingRun, start, typed), **typed})
     path = {"refine": None, "resume": start.path} if start.resumes else {"refine": start.path}
     return run.starting_from(**{"resume": None, **path}), start
 
 
+def _last_of(run: TrainingRun) -> Path:
+    """The checkpoint that --resume auto looks for: the one that a new run would write."""
+    arch, refine = None, run.start.refine
+    if refine and run.named_by_file:
+        start = Start.at(files.find(Path(refine), *TO_REFINE), None)
+        arch = architecture.describe(start.path, start.contents, {})["arch"]
+    return run.starting_from(refine=refine, resume=None).folder(arch).last
+
+
 def find_start(
-    refine: str | None, resume: str | None, last: Path, patterns: tuple[str, ...] = TO_REFINE
+    refine: str | None,
+    resume: str | None,
+    last: Callable[[], Path],
+    patterns: tuple[str, ...] = TO_REFINE,
 ) -> Start:
-    """Where a run starts: from the checkpoint to ``resume`` ("auto" is ``last``, if it exists),
+    """Where a run starts: from the checkpoint to ``resume`` ("auto" is ``last()``, if it exists),
     else from the file to ``refine``, or the first of ``patterns`` in that folder. UserError if the
     file is missing."""
     if resume == "auto":
-        resume = str(last) if last.exists() else None
+        resume = str(path) if (path := last()).exists() else None
     if resume:
         return Start.at(None, files.find(Path(resume), *TO_RESUME))
     return Start.at(refine and files.find(Path(refine), *patterns), None)
