@@ -118,8 +118,13 @@ def specs(settings: Dataclass | type[Dataclass]) -> Iterator[tuple[Field, Spec]]
 
 
 def kind_inside(entry: Field) -> type[Dataclass] | None:
-    """The class of the nested settings in a field; None if the field holds a value."""
-    return entry.type if isinstance(entry.type, type) and is_dataclass(entry.type) else None
+    """The class of the nested settings in a field; None if the field holds a value.
+
+    Its default tells, because under ``from __future__ import annotations`` its type is a string.
+    """
+    made = entry.default_factory
+    kinds = (made, type(entry.default), entry.type)
+    return next((k for k in kinds if isinstance(k, type) and is_dataclass(k)), None)
 
 
 def build(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
