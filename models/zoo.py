@@ -1,5 +1,9 @@
 """torchvision's classification models by name, adapted to small images."""
 
+from http.client import HTTPException
+from pickle import UnpicklingError
+from zipfile import BadZipFile
+
 import torch
 from torch import nn
 
@@ -8,6 +12,11 @@ from .wiring import count_classes
 
 SMALL = 64  # pixels; up to this size, a stem that downsamples by 4 leaves too few pixels
 OPTIONS = {"aux_logits": False, "transform_input": True, "init_weights": True}
+# what torch.hub raises: network and disk, another hash, a damaged archive
+UNAVAILABLE = (
+    *(OSError, HTTPException, RuntimeError, ValueError, EOFError, BadZipFile),
+    *(UnpicklingError, KeyError),
+)
 WITH_OPTIONS = ("googlenet", "inception_v3")  # their weights expect the input transform
 
 
@@ -106,7 +115,7 @@ def _load_pretrained(model: nn.Module, name: str, weights: str) -> None:
         raise ValueError(f"{name} has no weights called {weights!r}: use {', '.join(known)}")
     try:
         state = models.get_model(name, weights=weights).state_dict()
-    except Exception as error:  # many types: network, disk, damaged archive
+    except UNAVAILABLE as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"cannot load the weights {weights} of {name}: {reason}") from error
     own = model.state_dict()

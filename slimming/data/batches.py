@@ -1,5 +1,6 @@
 """Batches on the training device: shuffle, crop, flip and normalise whole batches of uint8."""
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 
@@ -70,6 +71,10 @@ class Batches:
         """``count`` images, normalised and not augmented, and their labels, see `balanced`."""
         chosen = balanced(self.split.labels, count, seed).to(self.device)
         return normalize(self.split.images[chosen]), self.split.labels[chosen]
+
+    def keeping_workers(self) -> contextlib.AbstractContextManager[None]:
+        """See `slimming.data.stream.Stream`; images in memory need no workers."""
+        return contextlib.nullcontext()
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         images, labels, _ = self.split

@@ -11,6 +11,7 @@ from slimming.data.image_folder import read_folder
 from slimming.data.pixels import BORDER, OFFLINE, Split, to_32x32
 from slimming.errors import UserError
 from slimming.runtime import optional
+from slimming.runtime.failures import raise_if_of_the_machine
 from slimming.storage import files
 
 
@@ -49,6 +50,7 @@ def _torchvision(name: str, folder: Path, split: str, workers: int = 1) -> Split
         with files.no_empty_folders(inner / "raw", inner, folder, *folder.parents):
             data = getattr(datasets, name)(root=str(folder), download=True, **which)
     except Exception as error:  # torchvision raises many types: network, disk, broken files
+        raise_if_of_the_machine(error)
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"cannot load or download {name.lower()} into {folder} ({reason}): put the files "

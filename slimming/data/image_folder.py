@@ -14,6 +14,7 @@ import torch
 from slimming.data.pixels import OFFLINE, SIZE, Split
 from slimming.errors import UserError
 from slimming.runtime import optional
+from slimming.runtime.failures import raise_if_of_the_machine
 from slimming.storage import checkpoint, files
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def read_image(path: str) -> "Image.Image":
         with Image.open(path, formats=_formats()) as image:
             return _to_rgb(image)
     except Exception as error:  # each format of Pillow raises its own types
+        raise_if_of_the_machine(error)
         raise UserError(f"cannot read the image {path} ({error}): fix or remove it") from error
 
 
@@ -162,7 +164,8 @@ def _read_cache(cache: Path, state: str) -> torch.Tensor | None:
     try:
         stored = torch.load(cache, weights_only=True)
         return stored["images"] if stored["state"] == state else None
-    except Exception:  # missing or damaged: decode the images again
+    except Exception as error:  # missing or damaged: decode the images again
+        raise_if_of_the_machine(error)
         return None
 
 

@@ -1,5 +1,6 @@
 """Image folders that do not fit into memory: decoded and augmented by DataLoader workers."""
 
+import contextlib
 from collections.abc import Iterator
 
 import torch
@@ -9,6 +10,11 @@ from slimming.data import image_folder
 from slimming.data.order import balanced, rank_slices
 from slimming.data.pixels import normalize
 from slimming.errors import UserError
+from slimming.runtime.failures import (
+    dead_worker_text,
+    deaths_of_workers_wait,
+    is_dead_worker,
+)
 from slimming.runtime.randomness import epoch_generator
 
 
@@ -35,29 +41,47 @@ class Stream:
         self.classes, self.device, self.batch_size, self.size = classes, device, batch_size, size
         self.num_images, self.augment, self.seed = len(samples), augment, seed
         self.epoch, self.rank, self.ranks = 0, rank, ranks
-        self.dataset = _ImageDataset(samples, size, augment, seed)
-        self.loader = DataLoader(
+        self.dataset, self.workers = _ImageDataset(samples, size, augment, seed), workers
+        self.loader = self._loader()
+
+    def _loader(self, persistent: bool = False) -> DataLoader:
+        return DataLoader(
             self.dataset,
             batch_sampler=_BatchSampler(self),
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=device.type == "cuda",
+            num_workers=self.workers,
+            persistent_workers=persistent and self.workers > 0,
+            pin_memory=self.device.type == "cuda",
         )
+
+    @contextlib.contextmanager
+    def keeping_workers(self) -> Iterator[None]:
+        """In the block, the workers stay for the next pass; otherwise they end with each pass."""
+        self.loader = self._loader(persistent=True)
+        try:
+            yield
+        finally:
+            self.loader = self._loader()  # nothing refers to the other one, which ends its workers
 
     def __len__(self) -> int:
         return -(-self.num_images // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         try:
-            for images, labels in self.loader:
+            with deaths_of_workers_wait():
+                batches = iter(self.loader)
+            for images, labels in batches:
                 images = images.to(self.device, non_blocking=True)
                 yield normalize(images), labels.to(self.device, non_blocking=True)
         except UserError as error:  # a worker wraps the message in a traceback
             raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
+        except RuntimeError as error:
+            if is_dead_worker(error):
+                raise UserError(dead_worker_text(error)) from error
+            raise
 
     def draw(self, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """``count`` images, normalised and not augmented, and their labels, see `balanced`."""
-        samples, workers = self.dataset.samples, self.loader.num_workers
+        samples, workers = self.dataset.samples, self.workers
         labels = torch.tensor([label for _, label in samples])
         chosen = [samples[i] for i in balanced(labels, count, seed).tolist()]
         still = Stream(chosen, self.classes, self.size, self.device, workers, 64, augment=False)

@@ -21,6 +21,7 @@ from slimming.pruning.coupling import is_wired
 from slimming.pruning.importance import layers
 from slimming.pruning.scaling import batch_norms, present_channels, selections
 from slimming.pruning.unread import without_unread_channels
+from slimming.runtime.failures import raise_if_of_the_machine
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -117,7 +118,8 @@ def _fused(model: nn.Module) -> nn.Module:
         if len(folded) > len(set(folded)):  # a convolution that runs twice may have two BNs
             return still
         return optimization.fuse(still)
-    except Exception:  # data-dependent control flow, or anything else that cannot be traced
+    except Exception as error:  # data-dependent control flow, or what else cannot be traced
+        raise_if_of_the_machine(error)
         return still
 
 

@@ -1,6 +1,5 @@
 """Prove that a slim network computes the same outputs as the masked one."""
 
-import contextlib
 import copy
 
 import torch
@@ -9,6 +8,7 @@ from torch import nn
 from slimming.errors import UserError
 from slimming.pruning.scaling import Masks
 from slimming.pruning.widths import LAYERS
+from slimming.runtime.failures import raise_if_of_the_machine
 
 TOLERANCE = 1e-4
 
@@ -72,6 +72,8 @@ def _outputs(model: nn.Module, images: torch.Tensor) -> list[tuple[str, torch.Te
             layer.register_forward_hook(
                 lambda _, __, out, name=name: outputs.append((name, out.clone()))
             )
-    with contextlib.suppress(Exception):
+    try:
         copied(images.double())
+    except Exception as error:  # of the user's forward: the outputs before it are compared
+        raise_if_of_the_machine(error)
     return outputs

@@ -29,6 +29,7 @@ from slimming.pruning.widths import (
     width,
     widths,
 )
+from slimming.runtime.failures import raise_if_of_the_machine
 
 Kept = dict[str, Masks]  # layer -> side ('out', 'in', 'mask') -> one bool for each channel
 
@@ -85,6 +86,7 @@ def apply(model: nn.Module, coupled: list[Group], choice: Choice, images: torch.
     try:
         difference, failure = prove_equal(slim, reference, images), None
     except Exception as error:  # the user's forward may raise anything at unexpected widths
+        raise_if_of_the_machine(error)
         difference, failure = math.nan, error
     where = first_difference(slim, reference, kept, images)  # the logits may not depend on it
     if where or failure:

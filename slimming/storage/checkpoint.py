@@ -4,14 +4,23 @@ A checkpoint is a dict of tensors, numbers, strings, lists and dicts.
 """
 
 import io
+import struct
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import torch
 
 from slimming.errors import UserError
+from slimming.runtime.failures import raise_if_of_the_machine
 from slimming.storage import files
+
+# what zipfile raises for a damaged header, entry or stream
+DAMAGED_ZIP = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError),
+    *(NotImplementedError, RuntimeError, OverflowError),
+)
 
 WRAPPED = "module."  # the prefix that DataParallel and DistributedDataParallel add to each name
 
@@ -44,7 +53,8 @@ def read(path: str | Path) -> dict:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error below says what is wrong
             contents = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many types of exceptions
+    except Exception as error:  # unpickling damaged data can raise anything
+        raise_if_of_the_machine(error)
         pickled = data.startswith((b"PK", b"\x80"))
         if pickled and "weights_only" in str(error).lower():
             raise UserError(
@@ -76,7 +86,8 @@ def _check_sums(path: str | Path, data: bytes) -> None:
         return  # of a version before 1.6, or what `read` refuses
     try:
         damaged = zipfile.ZipFile(io.BytesIO(data)).testzip()
-    except Exception:  # whatever a damaged header leads to
+    except DAMAGED_ZIP as error:
+        raise_if_of_the_machine(error)
         damaged = "its header"
     if damaged:
         raise UserError(

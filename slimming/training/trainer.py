@@ -87,17 +87,21 @@ class Trainer:
     def fit(self) -> None:
         """Train to the last epoch. Raises Diverged if a loss is not finite."""
         try:
-            for epoch in range(self.epoch, self.settings.epochs):
-                started = time.perf_counter()
-                call(self.callbacks, "before_epoch", epoch)
-                if self.stopped:
-                    break
-                train_score, score = self.one_epoch(epoch)
-                self._add_record(epoch, train_score, score)
-                self.seconds = time.perf_counter() - started
-                call(self.callbacks, "after_epoch", epoch)
+            with self.train_loader.keeping_workers(), self.test_loader.keeping_workers():
+                self._epochs()
         finally:
             call(self.callbacks, "close")
+
+    def _epochs(self) -> None:
+        for epoch in range(self.epoch, self.settings.epochs):
+            started = time.perf_counter()
+            call(self.callbacks, "before_epoch", epoch)
+            if self.stopped:
+                break
+            train_score, score = self.one_epoch(epoch)
+            self._add_record(epoch, train_score, score)
+            self.seconds = time.perf_counter() - started
+            call(self.callbacks, "after_epoch", epoch)
 
     def one_epoch(self, epoch: int) -> tuple[Score, Score]:
         """Train one epoch and evaluate."""
