@@ -5,6 +5,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -233,6 +234,21 @@ def test_an_operation_without_a_deterministic_kernel(monkeypatch, capsys):
     assert error.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "main.py: error: put_ has no deterministic CUDA kernel: omit --deterministic"
+
+
+def test_the_traceback_of_an_explained_error_is_there_for_who_asks(monkeypatch, capsys):
+    def lose_a_file():
+        Path("/nowhere/missing").read_bytes()
+
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+    for debug, lines in (("", 1), ("1", 2)):
+        monkeypatch.setenv("SLIMMING_DEBUG", debug)
+        with pytest.raises(SystemExit) as error:
+            entry.run(lose_a_file)
+        told = capsys.readouterr().err
+        assert error.value.code == 2 and "SLIMMING_DEBUG=1" in told.splitlines()[-1]
+        assert ("lose_a_file" in told) == ("Traceback" in told) == (lines > 1)
+        assert (len(told.splitlines()) == 1) == (lines == 1)
 
 
 @pytest.mark.parametrize("missing, says", [("triton", "pip install triton"), ("gcc", "C compiler")])
