@@ -131,5 +131,6 @@ def load(path: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
     >>> load(path, build)[0].out_channels
     4
     """
-    model = slicing.load_slim_state(build(), checkpoint.read(path)["state_dict"])
-    return model.eval()
+    model = build()
+    state = checkpoint.fitted(checkpoint.read(path)["state_dict"], model)
+    return slicing.load_slim_state(model, state).eval()

@@ -1,5 +1,6 @@
 """The library by itself: built as a wheel, installed beside a foreign package called `models`."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -9,12 +10,16 @@ import sysconfig
 import pytest
 import torch
 from conftest import SMALLEST, randomize
+from torch import nn
 from warm import ROOT
 
 import slimming
 from models import NETWORKS
 from slimming.errors import UserError
 from slimming.pruning.importance import MEASURES
+from slimming.pruning.scaling import batch_norms
+from slimming.storage import architecture, checkpoint
+from slimming.storage.architecture import Architecture
 
 PROGRAM = """
 import models, slimming, torch, torchvision
@@ -69,6 +74,46 @@ def test_the_paper_s_networks_come_back_from_a_file(arch, tmp_path):
     slimming.save(slim.model, tmp_path / "slim.pth")
     again = slimming.load(tmp_path / "slim.pth", build)
     assert torch.equal(again(images), slim.model(images)) and again.cfg == slim.cfg
+
+
+class Wrapper(nn.Module):
+    """A network whose only child has the name of DataParallel's."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 10))
+
+    def forward(self, x):
+        return self.module(x)
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, nn.DataParallel], ids=["plain", "DataParallel"])
+@pytest.mark.parametrize("build", [Wrapper, lambda: Wrapper().module])
+def test_a_child_called_module_is_no_data_parallel(build, wrap, tmp_path):
+    images = torch.rand(2, 3, 8, 8)
+    slim = slimming.prune(build(), images)
+    slimming.save(wrap(slim.model), tmp_path / "slim.pth")
+    assert torch.equal(slimming.load(tmp_path / "slim.pth", build)(images), slim.model(images))
+
+
+@pytest.mark.parametrize("arch", SMALLEST)
+def test_a_checkpoint_without_masks_or_counts_loads_as_in_the_scripts(arch, tmp_path):
+    """mask-impl has no channel selection, and PyTorch before 0.4.1 counts no batches."""
+    network = Architecture(arch, SMALLEST[arch], "digits", 10)
+    masked = importlib.import_module("mask-impl.models").NETWORKS[arch](depth=network.depth)
+    randomize(masked)
+    for name, value in batch_norms(masked).items():
+        if name.endswith("bn2"):
+            value.weight.data[:2] = value.bias.data[:2] = 0
+    contents = architecture.contents_of(masked, network, 1, 0.5)
+    state = contents["state_dict"]
+    for counts in (True, False):
+        kept = {n: v for n, v in state.items() if counts or "num_batches" not in n}
+        checkpoint.write(tmp_path / "masked", {**contents, "state_dict": kept})
+        ours = slimming.load(tmp_path / "masked", network.build)
+        theirs = architecture.load(tmp_path / "masked")[0].eval()
+        images = torch.rand(2, 3, 32, 32)
+        assert torch.equal(ours(images), theirs(images))
 
 
 @pytest.mark.parametrize("measure", [name for name in MEASURES if name != "biased_loss_tracked"])

@@ -12,10 +12,7 @@ from torch import nn
 
 from models import NETWORKS, PAPER_DEPTH, constructor
 from slimming.errors import UserError
-from slimming.storage.checkpoint import read
-
-MASKS = ".indexes"
-
+from slimming.storage.checkpoint import MASKS, fitted, read
 
 STORED = {
     "arch": (str,),
@@ -130,14 +127,12 @@ def load_network(
     load into both. UserError if the weights do not fit ``network``.
     """
     model = network.build(networks)
-    state = _match_masks(contents["state_dict"], model)
+    state = fitted(contents["state_dict"], model)
     own = model.state_dict()
     masks = {name for name in state.keys() - own.keys() if name.endswith(MASKS)}
     if masks and state.keys() - masks <= own.keys():
         raise UserError(f"{path} uses channel selection: load it with main.py, not with mask-impl")
     for name in {**state, **own}:
-        if name.endswith("num_batches_tracked"):
-            continue  # missing in files of PyTorch before 0.4.1
         if name not in state or name not in own:
             where = "has no" if name not in state else "has an unexpected"
             raise UserError(f"{path} does not contain a {network}: it {where} {name}")
@@ -147,8 +142,7 @@ def load_network(
                 f"{tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
             )
     try:
-        own.update(state)  # in place: `own` has the version metadata of the layers
-        model.load_state_dict(own)
+        model.load_state_dict(state)
         with torch.no_grad():
             images = torch.zeros(1, 3, network.image_size, network.image_size)
             model.eval()(images)  # the selected channels must fit the next layer
@@ -236,22 +230,6 @@ def contents_of(
         **asdict(network),
         **more,
     }
-
-
-def _match_masks(state: dict, model: nn.Module) -> dict:
-    """Add masks of ones that are missing in ``state``; drop those that the model does not have."""
-    own = model.state_dict()
-    full = {
-        name: torch.ones_like(own[name])
-        for name in own
-        if name.endswith(MASKS) and name not in state
-    }
-    extra = {
-        name
-        for name in state
-        if name.endswith(MASKS) and name not in own and bool(state[name].all())
-    }
-    return {**{n: v for n, v in state.items() if n not in extra}, **full}
 
 
 def _count_outputs(state: dict) -> int | None:

@@ -11,6 +11,7 @@ import zlib
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from slimming.errors import UserError
 from slimming.runtime.failures import raise_if_of_the_machine
@@ -22,6 +23,7 @@ DAMAGED_ZIP = (
     *(NotImplementedError, RuntimeError, OverflowError),
 )
 
+MASKS = ".indexes"  # how the names of the masks of channel selection end
 WRAPPED = "module."  # the prefix that DataParallel and DistributedDataParallel add to each name
 
 
@@ -93,6 +95,30 @@ def _check_sums(path: str | Path, data: bytes) -> None:
         raise UserError(
             f"{path} is damaged: {damaged} is not as it was written. Copy or train it again"
         )
+
+
+def fitted(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """``state`` under the names of ``model``'s state dict, whatever program wrote it.
+
+    `read` has removed the prefix of DataParallel: it comes back if it is the name of a child. Masks
+    of channel selection that are missing are ones, and those of ones that the model does not have
+    are left out. Counts of batches, which files of PyTorch before 0.4.1 lack, are the model's.
+    """
+    own = model.state_dict()
+    if own and all(name.startswith(WRAPPED) for name in own):
+        state = {name if name in own else WRAPPED + name: value for name, value in state.items()}
+    found = own.copy()
+    found.clear()
+    for name, value in state.items():
+        if name in own or not name.endswith(MASKS) or not bool(value.all()):
+            found[name] = value
+    for name, value in own.items():
+        if name.endswith(MASKS):
+            found.setdefault(name, torch.ones_like(value))
+        elif name.endswith("num_batches_tracked"):
+            found.setdefault(name, value)
+    vars(found).update(vars(own))  # the version metadata of the layers
+    return found
 
 
 def _is_state_dict(value: object) -> bool:
