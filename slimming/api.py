@@ -1,5 +1,6 @@
 """The public API: slim a network, repair it, save it, load it, deploy it."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,13 +26,15 @@ class Slim:
     for the paper's networks); ``figures``, its cost (parameters, FLOPs per image, bytes);
     ``difference``, the proof: the largest difference between its logits and those of the masked
     dense network, in which no layer reads the removed channels, relative to the largest logit;
-    ``kept``, which channels of each layer of the dense network are left."""
+    ``kept``, which channels of each layer of the dense network are left; ``notes``, what `repair`
+    left as it was or discarded, and why."""
 
     model: nn.Module
     cfg: dict | list
     figures: Figures
     difference: float
     kept: slicing.Kept = field(repr=False)
+    notes: list[str] = field(default_factory=list)
 
 
 def prune(
@@ -87,8 +90,9 @@ def repair(slim: Slim, dense: nn.Module, images: torch.Tensor, seed: int = 0) ->
 
     ``images`` (N, 3, H, W) are at least 32, better 2,048, training images, normalised as the
     network reads them, on the device to use; one in eight is held back to judge the result.
-    ``slim`` itself is returned if repair does not bring it closer to the dense network. UserError
-    if torch.fx cannot trace the network.
+    The model keeps its dtype. A repair that does not bring its outputs closer to those of the dense
+    network is discarded. That, and layers that cannot be fitted, are in ``notes`` of the result and
+    in a warning each. UserError if torch.fx cannot trace the network.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
     >>> images = torch.rand(64, 3, 8, 8)
@@ -99,7 +103,11 @@ def repair(slim: Slim, dense: nn.Module, images: torch.Tensor, seed: int = 0) ->
     True
     """
     repaired = fit(slim.model, dense, slim.kept, images, seed)
-    return replace(slim, model=repaired.model.cpu()) if repaired.helped else slim
+    notes = repaired.notes if repaired.helped else [*repaired.notes, str(repaired)]
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    model = repaired.model.cpu() if repaired.helped else slim.model
+    return replace(slim, model=model, notes=notes)
 
 
 def save(slim: Slim | nn.Module, path: str | Path) -> None:

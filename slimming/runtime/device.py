@@ -1,5 +1,6 @@
 """The device, its memory layout, and torch.compile."""
 
+import copy
 import os
 import shutil
 import time
@@ -30,6 +31,18 @@ def choose_device(name: str | None = None, no_cuda: bool = False) -> torch.devic
             f"device {name!r} is unavailable: omit --device, or use --device cpu"
         ) from error
     return device
+
+
+@torch.no_grad()
+def layout_for(model: nn.Module, images: torch.Tensor) -> torch.memory_format:
+    """`LAYOUT`; contiguous, if ``model`` cannot run ``images`` (N, C, H, W) in that layout in eval
+    mode: ``x.view(len(x), -1)`` of a channels_last map raises RuntimeError."""
+    try:
+        tried = copy.deepcopy(model).to(memory_format=LAYOUT).eval()
+        tried(images.clone(memory_format=LAYOUT))
+    except RuntimeError:
+        return torch.contiguous_format
+    return LAYOUT
 
 
 def now(device: torch.device) -> float:
