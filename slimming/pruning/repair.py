@@ -8,7 +8,6 @@ to match (Li et al., ECCV 2020, 2007.02491).
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
