@@ -35,7 +35,8 @@ class Trainer:
     ``temperature`` is that of the training loss; ``kept`` are the settings to save in checkpoints.
     The ``callbacks`` (see `slimming.training.callbacks`) may `replace` the network. ``history`` has
     a record (RECORD) of each epoch, ``full_score`` the score of the network before it was pruned,
-    if it was.
+    if it was. ``holds_zeros``: a callback keeps the zeros of convolutions at zero, and checkpoints
+    say so.
     """
 
     def __init__(
@@ -60,12 +61,14 @@ class Trainer:
         self.callbacks: list[Any] = []
         self.history: list[dict[str, Any]] = []
         self.full_score: Score | None = None
+        self.holds_zeros = False
         self.epoch, self.seconds, self.stopped = settings.start_epoch or 0, 0.0, False
         self.resumed: dict[str, Any] = {}  # the checkpoint that is resumed
         self.replace(model, architecture)
 
     def replace(self, model: nn.Module, architecture: Architecture) -> None:
-        """Train ``model`` from now on, with a new optimizer and a new best accuracy."""
+        """Train ``model`` from now on, with a new optimizer and a new best accuracy. Callbacks are
+        told (``on_replace``)."""
         settings = self.settings
         self.architecture, self.best_prec1, self.best_is_older = architecture, 0.0, True
         self.model = model.to(self.device).to(memory_format=LAYOUT)
@@ -75,6 +78,7 @@ class Trainer:
         self.optimizer = make_optimizer(
             self.model, settings.lr, settings.momentum, settings.weight_decay
         )
+        call(self.callbacks, "on_replace", self.model)
 
     def add(self, *callbacks: Any) -> None:
         """Add ``callbacks``. Those with a state get that of the resumed run, if any."""
@@ -154,6 +158,7 @@ class Trainer:
             classes=self.test_loader.classes,
             before_pruning=self.full_score and self.full_score._asdict(),
             settings=self.kept,
+            holds_zeros=self.holds_zeros,
         )
 
     def from_contents(self, path: str, contents: dict[str, Any]) -> None:
