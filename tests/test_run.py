@@ -70,7 +70,8 @@ def test_each_method(photos, tmp_path, method):
         assert metrics["difference"] < 1e-4 and tuned["parameters"] < 0.7 * base["parameters"]
     else:
         assert tuned["effective parameters"] < base["parameters"]
-    model, _, _ = architecture.load(folder / "mobilenet_rebuilt.pth")
+    model, _, contents = architecture.load(folder / "mobilenet_rebuilt.pth")
+    assert contents["holds_zeros"] == ("kernel" in method)
     assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
 
 

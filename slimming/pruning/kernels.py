@@ -92,16 +92,9 @@ def zero_weights(model: nn.Module, masks: Masks) -> None:
 
 
 def zero_masks(model: nn.Module) -> dict[torch.Tensor, torch.Tensor]:
-    """Masks of the nonzero weights of convolutions, for `GradientMask`."""
+    """Masks of the nonzero weights of the convolutions that have zeros, for `GradientMask`."""
     weights = [layer.weight for layer in convolutions(model).values()]
     return {weight: (weight != 0).to(weight.dtype) for weight in weights if (weight == 0).any()}
-
-
-def held_zeros(model: nn.Module) -> dict[torch.Tensor, torch.Tensor]:
-    """`zero_masks` of a network that was pruned inside filters; for any other network, {}."""
-    weights = [layer.weight for layer in convolutions(model).values()]
-    zeros = sum(int((weight == 0).sum()) for weight in weights)
-    return zero_masks(model) if zeros > SPARSE * sum(w.numel() for w in weights) else {}
 
 
 def unread_channels(model: nn.Module, coupled: list[Group]) -> Choice:

@@ -194,6 +194,8 @@ def _write_network(
 ) -> Path:
     """Write the pruned ``model``; in a masked file ``cfg`` is the channels that the mask keeps."""
     more: dict[str, Any] = {"classes": dense.test_loader.classes, "cfg": network.cfg or cfg}
+    if dense.contents.get("holds_zeros") and "repaired" not in scores:  # which fits all weights
+        more["holds_zeros"] = True
     first = dense.contents.get("before_pruning") or scores["dense"]._asdict()
     if "repaired" in scores:
         more["repair"] = {name: score._asdict() for name, score in scores.items()}

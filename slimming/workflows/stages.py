@@ -17,7 +17,7 @@ from torch import nn
 from models import widths
 from slimming.data.batches import Batches
 from slimming.data.stream import Stream
-from slimming.pruning import kernels, slicing
+from slimming.pruning import slicing
 from slimming.reports import tables
 from slimming.runtime.device import choose_device
 from slimming.settings import kept
@@ -25,7 +25,7 @@ from slimming.storage import architecture, checkpoint, files
 from slimming.storage.architecture import Architecture
 from slimming.training import loop
 from slimming.training.callbacks import EarlyStopping
-from slimming.training.penalties import GradientMask, L1Penalty
+from slimming.training.penalties import L1Penalty
 from slimming.training.run_folder import RunFolder
 from slimming.training.settings import TrainSettings
 from slimming.training.trainer import Trainer
@@ -54,7 +54,7 @@ def train_base(experiment: Experiment, given: Path | None) -> Path:
         sparse = slimming and not settings.execution.skip_pruning
         epochs, lr = settings.base.base_train_epochs, settings.base.learning_rate
         train = _train_settings(settings, epochs, lr, sparse)
-        trainer, folder = _open(experiment, "base", train, given)
+        trainer, _, folder = _open(experiment, "base", train, given)
         penalty = [L1Penalty(trainer.model, train.s)] if sparse else []
         _fit(experiment, trainer, penalty, folder)
         files.write_bytes(base, folder.best.read_bytes())
@@ -69,7 +69,7 @@ def prune(experiment: Experiment, base: Path) -> Path:
     target, began = experiment.network_file("pruned"), time.perf_counter()
     if record.done("pruned"):
         return target
-    model, network, _ = architecture.load(base)
+    model, network, of_base = architecture.load(base)
     loader = batches(settings, network, "test")
     task = _task(settings, model, network, loader)
     pruned = METHODS[settings.pruning.pruning_method](task)
@@ -84,6 +84,7 @@ def prune(experiment: Experiment, base: Path) -> Path:
         score.prec1,
         classes=loader.classes,
         before_pruning={"loss": before["loss"], "prec1": before["top-1"]},
+        holds_zeros=settings.pruning.masks or bool(of_base.get("holds_zeros")),
         **({"kept": pruned.kept} if settings.repairing.repair else {}),
     )
     checkpoint.write(target, contents)
@@ -110,6 +111,7 @@ def repair(experiment: Experiment, base: Path, pruned: Path) -> Path:
     repaired = settings.repairing.of(slim, dense, contents.pop("kept"), training)
     score = loop.test(repaired.model, test)
     contents |= {"state_dict": repaired.model.cpu().state_dict(), "best_prec1": score.prec1}
+    contents["holds_zeros"] = False  # repair fits all weights
     checkpoint.write(target, contents)
     record.add("repaired", target, score, began, divergence=[repaired.before, repaired.after])
     return target
@@ -123,9 +125,9 @@ def fine_tune(experiment: Experiment, pruned: Path) -> Path:
         return rebuilt
     tuning = settings.fine_tuning
     train = _train_settings(settings, tuning.finetune_epochs, tuning.finetune_lr)
-    trainer, folder = _open(experiment, "finetune", train, pruned)
-    zeros = kernels.zero_masks(trainer.model)
-    _fit(experiment, trainer, [GradientMask(trainer.model, trainer.optimizer, zeros)], folder)
+    trainer, start, folder = _open(experiment, "finetune", train, pruned)
+    start.contents.setdefault("holds_zeros", settings.pruning.masks)  # of an older version
+    _fit(experiment, trainer, training.hold_zeros(trainer, start), folder)
     files.write_bytes(rebuilt, folder.best.read_bytes())
     record.add("fine-tuned", rebuilt, _best_score(trainer), began, trainer.history)
     return rebuilt
@@ -149,9 +151,9 @@ def _train_settings(
 
 def _open(
     experiment: Experiment, name: str, train: TrainSettings, weights: Path | None
-) -> tuple[Trainer, RunFolder]:
-    """The trainer of a stage and its folder: resumed if the stage was interrupted, else from
-    ``weights``, else from random ones."""
+) -> tuple[Trainer, training.Start, RunFolder]:
+    """The trainer of a stage, where it starts, and its folder: resumed if the stage was
+    interrupted, else from ``weights``, else from random ones."""
     settings, path = experiment.settings, experiment.folder / name
     last = RunFolder(path).last
     start = training.Start.at(refine=weights, resume=last if last.exists() else None)
@@ -160,7 +162,7 @@ def _open(
     model, network, loaders = training.open_network(train, data, asked, start)
     trainer = Trainer(model, network, *loaders, train, kept=kept(train))
     folder = RunFolder(path, resumed=start.path if start.resumes else None)
-    return training.begin(trainer, start), folder
+    return training.begin(trainer, start), start, folder
 
 
 def _fit(experiment: Experiment, trainer: Trainer, callbacks: list[Any], folder: RunFolder) -> None:

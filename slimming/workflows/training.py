@@ -16,6 +16,7 @@ from slimming.data.settings import DataSettings
 from slimming.data.stream import Stream
 from slimming.errors import Interrupted, UserError
 from slimming.measuring.figures import measure
+from slimming.pruning import kernels
 from slimming.reports import plots, tables
 from slimming.reports.board import TensorBoard
 from slimming.reports.figures import size_text
@@ -27,6 +28,7 @@ from slimming.storage import architecture, checkpoint, files
 from slimming.storage.architecture import Architecture
 from slimming.training.callbacks import CheckpointWriter, EpochPrinter
 from slimming.training.loop import Score
+from slimming.training.penalties import GradientMask
 from slimming.training.run_folder import RunFolder
 from slimming.training.settings import TrainSettings
 from slimming.training.trainer import Trainer
@@ -222,6 +224,23 @@ def begin(trainer: Trainer, start: Start, refines: bool = True) -> Trainer:
     return trainer
 
 
+def hold_zeros(trainer: Trainer, start: Start) -> list[GradientMask]:
+    """A callback that keeps the zeros of convolutions at zero if the file of ``start`` says that
+    pruning made them, as those of run.py --pruning-method kernel and intra-kernel do; else none.
+    Prints a note if it has many zeros and does not say so."""
+    trainer.holds_zeros = bool(start.contents.get("holds_zeros"))
+    if trainer.holds_zeros:
+        return [GradientMask(trainer.model, trainer.optimizer, kernels.zero_masks)]
+    weights = [layer.weight for layer in kernels.convolutions(trainer.model).values()]
+    zeros = sum(int((weight == 0).sum()) for weight in weights)
+    if zeros > kernels.SPARSE * sum(weight.numel() for weight in weights):
+        print(
+            f"note: {zeros:,} weights of convolutions are zero. {start.path} does not say that "
+            "they were pruned, so they are trained like all others"
+        )
+    return []
+
+
 def _score_before_pruning(start: Start) -> Score | None:
     """The score of the full network, if the weights come from a pruned checkpoint."""
     score = start.contents.get("before_pruning")
@@ -242,10 +261,11 @@ def fit(
     to ``folder``; then print the results. Raises Interrupted on Ctrl-C, Diverged if a loss is not
     finite; the checkpoint of the last complete epoch is kept in both cases."""
     trainer.add(*callbacks)  # first: if one cannot resume, the folder stays unchanged
+    held = [mask.summary() for mask in callbacks if isinstance(mask, GradientMask)]
     first = distributed.rank() == 0  # only this process writes and prints
     if first:
         folder.prepare()
-    print(summary(trainer, folder), flush=True)
+    print("\n".join(filter(None, [summary(trainer, folder), *held])), flush=True)
     if trainer.epoch < trainer.settings.epochs and not data.threads:
         threads.print_load_note(trainer.device)
     trainer.add(CheckpointWriter(trainer, folder.last, folder.best))
