@@ -1,4 +1,4 @@
-"""The public API: slim a network, repair it, save it, load it, deploy it."""
+"""The public API: sparsity training; slim a network, repair it, save it, load it, deploy it."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -15,8 +15,9 @@ from slimming.measuring.figures import Figures
 from slimming.pruning import importance, slicing
 from slimming.pruning.repair import repair as fit
 from slimming.storage import checkpoint
+from slimming.training.penalties import L1Penalty, updateBN
 
-__all__ = ["Slim", "deploy", "load", "prune", "repair", "save"]
+__all__ = ["L1Penalty", "Slim", "deploy", "load", "prune", "repair", "save", "updateBN"]
 SCOPES = ("global", "layer")
 
 

@@ -9,7 +9,7 @@ import sysconfig
 
 import pytest
 import torch
-from conftest import SMALLEST, randomize
+from conftest import NARROW, SMALLEST, randomize
 from torch import nn
 from warm import ROOT
 
@@ -17,6 +17,7 @@ import slimming
 from models import NETWORKS
 from slimming.errors import UserError
 from slimming.pruning.importance import MEASURES
+from slimming.training import penalties
 from slimming.pruning.scaling import batch_norms
 from slimming.storage import architecture, checkpoint
 from slimming.storage.architecture import Architecture
@@ -138,3 +139,23 @@ def test_wrong_arguments_say_what_is_right(wrong, says):
     net = NETWORKS["resnet"](depth=11).eval()
     with pytest.raises(UserError, match=says):
         slimming.prune(net, torch.rand(2, 3, 32, 32), **wrong)
+
+
+def test_sparsity_training_in_a_loop_of_one_s_own():
+    """The penalty is that of the scripts, and importing it does not import the data sets."""
+    assert slimming.L1Penalty is penalties.L1Penalty and slimming.updateBN is penalties.updateBN
+    assert {"L1Penalty", "updateBN"} <= set(slimming.__all__)
+    code = "import slimming, sys; slimming.L1Penalty; print('slimming.data' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "False\n", done.stderr
+    torch.manual_seed(0)
+    model = NETWORKS["vgg"](depth=11, cfg=NARROW["vgg"], num_classes=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    penalty = slimming.L1Penalty(model, s=0.5)
+    for _ in range(9):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(torch.rand(4, 3, 32, 32)), torch.arange(4) % 2).backward()
+        penalty.on_gradients()
+        optimizer.step()
+    gammas = torch.cat([m.weight for m in model.modules() if isinstance(m, nn.BatchNorm2d)])
+    assert gammas.abs().mean() < 0.2, "they start at 0.5"

@@ -1,12 +1,17 @@
 """The L1 subgradient of the scaling factors, and a gradient mask that keeps pruned weights zero."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from slimming.errors import UserError
-from slimming.training.callbacks import Batch
+
+if TYPE_CHECKING:  # so that `import slimming` does not import all of slimming.data
+    from slimming.training.callbacks import Batch
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 Keep = dict[torch.Tensor, torch.Tensor]  # parameter -> mask of its shape, 0 where it is pruned
