@@ -1,5 +1,6 @@
 """Load a network to prune, compare it with the result, and write the result."""
 
+import contextlib
 import math
 import os
 import shlex
@@ -32,6 +33,7 @@ from slimming.reports.figures import before_after_text, scores_text
 from slimming.runtime.device import choose_device
 from slimming.storage import architecture, checkpoint, files
 from slimming.storage.architecture import Architecture
+from slimming.storage.claim import claimed
 from slimming.training import loop
 from slimming.workflows import rounding
 from slimming.workflows.settings import PruningRun
@@ -57,6 +59,10 @@ class Dense:
     network: Architecture
     contents: dict
     test_loader: Batches | Stream
+
+    def claimed(self) -> contextlib.AbstractContextManager[None]:
+        """Claim the folder of the target for a block, see `slimming.storage.claim.claimed`."""
+        return claimed(self.target.parent, self.run.output.filename)
 
     @property
     def images(self) -> torch.Tensor:

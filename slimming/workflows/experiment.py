@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from slimming.errors import Interrupted
 from slimming.settings import flat
 from slimming.storage import files
+from slimming.storage.claim import claimed
 from slimming.workflows.experiment_settings import ExperimentSettings
 from slimming.workflows.record import Record
 
@@ -42,13 +43,13 @@ class Experiment:
 def begin_experiment(settings: ExperimentSettings) -> Iterator[Experiment]:
     """Start a new experiment or, with --resume, continue an unfinished one. Printed output is also
     written to log.txt; Ctrl-C prints the command that continues it."""
-    folder = _choose_folder(settings)
-    files.write_bytes(folder / "config.json", json.dumps(config_of(settings), indent=1).encode())
-    method = {}
+    folder, method = _choose_folder(settings), {}
     if not settings.execution.skip_pruning:
         pruning = settings.pruning
         method = {"method": pruning.pruning_method, "ratio": pruning.pruning_ratio}
-    with _logged(folder / "log.txt"), _interruption(folder):
+    config = json.dumps(config_of(settings), indent=1).encode()
+    with claimed(folder), _logged(folder / "log.txt"), _interruption(folder):
+        files.write_bytes(folder / "config.json", config)
         yield Experiment(settings, folder, Record(folder / "metrics.json", **method))
 
 
@@ -93,11 +94,15 @@ def _choose_folder(settings: ExperimentSettings) -> Path:
         print("note: there is no unfinished experiment with these settings: starting a new one")
     name, number = f"{stem}_{datetime.now():%Y%m%d_%H%M%S}", 1
     folder = parent / name
-    while folder.exists():
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # of another experiment that began in this second
+            if not folder.is_dir():
+                raise
         number += 1
         folder = folder.with_name(f"{name}-{number}")
-    folder.mkdir(parents=True)
-    return folder
 
 
 @contextlib.contextmanager

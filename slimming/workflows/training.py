@@ -259,9 +259,16 @@ def fit(
 ) -> None:
     """Train to the last epoch with ``callbacks``; after each epoch, evaluate and save checkpoints
     to ``folder``; then print the results. Raises Interrupted on Ctrl-C, Diverged if a loss is not
-    finite; the checkpoint of the last complete epoch is kept in both cases."""
+    finite; the checkpoint of the last complete epoch is kept in both cases. UserError if another
+    run writes to the folder."""
     trainer.add(*callbacks)  # first: if one cannot resume, the folder stays unchanged
-    held = [mask.summary() for mask in callbacks if isinstance(mask, GradientMask)]
+    with folder.claimed():
+        _fit(trainer, folder, data, tensorboard)
+    distributed.stop()
+
+
+def _fit(trainer: Trainer, folder: RunFolder, data: DataSettings, tensorboard: bool) -> None:
+    held = [mask.summary() for mask in trainer.callbacks if isinstance(mask, GradientMask)]
     first = distributed.rank() == 0  # only this process writes and prints
     if first:
         folder.prepare()
@@ -278,7 +285,6 @@ def fit(
             print_results(trainer, folder)
     except KeyboardInterrupt:
         raise Interrupted(folder.how_to_continue()) from None
-    distributed.stop()
 
 
 def summary(trainer: Trainer, folder: RunFolder) -> str:
