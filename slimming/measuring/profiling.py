@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slimming.measuring.deploy import deploy
 from slimming.pruning.importance import layers
-from slimming.runtime.device import LAYOUT, now
+from slimming.runtime.device import layout_for, now
 from slimming.storage import checkpoint
 
 
@@ -96,8 +96,11 @@ def latencies(
     The models take turns, so that load on the machine affects all of them equally. After one
     warm-up round, at least 5 rounds are timed, and more until ``seconds`` have passed.
     """
-    images = images.contiguous(memory_format=LAYOUT)
-    tasks = [functools.partial(deploy(model), images) for model in models]
+    tasks = []
+    for model in models:
+        layout = layout_for(model, images[:1])
+        deployed = deploy(model, images=images[:1])
+        tasks.append(functools.partial(deployed, images.contiguous(memory_format=layout)))
     return in_turns(tasks, images.device, seconds)
 
 

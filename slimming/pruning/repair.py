@@ -24,6 +24,7 @@ from slimming.pruning.statistics import mean_and_variance, move_statistics
 from slimming.pruning.widths import BATCH_NORMS, BatchNorm
 from slimming.runtime import optional
 from slimming.runtime.device import layout_for
+from slimming.runtime.failures import raise_if_of_the_machine
 from slimming.runtime.precision import full_fp32
 
 HELD_BACK = 8  # one image in so many, to judge the result; one batch, to choose the strength
@@ -114,6 +115,7 @@ def _layout(dense: nn.Module, image: torch.Tensor) -> torch.memory_format:
         try:
             model(image.clone())
         except RuntimeError as error:  # in the forward pass of the network
+            raise_if_of_the_machine(error)
             dtype, reason = str(image.dtype).removeprefix("torch."), " ".join(str(error).split())
             raise UserError(
                 f"repair runs the network in {dtype}, where it fails: {reason[:200]}"

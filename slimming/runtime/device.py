@@ -10,6 +10,7 @@ from torch import nn
 
 from slimming.errors import UserError
 from slimming.runtime import distributed, optional
+from slimming.runtime.failures import raise_if_of_the_machine
 
 LAYOUT = torch.channels_last  # of weights and images: fastest with oneDNN and cuDNN
 
@@ -40,7 +41,8 @@ def layout_for(model: nn.Module, images: torch.Tensor) -> torch.memory_format:
     try:
         tried = copy.deepcopy(model).to(memory_format=LAYOUT).eval()
         tried(images.clone(memory_format=LAYOUT))
-    except RuntimeError:
+    except RuntimeError as error:
+        raise_if_of_the_machine(error)
         return torch.contiguous_format
     return LAYOUT
 
