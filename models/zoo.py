@@ -2,6 +2,7 @@
 
 from http.client import HTTPException
 from pickle import UnpicklingError
+from typing import Any
 from zipfile import BadZipFile
 
 import torch
@@ -61,6 +62,16 @@ def classifier(
     return model
 
 
+def transforms(name: str, weights: str) -> Any:
+    """torchvision's preset for images of the network ``name`` with ``weights``: ``resize_size``,
+    ``crop_size``, ``interpolation``, ``mean`` and ``std``. ValueError if there are no such weights.
+
+    >>> transforms("resnet18", "DEFAULT").crop_size
+    [224]
+    """
+    return _weights(name, weights).transforms()
+
+
 def _build(name: str, num_classes: int) -> nn.Module:
     from torchvision import models
 
@@ -107,14 +118,22 @@ def _check_size(model: nn.Module, name: str, size: int) -> None:
     model.train()
 
 
-def _load_pretrained(model: nn.Module, name: str, weights: str) -> None:
+def _weights(name: str, weights: str) -> Any:
+    """torchvision's entry for these weights."""
     from torchvision import models
 
     known = models.get_model_weights(name).__members__
     if weights not in known:
         raise ValueError(f"{name} has no weights called {weights!r}: use {', '.join(known)}")
+    return known[weights]
+
+
+def _load_pretrained(model: nn.Module, name: str, weights: str) -> None:
+    from torchvision import models
+
+    entry = _weights(name, weights)
     try:
-        state = models.get_model(name, weights=weights).state_dict()
+        state = models.get_model(name, weights=entry).state_dict()
     except UNAVAILABLE as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"cannot load the weights {weights} of {name}: {reason}") from error

@@ -146,7 +146,7 @@ def quick(monkeypatch):
     """In this process latency is not waited for: it grows with the images and from network to
     network."""
 
-    def latencies(models, images):
+    def latencies(models, images, seconds=0.0):
         return [(len(images) + i) / 1e3 for i in range(len(models))]
 
     monkeypatch.setattr(profiling, "latencies", latencies)

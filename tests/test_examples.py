@@ -73,9 +73,8 @@ def test_a_library_that_is_not_installed_is_one_line(tmp_path):
     assert (done.returncode, done.stderr) == (2, "error: no onnxruntime\n")
 
 
-def test_the_program_is_short_and_needs_three_libraries():
+def test_the_program_needs_three_libraries():
     text = (EXAMPLES / "classify.py").read_text(encoding="utf-8")
-    assert len(text.splitlines()) < 30
     imported = set(re.findall(r"^ *(?:import|from) (\w+)", text, re.MULTILINE))
     assert imported - sys.stdlib_module_names == {"numpy", "onnxruntime", "PIL"}
 

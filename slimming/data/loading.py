@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +14,8 @@ from slimming.data.settings import DataSettings
 from slimming.data.stream import Stream
 from slimming.errors import UserError
 from slimming.runtime import distributed
+from slimming.storage.architecture import Architecture
+from slimming.storage.preprocessing import CIFAR, Preprocessing
 
 SAMPLING = 2**31  # offset of the epoch, so that samples differ from the batches of training
 
@@ -25,8 +28,10 @@ def batches(
     image_size: int,
     settings: DataSettings,
     seed: int = 0,
+    preprocessing: Preprocessing = CIFAR,
 ) -> Batches | Stream:
-    """The 'train' batches (shuffled, augmented) or the 'test' batches of a dataset, on ``device``.
+    """The 'train' batches (shuffled, augmented) or the 'test' batches of a dataset, on ``device``,
+    for a network with this ``image_size`` and ``preprocessing``.
 
     Small images are kept in memory (`Batches`); an image folder with an ``image_size`` other than
     32 is streamed from disk (`slimming.data.stream.Stream`). Order and augmentation of an epoch
@@ -34,11 +39,12 @@ def batches(
     """
     folder = settings.folder(name)
     augment = part == "train"
-    shape = {
+    shape: dict[str, Any] = {
         "batch_size": batch_size,
         "seed": seed,
         "rank": distributed.rank(),
         "ranks": distributed.world_size(),
+        "preprocessing": preprocessing,
     }
     if image_size != SIZE:
         if name != "folder":
@@ -54,6 +60,19 @@ def batches(
         images, labels, classes = datasets.load(name, folder, part, settings.workers)
     on_device = Split(images.to(device), labels.to(device), classes)
     return Batches(on_device, augment=augment, mirror=datasets.KINDS[name].mirror, **shape)
+
+
+def batches_for(
+    network: Architecture,
+    part: str,
+    batch_size: int,
+    device: torch.device,
+    settings: DataSettings,
+    seed: int = 0,
+) -> Batches | Stream:
+    """The `batches` of the dataset of ``network``, as it reads images."""
+    size, preprocessing = network.image_size, network.preprocessing
+    return batches(network.dataset, part, batch_size, device, size, settings, seed, preprocessing)
 
 
 def on_device(loader: Iterable, device: torch.device) -> "Batches | Stream | DeviceLoader":

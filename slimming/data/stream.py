@@ -16,10 +16,12 @@ from slimming.runtime.failures import (
     is_dead_worker,
 )
 from slimming.runtime.randomness import epoch_generator
+from slimming.storage.preprocessing import CIFAR, Preprocessing
 
 
 class Stream:
-    """The batches of an image folder at ``size`` x ``size`` pixels, like `Batches`.
+    """The batches of an image folder at ``size`` x ``size`` pixels, like `Batches`, resized,
+    cropped and normalised for the network with this ``preprocessing``.
 
     With ``augment``, random resized crops and horizontal flips; order and augmentation depend on
     ``seed`` and ``epoch``, not on the number of ``workers``. Without it, center crops.
@@ -37,11 +39,13 @@ class Stream:
         seed: int = 0,
         rank: int = 0,
         ranks: int = 1,
+        preprocessing: Preprocessing = CIFAR,
     ):
         self.classes, self.device, self.batch_size, self.size = classes, device, batch_size, size
         self.num_images, self.augment, self.seed = len(samples), augment, seed
         self.epoch, self.rank, self.ranks = 0, rank, ranks
-        self.dataset, self.workers = _ImageDataset(samples, size, augment, seed), workers
+        self.preprocessing, self.workers = preprocessing, workers
+        self.dataset = _ImageDataset(samples, size, preprocessing, augment, seed)
         self.loader = self._loader()
 
     def _loader(self, persistent: bool = False) -> DataLoader:
@@ -71,7 +75,10 @@ class Stream:
                 batches = iter(self.loader)
             for images, labels in batches:
                 images = images.to(self.device, non_blocking=True)
-                yield normalize(images), labels.to(self.device, non_blocking=True)
+                yield (
+                    normalize(images, self.preprocessing),
+                    labels.to(self.device, non_blocking=True),
+                )
         except UserError as error:  # a worker wraps the message in a traceback
             raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
         except RuntimeError as error:
@@ -81,17 +88,32 @@ class Stream:
 
     def draw(self, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """``count`` images, normalised and not augmented, and their labels, see `balanced`."""
-        samples, workers = self.dataset.samples, self.workers
+        samples = self.dataset.samples
         labels = torch.tensor([label for _, label in samples])
-        chosen = [samples[i] for i in balanced(labels, count, seed).tolist()]
-        still = Stream(chosen, self.classes, self.size, self.device, workers, 64, augment=False)
+        still = self._still([samples[i] for i in balanced(labels, count, seed).tolist()], 64)
         images, numbers = (torch.cat(part) for part in zip(*still, strict=True))
         return images, numbers
 
     def first(self, count: int) -> torch.Tensor:
         """The first images, normalised."""
         chosen = [self.dataset[0, i][0] for i in range(min(count, self.num_images))]
-        return normalize(torch.stack(chosen).to(self.device))
+        return normalize(torch.stack(chosen).to(self.device), self.preprocessing)
+
+    def without_augmentation(self) -> "Stream":
+        """All of its images in order, as center crops."""
+        return self._still(self.dataset.samples, self.batch_size)
+
+    def _still(self, samples: list, batch_size: int) -> "Stream":
+        return Stream(
+            samples,
+            self.classes,
+            self.size,
+            self.device,
+            self.workers,
+            batch_size,
+            augment=False,
+            preprocessing=self.preprocessing,
+        )
 
 
 class _BatchSampler:
@@ -116,13 +138,16 @@ class _BatchSampler:
 class _ImageDataset(Dataset):
     """(epoch, index) -> an image (3, size, size) uint8 and its label."""
 
-    def __init__(self, samples: list, size: int, augment: bool, seed: int):
+    def __init__(
+        self, samples: list, size: int, preprocessing: Preprocessing, augment: bool, seed: int
+    ):
         from torchvision.transforms import v2
 
         self.samples, self.seed, self.augment = samples, seed, augment
-        steps = [v2.Resize(size * 8 // 7), v2.CenterCrop(size)]
+        how = v2.InterpolationMode(preprocessing.interpolation)
+        steps = [v2.Resize(preprocessing.shorter_side(size), how), v2.CenterCrop(size)]
         if augment:
-            steps = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
+            steps = [v2.RandomResizedCrop(size, interpolation=how), v2.RandomHorizontalFlip()]
         self.transform = v2.Compose([*steps, v2.PILToTensor()])
 
     def __len__(self) -> int:

@@ -13,6 +13,7 @@ from torch import nn
 from models import NETWORKS, PAPER_DEPTH, constructor
 from slimming.errors import UserError
 from slimming.storage.checkpoint import MASKS, fitted, read
+from slimming.storage.preprocessing import CIFAR, Preprocessing
 
 STORED = {
     "arch": (str,),
@@ -34,6 +35,7 @@ class Architecture:
     ``depth`` is None if the architecture has one depth only. ``cfg`` is a list for the networks of
     the paper, and a dict of the widths of each layer for all others (`models.resize`). ``options``
     are further arguments of the constructor, such as the growthRate of a DenseNet.
+    ``preprocessing``: how pictures become its input, that of its weights if they were pretrained.
     """
 
     arch: str
@@ -43,6 +45,7 @@ class Architecture:
     cfg: list | dict | None = None
     image_size: int = 32
     options: dict | None = None
+    preprocessing: Preprocessing = CIFAR
 
     def __str__(self) -> str:
         slim = "slim " if self.cfg else ""
@@ -97,6 +100,9 @@ def describe(path: str | Path | None, contents: dict, given: dict) -> dict[str, 
         if field.name == "options" and isinstance(stored, dict | None):
             known["options"] = _options(path, stored, flag)
             continue
+        if field.name == "preprocessing":
+            known["preprocessing"] = _preprocessing(path, contents, flag)
+            continue
         if stored is not None and type(stored) not in STORED[field.name]:
             raise UserError(f"{path} is damaged: its {field.name} is {stored!r}")
         if flag is not None and stored is not None and flag != stored:
@@ -116,6 +122,20 @@ def _options(path: str | Path | None, stored: dict | None, asked: dict | None) -
         if name in stored and stored[name] != value:
             raise UserError(f"{path} has {name} {stored[name]!r}, but {value!r} was requested")
     return {**(asked or {}), **stored} or None
+
+
+def _preprocessing(
+    path: str | Path | None, contents: dict, default: Preprocessing | None
+) -> Preprocessing:
+    """The preprocessing that a file stores. Files of this suite before it was stored, which record
+    their architecture, used that of CIFAR; for others it is the ``default``."""
+    stored = contents.get("preprocessing")
+    if stored is None:
+        return CIFAR if contents.get("arch") or default is None else default
+    try:
+        return Preprocessing.read(stored)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: its preprocessing is {stored!r}") from error
 
 
 def load_network(
@@ -228,6 +248,7 @@ def contents_of(
         "best_prec1": float(best_prec1),
         "optimizer": optimizer,
         **asdict(network),
+        "preprocessing": network.preprocessing.to_store(),
         **more,
     }
 

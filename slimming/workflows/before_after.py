@@ -97,9 +97,8 @@ class Dense:
 
     def repaired(self, slim: nn.Module, kept: Kept) -> nn.Module:
         """``slim`` as --repair leaves it."""
-        data, network, device = self.run.data, self.network, self.test_loader.device
-        size = data.test_batch_size
-        loader = loading.batches(network.dataset, "train", size, device, network.image_size, data)
+        data, device = self.run.data, self.test_loader.device
+        loader = loading.batches_for(self.network, "train", data.test_batch_size, device, data)
         return self.run.repairing.of(slim, self.model, kept, loader).model
 
 
@@ -120,9 +119,7 @@ def load(run: PruningRun, arch: str | None, networks: dict = NETWORKS) -> Dense:
         raise UserError(f"{target} would be overwritten: use another --save or --filename")
     model, network, contents = architecture.load(path, asked, networks)
     device = choose_device(run.data.device, run.data.no_cuda)
-    loader = loading.batches(
-        network.dataset, "test", run.data.test_batch_size, device, network.image_size, run.data
-    )
+    loader = loading.batches_for(network, "test", run.data.test_batch_size, device, run.data)
     loading.check_classes(loader, network.num_classes, contents, path)
     return Dense(run, path, target, model, network, contents, loader)
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from slimming.data.pixels import SIZE
 from slimming.errors import Interrupted
 from slimming.settings import flat
 from slimming.storage import files
@@ -55,12 +56,13 @@ def begin_experiment(settings: ExperimentSettings) -> Iterator[Experiment]:
 
 def config_of(settings: ExperimentSettings) -> dict[str, Any]:
     """All settings of the experiment by name, and the command that repeats it."""
+    size = settings.asked()["image_size"]
     values = flat(settings) | {
         "importance": settings.pruning.importance_or_default,
         "ignore": list(settings.pruning.ignore),
         "dataset": settings.data.name,
         "data": settings.data.source.data,
-        "image_size": settings.data.source.image_size,
+        "image_size": settings.data.image_size or (size if size != SIZE else None),
     }
     config = {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
     return {**config, "command": shlex.join(["python", *sys.argv])}

@@ -158,7 +158,7 @@ def _open(
     last = RunFolder(path).last
     start = training.Start.at(refine=weights, resume=last if last.exists() else None)
     data = settings.data.source
-    asked = settings.asked() | {"dataset": settings.architecture(1).dataset}
+    asked = settings.asked(start.contents) | {"dataset": settings.architecture(1).dataset}
     model, network, loaders = training.open_network(train, data, asked, start)
     trainer = Trainer(model, network, *loaders, train, kept=kept(train))
     folder = RunFolder(path, resumed=start.path if start.resumes else None)

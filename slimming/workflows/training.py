@@ -1,7 +1,7 @@
 """main.py: train a network, fine-tune a pruned one, or resume a run."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -161,17 +161,18 @@ def open_network(
     wanted["spelled"] = asked.get("spelled")
     if start.path:
         model, network = architecture.rebuild(start.path, start.contents, wanted, networks)
-        loaders = _load_data(train, data, network.dataset, network.image_size, device)
+        loaders = _load_data(train, data, network, device)
         outputs = network.num_classes
         loading.check_classes(
             loaders[1], outputs, start.contents, start.path, asked.get("num_classes")
         )
     else:
         del wanted["spelled"]
-        Architecture(**wanted | {"num_classes": 1}).check(networks)  # before any download
-        loaders = _load_data(train, data, wanted["dataset"], wanted["image_size"], device)
+        network = Architecture(**wanted | {"num_classes": 1})
+        network.check(networks)  # before any download
+        loaders = _load_data(train, data, network, device)
         outputs = _outputs(wanted["num_classes"], len(loaders[1].classes))
-        network = Architecture(**wanted | {"num_classes": outputs})
+        network = replace(network, num_classes=outputs)
         model = network.build(networks)
     if train.sync_bn:
         model = distributed.synchronize_bn(model, device)
@@ -186,6 +187,7 @@ def _with_defaults(known: dict[str, Any]) -> dict[str, Any]:
         "dataset": known["dataset"] or "cifar100",
         "image_size": known["image_size"] or Architecture.image_size,
         "options": known["options"],
+        "preprocessing": known["preprocessing"],
         "num_classes": known["num_classes"],
     }
 
@@ -200,11 +202,11 @@ def _outputs(asked: int | None, classes: int) -> int:
 
 
 def _load_data(
-    train: TrainSettings, data: DataSettings, dataset: str, image_size: int, device: torch.device
+    train: TrainSettings, data: DataSettings, network: Architecture, device: torch.device
 ) -> tuple[Batches | Stream, Batches | Stream]:
     sizes = {"test": data.test_batch_size, "train": train.batch_size}
     test, training = (
-        loading.batches(dataset, part, size, device, image_size, data, train.seed)
+        loading.batches_for(network, part, size, device, data, train.seed)
         for part, size in sizes.items()  # the smaller split first, to raise errors early
     )
     return training, test

@@ -109,8 +109,7 @@ def load(run: SweepRun) -> Subject:
     device = choose_device(data.device, data.no_cuda)
     size = data.test_batch_size
     training, test = (
-        loading.batches(network.dataset, part, size, device, network.image_size, data)
-        for part in ("train", "test")
+        loading.batches_for(network, part, size, device, data) for part in ("train", "test")
     )
     loading.check_classes(test, network.num_classes, contents, path)
     wanted = judging.held_back + judging.repair_images
