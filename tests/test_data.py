@@ -2,6 +2,7 @@
 
 import os
 import struct
+import warnings
 
 import numpy as np
 import pytest
@@ -172,13 +173,97 @@ def test_grey_and_transparent_images_become_rgb(images):
     assert split.images[1, :, 0, 0].tolist() == [1, 2, 3]
 
 
-def test_deep_grey_keeps_its_upper_bits_and_floats_are_refused(images):
-    place = images / "train" / "blue"
-    Image.fromarray(np.full((32, 32), 30_000, dtype=np.uint16)).save(place / "0.png")
-    assert (datasets.load("folder", images, "train").images[0] == 30_000 >> 8).all()
-    Image.fromarray(np.ones((32, 32), dtype=np.float32)).save(place / "1.tiff")
-    with pytest.raises(UserError, match=r"1\.tiff.*floats"):
-        datasets.load("folder", images, "train")
+RAMP = np.arange(32 * 32).reshape(32, 32)  # 0 to 1023
+
+
+@pytest.mark.parametrize(
+    "name, pixels, expected",
+    [
+        ("16.png", (RAMP * 64).astype(np.uint16), RAMP // 4),
+        ("16.tiff", (RAMP * 64).astype(np.uint16), RAMP // 4),
+        ("16.pgm", (RAMP * 64).astype(np.uint16), RAMP // 4),
+        ("dark.png", (RAMP // 8).astype(np.uint16), 0 * RAMP),  # the file says that it has 16 bits
+        ("dark.pgm", (RAMP // 8).astype(np.uint16), 0 * RAMP),
+        ("32.tiff", (RAMP * 64).astype(np.int32), RAMP // 4),  # 16 of the 32 bits are used
+    ],
+)
+def test_deep_grey_keeps_its_upper_bits(tmp_path, name, pixels, expected):
+    path = tmp_path / name
+    Image.fromarray(pixels).save(path)
+    assert (np.asarray(image_folder.read_image(path)) == expected[..., None]).all()
+
+
+def test_grey_of_32_bits_with_the_values_of_8_does_not_turn_black(images):
+    path = images / "train" / "blue" / "0.tiff"
+    Image.fromarray((RAMP // 4).astype(np.int32)).save(path)
+    assert np.array_equal(datasets.load("folder", images, "train").images[1, 2], RAMP // 4)
+
+
+def test_grey_of_12_bits_keeps_its_upper_bits(tmp_path):
+    """Pillow does not write these: 12 bits a pixel, two pixels in three bytes."""
+    row = RAMP[:2].ravel() * 64  # 64 pixels, 0 to 4032
+    first, second = row[::2], row[1::2]
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 1)
+    data = packed.astype(np.uint8).tobytes()
+    tags = [(256, 64), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1)]
+    tags += [(279, len(data))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    table = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    path = tmp_path / "12.tiff"
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(data)) + data + table)
+    assert np.asarray(image_folder.read_image(path))[0, :, 0].tolist() == (row >> 4).tolist()
+
+
+@pytest.mark.parametrize(
+    "pixels, says",
+    [
+        (np.ones((32, 32), dtype=np.float32), "floats"),
+        (np.full((32, 32), 2**24, dtype=np.int32), "integers"),
+        (np.full((32, 32), -1, dtype=np.int32), "integers"),
+    ],
+)
+def test_pixels_of_unknown_range_are_refused(tmp_path, pixels, says):
+    Image.fromarray(pixels).save(tmp_path / "1.tiff")
+    with pytest.raises(UserError, match=rf"1\.tiff.*{says} of unknown range"):
+        image_folder.read_image(tmp_path / "1.tiff")
+
+
+def saved(path, image, **how):
+    image.save(path, **how)
+    return np.asarray(image_folder.read_image(path))
+
+
+def test_pictures_of_every_mode_are_read_as_torchvision_reads_them(tmp_path):
+    """Transparency and the orientation of a photo are ignored; CMYK becomes RGB."""
+    from torchvision.datasets.folder import default_loader
+
+    rgb = Image.effect_mandelbrot((32, 24), (-2, -1, 1, 1), 50).convert("RGB")
+    rgb = Image.merge("RGB", [rgb.getchannel(0), rgb.getchannel(1).rotate(180), rgb.getchannel(2)])
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter to the right
+    warnings.simplefilter("ignore")  # torchvision's reader warns of transparency
+    kinds = {
+        "bits.png": (rgb.convert("1"), {}),
+        "grey-alpha.png": (rgb.convert("LA"), {}),
+        "palette.png": (rgb.quantize(16), {"transparency": 3}),
+        "palette-bytes.png": (rgb.quantize(16), {"transparency": bytes(range(16))}),
+        "palette.gif": (rgb.quantize(16), {"transparency": 3}),
+        "cmyk.jpg": (rgb.convert("CMYK"), {}),
+        "cmyk.tiff": (rgb.convert("CMYK"), {}),
+        "turned.jpg": (rgb, {"exif": turned}),
+    }
+    for name, (image, how) in kinds.items():
+        got = saved(tmp_path / name, image, **how)
+        assert np.array_equal(got, np.asarray(default_loader(tmp_path / name))), name
+        assert got.shape == (24, 32, 3) and got.std() > 20, name
+    assert np.abs(saved(tmp_path / "a.tiff", rgb.convert("CMYK")).astype(int) - rgb).max() <= 2
+
+
+def test_pictures_that_were_decoded_otherwise_are_decoded_again(images, monkeypatch):
+    datasets.load("folder", images, "train")
+    monkeypatch.setattr(image_folder, "DECODING", -1)
+    monkeypatch.setattr(image_folder, "read_image", lambda path: Image.new("RGB", (32, 32)))
+    assert not datasets.load("folder", images, "train").images.any()
 
 
 def test_the_cache_is_used_until_a_file_changes(images):

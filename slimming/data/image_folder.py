@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 CACHE = ".network-slimming-{split}.pt"
+DECODING = 2  # counts the changes of what a file is decoded to, after which no older cache is used
 
 
 def scan_folder(folder: Path, split: str) -> tuple[Path, list, list[str]]:
@@ -139,20 +140,32 @@ def read_image(path: str) -> "Image.Image":
 
 
 def _to_rgb(image: "Image.Image") -> "Image.Image":
-    """A Pillow image of any mode as RGB; 16-bit grey keeps its upper 8 bits."""
+    """A Pillow image of any mode as RGB; grey with more than 8 bits keeps its upper 8 bits."""
     from PIL import Image
 
     if image.mode == "F":
         raise ValueError("its pixels are floats of unknown range: convert them to 8 bits")
     if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+        grey = np.asarray(image).astype(np.int64)
+        bits = _grey_bits(image, grey)
+        image = Image.fromarray((grey >> (bits - 8)).astype(np.uint8))
     return image.convert("RGB")
+
+
+def _grey_bits(image: "Image.Image", grey: np.ndarray) -> int:
+    """The number of bits of the pixels of a Pillow image in mode I or I;16. A 32-bit file does not
+    say how many of its bits it uses: 8 or 16, whichever its pixels fit. ValueError if neither."""
+    if image.mode != "I" or image.format in ("PNG", "PPM"):  # whose grey has at most 16 bits
+        (bits, *_) = getattr(image, "tag_v2", {}).get(258, (16,))  # BitsPerSample of a TIFF
+        return bits
+    if grey.min() < 0 or grey.max() >= 2**16:
+        raise ValueError("its pixels are integers of unknown range: convert them to 8 bits")
+    return 8 if grey.max() < 2**8 else 16
 
 
 def _fingerprint(root: Path, samples: list) -> str:
     """A digest of the name, size and modification time of every file."""
-    digest = hashlib.sha256(f"{SIZE}".encode())
+    digest = hashlib.sha256(f"{SIZE} {DECODING}".encode())
     for path, _ in samples:
         stat = os.stat(path)
         name = os.path.relpath(path, root)
