@@ -20,6 +20,18 @@ MASK_NETWORKS = importlib.import_module("mask-impl.models").NETWORKS
 IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
+def test_a_batch_norm_without_gamma_keeps_its_channels():
+    small = randomize(vgg(depth=11, cfg=[8, "M", 8, "M", 8, 8, "M", 8, 8, "M", 8, 8]))
+    small.set_submodule("feature.5", torch.nn.BatchNorm2d(8, affine=False))
+    assert "feature.5" not in scaling_factors(small) and alive_channels(small)["feature.5"].all()
+    choice = choose_channels(small, 0.5)
+    assert choice.keep["feature.5"].all() and choice.channels == (64, 8 + 27 + len(choice.rescued))
+    slim, masked = keep_only(small, choice.keep), zero_others(small, choice.keep)
+    assert relative(slim, masked) <= 1e-4
+    with pytest.raises(UserError, match="not finite, or it has none"):
+        choose_channels(torch.nn.Sequential(torch.nn.BatchNorm2d(3, affine=False)), 0.5)
+
+
 def logits(model):
     with torch.no_grad():
         return model.eval()(IMAGES)

@@ -23,11 +23,12 @@ def choose_channels(
     is the value at position int(total · ratio) of the sorted |γ| of the whole network; a channel
     is kept if its |γ| is strictly greater. With ``at_least_one`` a layer that would lose every
     channel keeps its largest |γ|. With ``round_to`` each layer keeps more channels, the largest
-    first, up to a multiple of it (or all that are alive). UserError if a scaling factor is not
-    finite.
+    first, up to a multiple of it (or all that are alive). A BN without γ keeps its channels.
+    UserError if a scaling factor is not finite.
     """
     factors, alive = scaling_factors(model), alive_channels(model)
-    ranked = torch.cat([factors[name][alive[name]] for name in factors]).sort().values
+    left = [factors[name][alive[name]] for name in factors]
+    ranked = torch.cat([torch.zeros(0), *left]).sort().values
     if not len(ranked) or not ranked.isfinite().all():
         raise UserError(
             "the scaling factors of the network are not finite, or it has none: prune a "
@@ -42,7 +43,7 @@ def choose_channels(
         for name, mask in keep.items()
     }
     spared = sum(int(rounded[n].sum() - mask.sum()) for n, mask in keep.items())
-    return Choice(ratio, float(threshold), alive, rounded, rescued, spared)
+    return Choice(ratio, float(threshold), alive, {**alive, **rounded}, rescued, spared)
 
 
 def keep_one(model: nn.Module, keep: Masks) -> Masks:
