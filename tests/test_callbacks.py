@@ -1,6 +1,7 @@
 """A training trick is a file of its own, outside of this suite too."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from slimming.data.pixels import Split
 from slimming.errors import Interrupted
 from slimming.storage import checkpoint
 from slimming.storage.architecture import Architecture
+from slimming.training.callbacks import EarlyStopping
 from slimming.training.penalties import GradientMask, L1Penalty
 from slimming.training.settings import TrainSettings
 from slimming.training.trainer import Trainer
@@ -93,6 +95,24 @@ def test_the_penalty_and_the_mask_follow_a_network_that_is_replaced(renewed, tmp
     gamma = trainer.model.get_submodule("feature.1").weight
     assert gamma[0] == 0 and 0 < gamma[1:].abs().mean() < 0.25  # from 0.5
     assert (trainer.model is not model) == renewed
+
+
+def test_a_trick_that_the_file_does_not_know_starts_anew(images, tmp_path, capsys):
+    last = tmp_path / "checkpoint.pth.tar"
+    with pytest.raises(Interrupted):
+        train(tmp_path, images, stop_before=1)
+    contents = checkpoint.read(last)
+    del contents["average"]
+    checkpoint.write(last, contents)
+    resumed = train(tmp_path, images, "--resume", str(last))
+    assert resumed.steps == 6 and resumed.calls[0] == "before 1"
+    assert "note: the resumed run has no state of 'average'" in capsys.readouterr().out
+
+
+def test_early_stopping_counts_the_epochs_of_a_run_that_did_not_start_at_0(capsys):
+    run = SimpleNamespace(history=[{"test_prec1": top} for top in (0.5, 0.4)], stopped=False)
+    EarlyStopping(run, 1).before_epoch(7)
+    assert run.stopped and "training stops after 7" in capsys.readouterr().out
 
 
 def test_a_trick_from_outside_is_called_saved_and_resumed(images, tmp_path):

@@ -16,7 +16,7 @@ import resprune
 import run
 from slimming.measuring import profiling
 from slimming.measuring.figures import Figures, latency_by_batch, measure
-from slimming.reports import page
+from slimming.reports import page, plots
 from slimming.reports.evaluation import as_text
 from slimming.reports.figures import before_after_text, ratio, size_text, stage_text
 from slimming.storage import checkpoint
@@ -49,6 +49,20 @@ def test_the_figures_are_those_of_plain_counts(quick):
     assert sparse.effective_parameters == sparse.parameters - 2 * 27
     assert sparse.effective_flops == sparse.flops - 2 * 2 * 27 * 14 * 14
     assert (sparse.top1, sparse.loss, sparse.latency) == (None, None, {})
+
+
+@pytest.mark.parametrize("first, count", [(0, 3), (140, 3), (159, 1)])
+def test_every_epoch_is_in_the_picture_of_the_curves(first, count, monkeypatch):
+    """Also of a run that was resumed without the history of its first epochs."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(plots, "to_png", lambda figure, title: figure)
+    names = ("train_loss", "train_prec1", "test_loss", "test_prec1")
+    history = [{"epoch": first + i, **dict.fromkeys(names, 0.5)} for i in range(count)]
+    for axes in plots.draw_curves(history, "").axes:
+        left, right = axes.get_xlim()
+        for line in axes.lines:
+            assert left < min(line.get_xdata()) <= max(line.get_xdata()) < right
+            assert list(line.get_xdata()) == [first + 1 + i for i in range(count)]
 
 
 def test_images_need_not_be_three_channels():

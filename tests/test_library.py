@@ -17,10 +17,10 @@ import slimming
 from models import NETWORKS
 from slimming.errors import UserError
 from slimming.pruning.importance import MEASURES
-from slimming.training import penalties
 from slimming.pruning.scaling import batch_norms
 from slimming.storage import architecture, checkpoint
 from slimming.storage.architecture import Architecture
+from slimming.training import penalties
 
 PROGRAM = """
 import models, slimming, torch, torchvision

@@ -118,7 +118,7 @@ class DeviceLoader:
         ):
             whole = loader.batch_size if loader.drop_last else None
             self.num_images = len(loader) * whole if whole else len(loader.sampler)
-            self.batch_size = loader.batch_size or -(-self.num_images // len(loader))
+            self.batch_size = loader.batch_size or -(-self.num_images // max(1, len(loader)))
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         set_epoch = getattr(getattr(self.loader, "sampler", None), "set_epoch", None)

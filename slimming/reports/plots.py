@@ -48,7 +48,7 @@ def draw_curves(history: list[dict], title: str) -> bytes:
         accuracies.plot(epochs, [100 * value for value in prec1], style, label=part)
     for axes, name in ((losses, "cross entropy"), (accuracies, "top-1 (%)")):
         axes.set(xlabel="epoch", ylabel=name)
-        axes.set_xlim(0.5, len(history) + 0.5)
+        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()

@@ -87,7 +87,7 @@ class EarlyStopping:
         if max(scores[-self.patience :]) <= max(scores[: -self.patience]):
             self.trainer.stopped = True
             reason = f"top-1 has not improved for {self.patience} epochs"
-            print(f"{reason}: training stops after {len(scores)}")
+            print(f"{reason}: training stops after {epoch}")
 
 
 class CheckpointWriter:

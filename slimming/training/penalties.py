@@ -17,7 +17,7 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 Keep = dict[torch.Tensor, torch.Tensor]  # parameter -> mask of its shape, 0 where it is pruned
 
 
-def scaled_norms(model: nn.Module) -> list[BatchNorm]:
+def affine_norms(model: nn.Module) -> list[BatchNorm]:
     """Every BatchNorm of ``model`` with a scaling factor, for inputs of any dimension."""
     return [m for m in model.modules() if isinstance(m, BatchNorm) and m.affine]
 
@@ -47,7 +47,7 @@ class L1Penalty:
             )
 
     def on_replace(self, model: nn.Module) -> None:
-        self.norms = scaled_norms(model)  # not their weights, which may be replaced, too
+        self.norms = affine_norms(model)  # not their weights, which may be replaced, too
 
     @torch.no_grad()
     def on_gradients(self, batch: Batch | None = None) -> None:
@@ -102,7 +102,7 @@ class GradientMask:
         return f"{weights:,} pruned weights stay zero" if weights else ""
 
     def _look_at(self, model: nn.Module) -> None:
-        self.norms = scaled_norms(model)
+        self.norms = affine_norms(model)
         if self.find:
             self.fixed = self.find(model)
 

@@ -81,11 +81,15 @@ class Trainer:
         call(self.callbacks, "on_replace", self.model)
 
     def add(self, *callbacks: Any) -> None:
-        """Add ``callbacks``. Those with a state get that of the resumed run, if any."""
+        """Add ``callbacks``. Those with a state get that of the resumed run; prints a note if it
+        has none for one of them."""
         for callback in callbacks:
             name = getattr(callback, "name", None)
             if name and self.resumed and hasattr(callback, "load_state_dict"):
-                callback.load_state_dict(self.resumed.get(name))
+                if name in self.resumed:
+                    callback.load_state_dict(self.resumed[name])
+                else:
+                    print(f"note: the resumed run has no state of {name!r}, which starts anew")
             self.callbacks.append(callback)
 
     def fit(self) -> None:

@@ -79,6 +79,8 @@ class Rounds:
         self.dense: dict[str, Any] = {}
         self.least: dict[str, int] = {}  # the minimal number of channels of each layer
         self.scores = FilterScores(run, trainer)
+        if trainer.resumed and self.name not in trainer.resumed:
+            raise self._without_state()
 
     def before_epoch(self, epoch: int) -> None:
         """Prune if the epoch starts with a round; track importance if the next one does."""
@@ -107,11 +109,13 @@ class Rounds:
             self.least = dict(state["least"])
             self.scores.load_state_dict(state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            path = self.run.train.resume
-            raise UserError(
-                f"{path} has no state of pruning rounds to resume: start a new run from it with "
-                "--pretrained_path"
-            ) from error
+            raise self._without_state() from error
+
+    def _without_state(self) -> UserError:
+        return UserError(
+            f"{self.run.train.resume} has no state of pruning rounds to resume: start a new run "
+            "from it with --pretrained_path"
+        )
 
     def write_results(self) -> None:
         """Write a picture of the rounds and, with --track_stats, stats.json."""
