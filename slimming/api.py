@@ -70,11 +70,10 @@ def prune(
         raise UserError(f"unknown measure {measure!r}: use {names}")
     if scope not in SCOPES:
         raise UserError(f"scope must be 'global' or 'layer', not {scope!r}")
-    batches = [] if labels is None else [(images, labels)]
     temperature = importance.TEMPERATURES.get(measure, 1.0)
     slimmed = slicing.prune(
         model,
-        judge(importance.Evidence(model, batches, temperature)),
+        judge(importance.Evidence(model, [(images, labels)], temperature)),
         ratio,
         images,
         local=scope == "layer",

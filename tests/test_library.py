@@ -129,7 +129,7 @@ def test_every_measure_by_its_name(measure):
     [
         ({"measure": "l3"}, "unknown measure 'l3': use mag_based"),
         ({"measure": "biased_loss_tracked"}, "unknown measure"),
-        ({"measure": "fisher"}, "needs images"),
+        ({"measure": "fisher"}, "needs images with labels"),
         ({"scope": "all"}, "'global' or 'layer'"),
         ({"ratio": 1}, "ratio"),
         ({"ignore": ["layer9"]}, "layer9"),
@@ -159,3 +159,17 @@ def test_sparsity_training_in_a_loop_of_one_s_own():
         optimizer.step()
     gammas = torch.cat([m.weight for m in model.modules() if isinstance(m, nn.BatchNorm2d)])
     assert gammas.abs().mean() < 0.2, "they start at 0.5"
+
+
+NEEDS_LABELS = {"loss_based", "tfo", "fisher", "nvidia", "biased_loss", "grasp", "grad_preserve"}
+NEEDS_LABELS |= {"taylor_group"}
+
+
+@pytest.mark.parametrize("measure", [name for name in MEASURES if name != "biased_loss_tracked"])
+def test_labels_are_needed_by_gradients_alone(measure):
+    net, images = randomize(NETWORKS["resnet"](depth=11)), torch.rand(32, 3, 32, 32)
+    if measure in NEEDS_LABELS:
+        with pytest.raises(UserError, match="needs images with labels"):
+            slimming.prune(net, images, 0.3, measure=measure)
+    else:
+        assert slimming.prune(net, images, 0.3, measure=measure).difference <= 1e-4
