@@ -130,6 +130,7 @@ def test_every_measure_by_its_name(measure):
         ({"measure": "l3"}, "unknown measure 'l3': use mag_based"),
         ({"measure": "biased_loss_tracked"}, "unknown measure"),
         ({"measure": "fisher"}, "needs images with labels"),
+        ({"least": 1.5}, "least must be between 0 and 1"),
         ({"scope": "all"}, "'global' or 'layer'"),
         ({"ratio": 1}, "ratio"),
         ({"ignore": ["layer9"]}, "layer9"),

@@ -66,6 +66,7 @@ def test_each_method(photos, tmp_path, method):
     assert pruned["parameters"] == tuned["parameters"] <= base["parameters"]
     assert [len(stage["history"]) for stage in metrics["stages"]] == [1, 0, 1]
     assert ("weights that are not zero" in metrics["layers"]) == ("kernel" in method)
+    assert metrics["liveness"] > 0
     if method in ("channel", "slimming"):
         assert metrics["difference"] < 1e-4 and tuned["parameters"] < 0.7 * base["parameters"]
     else:

@@ -55,6 +55,12 @@ def test_a_point_costs_what_its_command_gives(resnet, images, tmp_path):
     chosen = next(p for p in record["points"] if p["id"] == record["chosen"]["id"])
     assert printed.count(chosen["command"]) == 1 and "the knee of the front" in printed
     assert record["chosen"]["difference"] < 1e-4
+    assert all(point["liveness"] > 0 for point in record["points"])
+    assert all(
+        after >= 0.1 * before or point["ratio"] > 0.9
+        for point in record["points"]
+        for _, before, after in point["layers"]
+    )
     assert record["chosen"]["test"].keys() == {"dense", "pruned", "repaired"}
 
 

@@ -6,6 +6,7 @@ from conftest import SMALLEST, save_network, succeed
 from slimming.storage import architecture, checkpoint
 
 PRUNER = {"vgg": "vggprune.py", "resnet": "resprune.py", "densenet": "denseprune.py"}
+TELLS = "liveness: the outputs vary from image to image"
 
 
 @pytest.mark.parametrize("arch", PRUNER)
@@ -21,7 +22,15 @@ def test_two_passes(arch, images, tmp_path):
     prune = f"{PRUNER[arch]} --data {images} --percent 0.5"
     best = out / "model_best.pth.tar"
     printed = succeed(f"{prune} --dataset folder --depth {depth} --model {best} --save {out}")
-    for words in ("BN layer", "slim equals masked", "top-1", "parameters", "MFLOPs", "latency"):
+    for words in (
+        "BN layer",
+        "slim equals masked",
+        "top-1",
+        "parameters",
+        "MFLOPs",
+        "latency",
+        TELLS,
+    ):
         assert words in printed
     first = checkpoint.read(out / "pruned.pth.tar")
     _check_summary(out / "prune.txt", first)

@@ -58,14 +58,16 @@ def prune(
     *,
     local: bool = False,
     round_to: Multiples = 1,
+    least: float = 0.0,
     ignore: Iterable[str] = (),
 ) -> Slimmed:
     """Remove the least important fraction ``ratio`` (0 to 1) of the filters, and prove the result.
 
     ``scores`` come from a measure of `importance`; they are ranked over the whole network or, with
     ``local``, within each group. Coupled layers keep a multiple of ``round_to`` channels, and at
-    least one. The classifier and the layers in ``ignore`` are not pruned. ``images`` (N, 3, H, W)
-    are inputs of the network. UserError if the network cannot be slimmed exactly.
+    least the fraction ``least`` of their channels. The classifier and the layers in ``ignore`` are
+    not pruned. ``images`` (N, 3, H, W) are inputs of the network. UserError if the network cannot
+    be slimmed exactly.
 
     >>> from slimming.pruning.importance import Evidence, l1
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 900, 10))
@@ -73,7 +75,7 @@ def prune(
     Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))
     """
     coupled = groups(model, images, ignore)
-    choice = ranking.choose(coupled, scores, ratio, local=local, round_to=round_to)
+    choice = ranking.choose(coupled, scores, ratio, local=local, round_to=round_to, least=least)
     return apply(model, coupled, choice, images)
 
 

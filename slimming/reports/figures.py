@@ -90,6 +90,16 @@ def scores_text(scores: Mapping[str, tuple[float, float]]) -> str:
     return tables.table(["", "top-1", "loss"], lines)
 
 
+def liveness_text(ratio: float | None) -> str:
+    """A line on how much a slim network's outputs depend on the image: see `liveness.liveness`."""
+    if ratio is None:
+        return "liveness: unknown without two images that the dense network tells apart"
+    return (
+        f"liveness: the outputs vary from image to image {ratio:.3g} times as much as those of the "
+        "dense network"
+    )
+
+
 def ratio(first: float, second: float) -> str:
     """``first`` / ``second`` as text: 3.20x; "-" if ``second`` is 0."""
     return f"{first / second:.2f}x" if second else "-"

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from slimming.reports.figures import SECONDS, Row, flat, rows_of
+from slimming.reports.figures import SECONDS, Row, flat, liveness_text, rows_of
 from slimming.storage import files
 
 NONE = "–"
@@ -82,6 +82,9 @@ def page(config: dict, metrics: dict, pictures: dict[str, bytes]) -> str:
         *(f'<p class="warning">{text(warning)}</p>' for warning in metrics.get("warnings") or []),
         stages_table(stages) if stages else "",
         f'<p class="soft">{PROOF.format(difference)}</p>' if difference is not None else "",
+        f'<p class="soft">{text(liveness_text(metrics["liveness"]))}</p>'
+        if "liveness" in metrics
+        else "",
         *(picture(caption, png) for caption, png in pictures.items()),
         *(layers_table(*layers) for layers in (metrics.get("layers") or {}).items()),
         f"<h2>Repeat this run</h2>\n<pre>{text(command)}</pre>" if command else "",

@@ -49,6 +49,14 @@ def layers_text(choice: Choice) -> str:
     return table(["BN layer", "before", "after", "pruned"], rows)
 
 
+def least_warnings(choice: Choice) -> list[str]:
+    """A warning if layers keep only what they must."""
+    if not choice.rescued:
+        return []
+    names = ", ".join(choice.rescued)
+    return [f"these layers would lose more channels, but keep the least allowed: {names}"]
+
+
 def rounding_warnings(choice: Choice) -> list[str]:
     """A warning if --round-to undoes most of the pruning."""
     before, after = choice.channels

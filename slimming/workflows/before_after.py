@@ -26,10 +26,11 @@ from slimming.pruning.allocation import Prunable
 from slimming.pruning.choice import Choice, Multiples
 from slimming.pruning.coupling import is_wired
 from slimming.pruning.groups import declared
+from slimming.pruning.liveness import liveness, liveness_warning
 from slimming.pruning.slicing import Kept
 from slimming.pruning.sparsity import alive_factors
 from slimming.reports import plots, tables
-from slimming.reports.figures import before_after_text, scores_text
+from slimming.reports.figures import before_after_text, liveness_text, scores_text
 from slimming.runtime.device import choose_device
 from slimming.storage import architecture, checkpoint, files
 from slimming.storage.architecture import Architecture
@@ -72,7 +73,8 @@ class Dense:
     @cached_property
     def prunable(self) -> Prunable:
         """The network with its coupled channels, and the multiples of --round-to."""
-        plain, round_to = Prunable(self.model, declared(self.model)), self.run.prune.round_to
+        plain = Prunable(self.model, declared(self.model), least=self.run.prune.least)
+        round_to = self.run.prune.round_to
         if isinstance(round_to, int):
             return replace(plain, round_to=round_to)
         ratio, name = self._ratio(plain, rounding.WITHOUT), self.run.prune.allocation
@@ -166,10 +168,14 @@ def save_pruned(
     scores = {name: score for name, (score, _) in tested.items()}
     last, images = next(reversed(scores)), dense.images
     score = scores[last]
+    alive = liveness(slim, dense.model, images)
     before, after = measure([dense.model, slim], images, (len(images),), [scores["dense"], score])
     if dense.run.repairing.repair:
         print(f"{scores_text(scores)}\n")
     print(before_after_text(before, after))
+    print(liveness_text(alive))
+    if dead := liveness_warning(alive, kept):
+        print(f"warning: {dead}")
     if masked:
         print("after: the equivalent slim network; the file contains the masked one in full shape")
     cfg = slicing.cfg_of(dense.model, choice.keep)
@@ -237,12 +243,7 @@ def print_choice(choice: Choice) -> None:
     threshold = "" if math.isnan(choice.threshold) else f"threshold {choice.threshold:.6g}: "
     print(f"{threshold}{choice.ratio:.0%} of {before} channels")
     print(tables.layers_text(choice))
-    for name in choice.rescued:
-        print(
-            f"warning: {name} would lose every channel; it keeps the one with the largest scaling "
-            "factor"
-        )
-    for line in tables.rounding_warnings(choice):
+    for line in tables.least_warnings(choice) + tables.rounding_warnings(choice):
         print(f"warning: {line}")
     if 1 - after / before > choice.ratio + 0.01:
         print(

@@ -12,6 +12,7 @@ from slimming.data.datasets import NAMES
 from slimming.data.pixels import SIZE
 from slimming.data.settings import DataSettings, dataset_field
 from slimming.errors import UserError
+from slimming.pruning.choice import LEAST
 from slimming.pruning.importance import MEASURES
 from slimming.settings import (
     build,
@@ -31,7 +32,12 @@ from slimming.workflows.budgets import BudgetSettings
 from slimming.workflows.methods import METHODS
 from slimming.workflows.repairing import RepairSettings
 from slimming.workflows.rounding import round_to_field
-from slimming.workflows.settings import NetworkSettings, allocation_field, architecture_name
+from slimming.workflows.settings import (
+    NetworkSettings,
+    allocation_field,
+    architecture_name,
+    least_field,
+)
 
 _DEPTHS = ", ".join(f"{arch} {depth}" for arch, depth in PAPER_DEPTH.items())
 UNTRACKED = tuple(name for name in MEASURES if name != "biased_loss_tracked")  # needs training
@@ -133,6 +139,7 @@ class PruningSettings:
     allocation: str | None = allocation_field(
         None, " (instead of --global-pruning and --importance)"
     )
+    least: float = least_field()
     round_to: int | Literal["auto"] = round_to_field()
     ignore: Sequence[str] = setting(
         (),
@@ -151,6 +158,8 @@ class PruningSettings:
             raise UserError("--allocation needs --pruning-method channel or slimming: omit it")
         if self.round_to != 1 and self.masks:
             raise UserError("--round-to needs --pruning-method channel or slimming: omit it")
+        if self.least != LEAST and self.masks:
+            raise UserError("--least needs --pruning-method channel or slimming: omit it")
 
     @property
     def masks(self) -> bool:

@@ -13,9 +13,11 @@ from slimming.measuring.figures import measure
 from slimming.pruning import ranking, slicing
 from slimming.pruning.coupling import count_filters
 from slimming.pruning.groups import groups
+from slimming.pruning.liveness import liveness, liveness_warning
 from slimming.pruning.slicing import Slimmed
 from slimming.pruning.tracing import need_library
 from slimming.reports import plots
+from slimming.reports.figures import liveness_text
 from slimming.runtime import distributed
 from slimming.settings import build, kept
 from slimming.storage import files
@@ -148,12 +150,14 @@ class Rounds:
         ratio = max(0.0, 1 - stay / left)
         choice = ranking.choose(coupled, self.scores.of_filters(epoch), ratio, least=self.least)
         slimmed = self._repaired(slicing.apply(model, coupled, choice, images))
+        alive = liveness(slimmed.model, model, images)
         self._replace(slimmed)
         gone = sum(
             int(g.filters[~choice.keep[g.name]].sum()) for g in coupled if g.name in choice.keep
         )
         size = size_of(trainer, left - gone)
-        self.done.append({"epoch": epoch, **size, "difference": slimmed.difference})
+        proof = {"difference": slimmed.difference, "liveness": alive}
+        self.done.append({"epoch": epoch, **size, **proof})
         self._print_round(left, slimmed)
 
     def _repaired(self, slimmed: Slimmed) -> Slimmed:
@@ -188,9 +192,12 @@ class Rounds:
         print(
             f"round {len(self.done)} of {self.run.rounds.n_rounds}: {before} -> {left} of {full} "
             f"filters ({left / full:.1%}), {size['parameters']:,} parameters, "
-            f"{size['flops'] / 1e6:.1f} MFLOPs; slim equals masked: {slimmed.difference:.1e}",
+            f"{size['flops'] / 1e6:.1f} MFLOPs; slim equals masked: {slimmed.difference:.1e}; "
+            f"{liveness_text(size['liveness'])}",
             flush=True,
         )
+        if dead := liveness_warning(size["liveness"], slimmed.kept):
+            print(f"warning: {dead}")
         if slimmed.choice.rescued:
             names = ", ".join(slimmed.choice.rescued)
             print(f"warning: these layers keep only the minimal number of channels: {names}")

@@ -11,6 +11,7 @@ from slimming.data.datasets import ON_DISK
 from slimming.data.settings import DataSettings, dataset_field
 from slimming.errors import UserError
 from slimming.pruning.allocation import allocation_name
+from slimming.pruning.choice import LEAST
 from slimming.settings import count, fraction, number, part, plain_name, setting
 from slimming.training.run_folder import RunFolder
 from slimming.training.settings import TrainSettings
@@ -225,6 +226,14 @@ def allocation_field(default: str | None, more: str = "") -> Any:
     return setting(default, text + more, metavar="A", parse=allocation_name)
 
 
+def least_field(default: float = LEAST) -> Any:
+    """The field of the fraction of its channels that each layer keeps."""
+    text = "each layer keeps at least this fraction of its channels, or 1 - P if that is less"
+    text += "; 0: one channel"
+    text += "" if default else ", as in the paper"
+    return setting(default, text, metavar="F", parse=number(float, 0, 1))
+
+
 @dataclass(frozen=True)
 class PruneSettings:
     """What the pruning scripts prune, and how much."""
@@ -240,6 +249,7 @@ class PruneSettings:
         parse=fraction,
     )
     allocation: str = allocation_field("global", " (default: global)")
+    least: float = least_field(0.0)
     round_to: int | Literal["auto"] = round_to_field()
 
 

@@ -18,7 +18,9 @@ from models import widths
 from slimming.data.batches import Batches
 from slimming.data.stream import Stream
 from slimming.pruning import slicing
+from slimming.pruning.liveness import liveness, liveness_warning
 from slimming.reports import tables
+from slimming.reports.figures import liveness_text
 from slimming.runtime.device import choose_device
 from slimming.settings import kept
 from slimming.storage import architecture, checkpoint, files
@@ -89,14 +91,18 @@ def prune(experiment: Experiment, base: Path) -> Path:
     )
     checkpoint.write(target, contents)
     layers = layer_by_layer(model, pruned.model, settings.pruning.masks)
-    warnings = _warnings(settings, pruned, layers)
+    alive = liveness(pruned.model, model, task.images)
+    warnings = _warnings(settings, pruned, layers, alive)
     for line in warnings:
         print(f"warning: {line}")
-    difference = pruned.difference
     record.add(
-        "pruned", target, score, began, difference=difference, layers=layers, warnings=warnings
+        *("pruned", target, score, began),
+        difference=pruned.difference,
+        liveness=alive,
+        layers=layers,
+        warnings=warnings,
     )
-    _print_pruned(pruned, layers)
+    _print_pruned(pruned, layers, alive)
     return target
 
 
@@ -196,6 +202,7 @@ def _task(
         pruning.pruning_ratio,
         pruning.measure,
         local=not pruning.global_pruning,
+        least=pruning.least,
         round_to=pruning.round_to,
         budget=settings.budget,
         ignore=pruning.ignore,
@@ -205,12 +212,14 @@ def _task(
     )
 
 
-def _warnings(settings: ExperimentSettings, pruned: Pruned, layers: dict[str, list]) -> list[str]:
-    """Warnings if something else was pruned than requested."""
-    choice, lines = pruned.choice, []
+def _warnings(
+    settings: ExperimentSettings, pruned: Pruned, layers: dict[str, list], alive: float | None
+) -> list[str]:
+    """Warnings if something else was pruned than requested, or if the network is dead."""
+    choice, dead = pruned.choice, liveness_warning(alive, pruned.kept)
+    lines = [dead] if dead else []
     if choice:
-        lines += [f"{name} keeps only one channel" for name in choice.rescued]
-        lines += tables.rounding_warnings(choice)
+        lines += tables.least_warnings(choice) + tables.rounding_warnings(choice)
     if settings.pruning.masks:
         lines += _short_of(settings, layers[WEIGHTS])
     return lines
@@ -232,10 +241,11 @@ def _short_of(settings: ExperimentSettings, rows: list) -> list[str]:
     ]
 
 
-def _print_pruned(pruned: Pruned, layers: dict[str, list]) -> None:
+def _print_pruned(pruned: Pruned, layers: dict[str, list], alive: float | None) -> None:
     if pruned.difference is not None:
         difference = f"{pruned.difference:.1e}"
         print(f"slim equals masked: largest difference of the logits {difference} (relative)")
+    print(liveness_text(alive))
     for counted, rows in layers.items():
         texts = [[name, f"{before:,}", f"{after:,}"] for name, before, after in rows]
         print(tables.table([counted, "before", "after"], texts))
