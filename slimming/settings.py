@@ -12,6 +12,7 @@ Schedule(epochs=3)
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -151,6 +152,20 @@ def kept(settings: Dataclass) -> dict[str, Any]:
     """The values that a checkpoint saves for ``--resume``, by name."""
     names = {entry.name for entry, spec in specs(settings) if spec.kept}
     return {name: value for name, value in flat(settings).items() if name in names}
+
+
+def name_flags(text: str, kind: type[Dataclass]) -> str:
+    """``text`` for the user of a script whose settings are of this ``kind``: the library writes
+    arguments as `argument`, a script calls them by their flags.
+
+    >>> @dataclass(frozen=True)
+    ... class Data:
+    ...     image_size: int = setting(32, "height and width")
+    >>> name_flags("omit `image_size`, or use another `model`", Data)
+    'omit --image-size, or use another `model`'
+    """
+    flags = {entry.name: flag_names(entry, spec)[0] for entry, spec in specs(kind)}
+    return re.sub(r"`(\w+)`", lambda found: flags.get(found[1], found[0]), text)
 
 
 def flag_names(entry: Field, spec: Spec) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ def test_a_file_of_the_original_suite_loads_with_the_flags_values(small, tmp_pat
     state = {n: v for n, v in small.state_dict().items() if "num_batches" not in n}
     arch = type(small).__name__
     torch.save({"state_dict": state, "cfg": small.cfg}, tmp_path / "old")
-    with pytest.raises(UserError, match="--arch --depth --dataset"):
+    with pytest.raises(UserError, match="`arch` `depth` `dataset`"):
         architecture.load(tmp_path / "old")
     model, network, _ = architecture.load(
         tmp_path / "old", {"arch": arch, "depth": small.depth, "dataset": "cifar10"}
@@ -61,7 +61,7 @@ def test_a_bare_state_dict_loads_with_the_flags_values(tmp_path, arch, prefix):
     network = Architecture(arch, SMALLEST.get(arch), "folder", 7)
     state = network.build().state_dict()
     torch.save({prefix + name: value for name, value in state.items()}, tmp_path / "bare")
-    with pytest.raises(UserError, match=r"does not record .*: add --arch .*--dataset"):
+    with pytest.raises(UserError, match=r"does not record .*: add `arch` .*`dataset`"):
         architecture.load(tmp_path / "bare")
     given = {"arch": arch, "depth": network.depth, "dataset": "folder"}
     model, found, _ = architecture.load(tmp_path / "bare", given)

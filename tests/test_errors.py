@@ -1,6 +1,8 @@
 """Every command broken on purpose, as a process: one line, the right status, nothing written."""
 
+import ast
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -291,3 +293,33 @@ entry.run(main)
         command, cwd=ROOT, capture_output=True, text=True, timeout=25, check=False
     )
     assert done.returncode == 130 and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+FLAG = re.compile(r"(?:^|[\s(\"'])-(?:-[a-z]|[a-z]{2})")  # -r alone is pip's
+TYPED = {"START_FLAGS", "how_to_continue", "STYLE"}  # a command that was typed; a style sheet
+
+
+def messages(path):
+    """The strings in a file that are no docstrings, and neither fields of settings nor `TYPED`."""
+    left = [ast.parse(path.read_text(encoding="utf-8"))]
+    while left:
+        node = left.pop()
+        names = {getattr(node, "name", None), getattr(getattr(node, "func", None), "id", None)}
+        names |= {getattr(target, "id", None) for target in getattr(node, "targets", ())}
+        if names & (TYPED | {"setting", "switch"}):
+            continue
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            continue  # a docstring
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        left += ast.iter_child_nodes(node)
+
+
+@pytest.mark.parametrize("room", sorted(path.name for path in (ROOT / "slimming").iterdir()))
+def test_the_library_names_arguments_and_the_scripts_flags(room):
+    if room in ("cli", "workflows"):
+        return
+    place = ROOT / "slimming" / room
+    for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+        found = [text for text in messages(path) if FLAG.search(text)]
+        assert not found, f"{path}: {found}"

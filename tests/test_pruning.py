@@ -181,5 +181,5 @@ def test_rounding_that_undoes_the_pruning_is_a_warning(small, percent, round_to,
     assert choice.spared == gone - left and (choice.spared > left) == bool(warned)
     found = tables.rounding_warnings(choice)
     assert len(found) == warned and not tables.rounding_warnings(plain)
-    assert not found or f"--round-to keeps {gone - left} of the {gone} channels" in found[0]
+    assert not found or f"`round_to` keeps {gone - left} of the {gone} channels" in found[0]
     assert not tables.rounding_warnings(choose_channels(small, 0, round_to=round_to))

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from slimming.cli import flags
 from slimming.errors import Interrupted, UserError
 from slimming.runtime import distributed, failures
 from slimming.runtime.memory import keep_freed_memory
@@ -40,7 +41,8 @@ def run(main: Callable[[], None]) -> None:
                 raise
             if os.environ.get(DEBUG):
                 traceback.print_exc()
-            line = f"{os.path.basename(sys.argv[0])}: {' '.join(message.split())}\n"
+            words = flags.named(message).split()
+            line = f"{os.path.basename(sys.argv[0])}: {' '.join(words)}\n"
             sys.stderr.write(line)  # one call: other processes write too
     else:
         status = 0

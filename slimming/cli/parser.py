@@ -9,6 +9,7 @@ import sys
 from typing import NoReturn
 
 from slimming.errors import UserError
+from slimming.settings import Dataclass
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,6 +26,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         self.others = others
+        self.kind: type[Dataclass] | None = None  # of the settings, if flags come from fields
 
     def error(self, message: str) -> NoReturn:
         raise UserError(self._of_others(sys.argv[1:]) or f"{message} (--help lists the flags)")

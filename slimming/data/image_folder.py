@@ -61,12 +61,10 @@ def _split_folder(folder: Path, split: str) -> Path:
         if (folder / name).is_dir():
             return folder / name
     if not folder.is_dir():
-        raise UserError(
-            f"there is no folder {folder}: set --data DIR to your image folder; {OFFLINE}"
-        )
+        raise UserError(f"there is no folder {folder}: set `data` to your image folder; {OFFLINE}")
     kinds = "train/" if split == "train" else "test/ or val/"
     raise UserError(
-        f"{folder} has no {kinds} folder: --data DIR must contain train/<class>/… and "
+        f"{folder} has no {kinds} folder: `data` must contain train/<class>/… and "
         f"test/<class>/… (or val/); {OFFLINE}"
     )
 

@@ -49,7 +49,7 @@ def batches(
     if image_size != SIZE:
         if name != "folder":
             raise UserError(
-                f"--image-size {image_size} needs --dataset folder: images of {name} are {SIZE}x"
+                f"`image_size` {image_size} needs `dataset` folder: images of {name} are {SIZE}x"
                 f"{SIZE}"
             )
         _, samples, classes = image_folder.scan_folder(folder, part)
@@ -120,7 +120,7 @@ def check_classes(
     by the names that the ``contents`` of the file record.
 
     It may have more ``outputs`` than the data has classes if it was trained that way, or if
-    --num_classes ``asked`` for it.
+    the user ``asked`` for it.
     """
     names, num_classes = contents.get("classes", ()), len(loader.classes)
     recorded = isinstance(names, list) and len(names) == num_classes
@@ -129,10 +129,10 @@ def check_classes(
             if ours != theirs:
                 raise UserError(
                     f"{path} was trained with class {ours!r} where the data has {theirs!r}: use "
-                    "the --dataset and --data that it was trained on"
+                    "the `dataset` and `data` that it was trained on"
                 )
     if outputs < num_classes or (outputs > num_classes and not recorded and not asked):
         raise UserError(
-            f"{path} has {outputs} classes, but the data has {num_classes}: use the --dataset and "
-            "--data that it was trained on"
+            f"{path} has {outputs} classes, but the data has {num_classes}: use the `dataset` and "
+            "`data` that it was trained on"
         )

@@ -11,7 +11,7 @@ from slimming.storage.preprocessing import CIFAR, Preprocessing
 SIZE = 32
 BORDER = 2  # black pixels around 28x28 images
 
-OFFLINE = "--dataset digits needs no download"
+OFFLINE = "`dataset` digits needs no download"
 
 
 class Split(NamedTuple):

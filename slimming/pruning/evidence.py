@@ -47,10 +47,10 @@ class Evidence:
 
     def __post_init__(self) -> None:
         if self.use_l2 and self.use_init:
-            raise UserError("--use_l2 and --use_init contradict each other: use one of them")
+            raise UserError("`use_l2` and `use_init` contradict each other: use one of them")
         known = {name: value.shape for name, value in (self.initial or {}).items()}
         if self.use_init and any(known.get(n) != v.shape for n, v in self.values.items()):
-            raise UserError("--use_init needs the initial value of every weight: omit it")
+            raise UserError("`use_init` needs the initial value of every weight: omit it")
 
     @functools.cached_property
     def parameters(self) -> Tensors:

@@ -58,12 +58,12 @@ def least_warnings(choice: Choice) -> list[str]:
 
 
 def rounding_warnings(choice: Choice) -> list[str]:
-    """A warning if --round-to undoes most of the pruning."""
+    """A warning if rounding undoes most of the pruning."""
     before, after = choice.channels
     if not choice.ratio or choice.spared <= before - after:
         return []
     would = choice.spared + before - after
     return [
-        f"--round-to keeps {choice.spared} of the {would} channels that would have been pruned: "
+        f"`round_to` keeps {choice.spared} of the {would} channels that would have been pruned: "
         "use a smaller multiple, or prune a larger fraction, to remove more"
     ]

@@ -22,14 +22,14 @@ def choose_device(name: str | None = None, no_cuda: bool = False) -> torch.devic
     """
     name = distributed.local_device(name, no_cuda)
     if no_cuda and (name or "cpu") != "cpu":
-        raise UserError(f"--no-cuda and --device {name} contradict each other: use one of them")
+        raise UserError(f"`no_cuda` and `device` {name} contradict each other: use one of them")
     automatic = "cuda" if torch.cuda.is_available() and not no_cuda else "cpu"
     try:
         device = torch.device(name or automatic)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
-            f"device {name!r} is unavailable: omit --device, or use --device cpu"
+            f"device {name!r} is unavailable: omit `device`, or use `device` cpu"
         ) from error
     return device
 
@@ -62,15 +62,15 @@ def compiled(model: nn.Module, device: torch.device) -> nn.Module:
     """
     if device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
         raise UserError(
-            "--compile needs a C++ compiler on the CPU: install g++, set CXX to another compiler, "
-            "or omit --compile"
+            "`compile` needs a C++ compiler on the CPU: install g++, set CXX to another compiler, "
+            "or omit `compile`"
         )
     if device.type == "cuda":
-        optional.need("triton", "triton", "--compile on CUDA")
+        optional.need("triton", "triton", "`compile` on CUDA")
         if not any(map(shutil.which, [os.environ.get("CC", "gcc"), "clang"])):
             raise UserError(
-                "--compile on CUDA needs a C compiler, for Triton: install gcc, set CC to another "
-                "compiler, or omit --compile"
+                "`compile` on CUDA needs a C compiler, for Triton: install gcc, set CC to another "
+                "compiler, or omit `compile`"
             )
     mode = "reduce-overhead" if device.type == "cuda" else "default"
     fast = torch.compile(model, mode=mode, dynamic=False)

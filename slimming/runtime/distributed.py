@@ -184,5 +184,5 @@ def wrap(model: nn.Module) -> nn.Module:
 def synchronize_bn(model: nn.Module, device: torch.device) -> nn.Module:
     """Compute batch statistics over all processes. UserError unless ``device`` is CUDA."""
     if device.type != "cuda":
-        raise UserError("--sync-bn needs CUDA: SyncBatchNorm of PyTorch runs only there; omit it")
+        raise UserError("`sync_bn` needs CUDA: SyncBatchNorm of PyTorch runs only there; omit it")
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -74,7 +74,7 @@ class Architecture:
         if self.arch in PAPER_DEPTH:
             shape["depth"] = self.depth
         elif self.depth:
-            raise UserError(f"{self.arch} has only one depth: omit --depth {self.depth}")
+            raise UserError(f"{self.arch} has only one depth: omit `depth` {self.depth}")
         elif self.arch not in NETWORKS:
             shape["image_size"] = self.image_size
         if self.options and self.arch != "densenet":
@@ -198,7 +198,7 @@ def rebuild(
     if missing:
         raise UserError(
             f"{path} does not record its {' and '.join(missing)}: add "
-            f"{' '.join('--' + name for name in missing)}"
+            f"{' '.join(f'`{name}`' for name in missing)}"
         )
     known["num_classes"] = known["num_classes"] or _count_outputs(contents["state_dict"])
     known["image_size"] = known["image_size"] or Architecture.image_size

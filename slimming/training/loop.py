@@ -122,8 +122,8 @@ def check_finite(score: Score, epoch: int) -> Score:
     """``score``, or Diverged if its loss is not finite."""
     if not math.isfinite(score.loss):
         raise Diverged(
-            f"the loss is {score.loss} in epoch {epoch}: the run diverged. Lower --lr "
-            "(or --s), and resume from the last checkpoint or start again"
+            f"the loss is {score.loss} in epoch {epoch}: the run diverged. Lower `lr` "
+            "(or `s`), and resume from the last checkpoint or start again"
         )
     return score
 

@@ -46,7 +46,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise UserError(
-                f"cannot create the folder {self.path}: {error.strerror}; use another --save"
+                f"cannot create the folder {self.path}: {error.strerror}; use another `save`"
             ) from error
         older = [p for p in (self.best, self.curves, self.events, self.last) if p.exists()]
         continued = self.resumed and self.last.exists() and self.last.samefile(self.resumed)

@@ -169,7 +169,7 @@ class Trainer:
         """Resume the run of the checkpoint at ``path``, whose weights are already in the network.
         UserError if its state is damaged or missing."""
         if not contents.get("epoch") and not contents.get("optimizer"):
-            raise UserError(f"{path} has only weights, no run to resume: train them with --refine")
+            raise UserError(f"{path} has only weights, no run to resume: train them with `refine`")
         try:
             self.epoch, self.best_prec1 = int(contents["epoch"]), float(contents["best_prec1"])
             self.best_is_older, self.resumed = False, contents
@@ -186,7 +186,7 @@ class Trainer:
         except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise UserError(
                 f"{path} cannot be resumed, because the state of its run is damaged or missing: "
-                "use --refine to start from its weights"
+                "use `refine` to start from its weights"
             ) from error
         if not load_momentum(self.optimizer, contents.get("optimizer")):
             print(f"note: {path} has no momentum that fits: training continues without it")

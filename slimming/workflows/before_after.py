@@ -32,6 +32,7 @@ from slimming.pruning.sparsity import alive_factors
 from slimming.reports import plots, tables
 from slimming.reports.figures import before_after_text, liveness_text, scores_text
 from slimming.runtime.device import choose_device
+from slimming.settings import name_flags
 from slimming.storage import architecture, checkpoint, files
 from slimming.storage.architecture import Architecture
 from slimming.storage.claim import claimed
@@ -244,7 +245,7 @@ def print_choice(choice: Choice) -> None:
     print(f"{threshold}{choice.ratio:.0%} of {before} channels")
     print(tables.layers_text(choice))
     for line in tables.least_warnings(choice) + tables.rounding_warnings(choice):
-        print(f"warning: {line}")
+        print(f"warning: {name_flags(line, PruningRun)}")
     if 1 - after / before > choice.ratio + 0.01:
         print(
             f"warning: {1 - after / before:.0%} of the channels were pruned, because many scaling "

@@ -22,7 +22,7 @@ from slimming.pruning.liveness import liveness, liveness_warning
 from slimming.reports import tables
 from slimming.reports.figures import liveness_text
 from slimming.runtime.device import choose_device
-from slimming.settings import kept
+from slimming.settings import kept, name_flags
 from slimming.storage import architecture, checkpoint, files
 from slimming.storage.architecture import Architecture
 from slimming.training import loop
@@ -219,7 +219,8 @@ def _warnings(
     choice, dead = pruned.choice, liveness_warning(alive, pruned.kept)
     lines = [dead] if dead else []
     if choice:
-        lines += tables.least_warnings(choice) + tables.rounding_warnings(choice)
+        more = tables.least_warnings(choice) + tables.rounding_warnings(choice)
+        lines += [name_flags(line, ExperimentSettings) for line in more]
     if settings.pruning.masks:
         lines += _short_of(settings, layers[WEIGHTS])
     return lines
