@@ -50,7 +50,7 @@ def prune(
     images: torch.Tensor,
     ratio: float = 0.5,
     *,
-    measure: str = "l1",
+    measure: str = "lamp",
     scope: str = "global",
     labels: torch.Tensor | None = None,
     least: float = LEAST,
@@ -62,7 +62,9 @@ def prune(
 
     ``images`` (N, 3, H, W) are normalised inputs; the result is proved on them, and a warning is
     given if its outputs hardly depend on them. ``measure`` is one of
-    `slimming.pruning.importance.MEASURES`; those with gradients also need ``labels`` (N,).
+    `slimming.pruning.importance.MEASURES`; those with gradients also need ``labels`` (N,). In one
+    ranking over the network, scores must be comparable between layers: those of lamp are, sums
+    such as l1 are not, and empty layers (benchmarks/defaults.py).
     ``scope`` ranks filters over the whole network ("global") or prunes the same fraction of each
     layer ("layer"). Each layer keeps at least the fraction ``least`` (0 to 1) of its channels, or
     1 - ``ratio`` if that is less, and a multiple of ``round_to``; the layers or modules named in

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+import torchvision
 from conftest import SMALLEST, randomize
 from torch import nn
 
@@ -9,11 +11,34 @@ import slimming
 from models import NETWORKS
 from slimming.pruning import ranking
 from slimming.pruning.allocation import ALLOCATIONS, Prunable, choose
+from slimming.pruning.choice import LEAST
 from slimming.pruning.groups import declared, groups
 from slimming.pruning.importance import Evidence, l1
 from slimming.pruning.liveness import liveness, liveness_warning, spread_ratio
 from slimming.pruning.scaling import batch_norms
 from slimming.pruning.threshold import choose_channels
+from slimming.workflows.experiment_settings import ExperimentSettings
+from slimming.workflows.methods import Task, channels
+from slimming.workflows.settings import PruneSettings
+from slimming.workflows.sweep.settings import PointsSettings
+
+
+class UNet(nn.Module):
+    """One scale, with a concatenation and one output channel."""
+
+    def __init__(self, width=16):
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width))
+        self.deep = nn.Sequential(
+            nn.Conv2d(width, 4 * width, 3, padding=1), nn.BatchNorm2d(4 * width), nn.ReLU()
+        )
+        self.up = nn.Conv2d(5 * width, 2 * width, 3, padding=1)
+        self.head = nn.Conv2d(2 * width, 1, 1)
+
+    def forward(self, x):
+        down = F.relu(self.down(x))
+        deep = F.interpolate(self.deep(F.max_pool2d(down, 2)), scale_factor=2.0)
+        return self.head(F.relu(self.up(torch.cat([down, deep], 1))))
 
 
 def chain():
@@ -25,6 +50,27 @@ def chain():
     )
     net[0][0].weight.data.mul_(1e-3)
     return net.eval()
+
+
+@pytest.mark.parametrize(
+    "build, ratio",
+    [
+        (lambda: torchvision.models.resnet18(num_classes=10), 0.5),
+        (lambda: torchvision.models.resnet18(num_classes=10), 0.7),
+        (UNet, 0.4),
+    ],
+)
+def test_the_defaults_of_the_library_leave_a_network_that_works(build, ratio):
+    """The ten lines of README, on small images."""
+    torch.manual_seed(0)
+    dense, images = build().eval(), torch.rand(8, 3, 32, 32)
+    slim = slimming.prune(dense, images, ratio)
+    assert slim.liveness is not None and slim.liveness > 0.05
+    with torch.no_grad():
+        spreads = [model(images).std(0).square().mean().sqrt() for model in (slim.model, dense)]
+    assert slim.liveness == pytest.approx(float(spreads[0] / spreads[1]), rel=1e-3)
+    for sides in slim.kept.values():
+        assert all(mask.float().mean() >= 0.1 for side, mask in sides.items() if side == "out")
 
 
 def test_the_spread_of_outputs_against_those_of_the_dense_network():
@@ -103,3 +149,16 @@ def test_liveness_is_of_the_networks_in_eval_mode_and_leaves_them_alone():
     dense = chain().train()
     assert liveness(dense, dense, torch.rand(3, 3, 16, 16)) == pytest.approx(1)
     assert dense.training
+
+
+@pytest.mark.parametrize("how", [{"measure": "l1"}, {"measure": "l1", "allocation": "lamp"}])
+def test_the_methods_of_run_py_keep_the_least_fraction(how):
+    dense, images = chain(), torch.rand(2, 3, 16, 16)
+    kept = []
+    for least in (LEAST, 0.4):
+        task = Task(dense, images, list, 0.6, local=False, least=least, **how)
+        kept.append([layer.out_channels for layer in channels(task).model[0][::2]])
+    for wide, (few, many) in zip((10, 20), zip(*kept, strict=True), strict=True):
+        assert few >= 0.1 * wide and many >= 0.4 * wide
+    assert ExperimentSettings().pruning.least == PointsSettings().least == LEAST == 0.1
+    assert PruneSettings().least == 0  # the paper's scripts keep the paper's rule

@@ -19,6 +19,7 @@ import run
 import sweep
 import vggprune
 from benchmarks import (
+    defaults,
     exports,
     finetune,
     gpu,
@@ -62,7 +63,18 @@ PARSERS = {
     "export.py": export.make_parser(),
     "sweep.py": sweep.make_parser(),
 }
-MODULES = (exports, finetune, gpu, inference, layers, measures, precisions, quantization, repair)
+MODULES = (
+    defaults,
+    exports,
+    finetune,
+    gpu,
+    inference,
+    layers,
+    measures,
+    precisions,
+    quantization,
+    repair,
+)
 BENCHMARKS = {
     f"{b.__name__.rpartition('.')[2]}.py": b for b in (*MODULES, reproduce, rounding, speed)
 }
