@@ -21,7 +21,7 @@ from slimming.data.pixels import denormalize, normalize
 from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.measuring.deploy import deploy, forms_of
-from slimming.measuring.export import engines
+from slimming.measuring.export import engines, onnx_file
 from slimming.measuring.export.formats import FORMATS
 from slimming.measuring.export.graph import Feed, traced
 from slimming.measuring.export.quiet import interrupted_later
@@ -228,6 +228,22 @@ BAD = {  # flags -> what the line says
     "--save /proc/nowhere": "cannot write to /proc/nowhere",
     "--batch 65537": "at most 65536",
 }
+
+
+def test_a_compact_graph_keeps_omitted_inputs_omitted():
+    """The name of an omitted input is empty."""
+    onnx = pytest.importorskip("onnx")
+    make = onnx.helper
+    nodes = [
+        make.make_node("Identity", ["images"], ["before"], name="first"),
+        make.make_node("Clip", ["before", "", "most"], ["logits"], name="second"),
+    ]
+    ends = [make.make_tensor_value_info(name, 1, ["batch", 3]) for name in ("images", "logits")]
+    most = make.make_tensor("most", 1, [], [6.0])
+    graph = make.make_graph(nodes, "graph", ends[:1], ends[1:], [most])
+    onnx_file.compact(graph)
+    assert list(graph.node[1].input)[1] == "" and graph.initializer[0].name != "most"
+    onnx.checker.check_model(make.make_model(graph), full_check=True)
 
 
 @pytest.mark.parametrize("flags, says", BAD.items())

@@ -4,10 +4,11 @@ import importlib
 import json
 import re
 import sys
+import time
 
 import pytest
 import torch
-from conftest import make_images, save_network
+from conftest import NARROW, make_images, save_network
 from torch import nn
 
 import flowprune
@@ -68,6 +69,59 @@ def test_every_epoch_is_in_the_picture_of_the_curves(first, count, monkeypatch):
 def test_images_need_not_be_three_channels():
     (figures,) = measure([with_zeros(channels=1)], torch.zeros(1, 1, 16, 16))
     assert figures.flops == 2 * 14 * 14 * (8 * 9 + 4 * 8)
+
+
+class Slow(nn.Module):
+    def __init__(self, milliseconds):
+        super().__init__()
+        self.seconds = milliseconds / 1e3
+
+    def forward(self, x):
+        time.sleep(self.seconds * len(x))
+        return x
+
+
+def test_latency_is_the_time_of_a_forward_pass():
+    images, models = torch.zeros(2, 3, 8, 8), [Slow(2), Slow(6)]
+    one, two = (profiling.latencies(models, images[:n], seconds=0.1) for n in (1, 2))
+    assert 0.002 <= one[0] < one[1] >= 0.006
+    assert 0.004 <= two[0] < two[1] >= 0.012
+
+
+def test_a_script_measures_latency_as_long_as_it_says(tmp_path, monkeypatch, capsys):
+    """Tests measure it briefly, if at all; this one as a user does."""
+    path = save_network(tmp_path / "net.pth", "vgg", 11, "folder", 2, NARROW["vgg"])
+    images = make_images(tmp_path / "images", train=2, test=32)
+    words = ["eval.py", path, "--data", images, "--json", "--no-cuda", "--threads", 1]
+    monkeypatch.setattr("sys.argv", list(map(str, words)))
+    judge.main()
+    found = json.loads(capsys.readouterr().out)
+    assert 0.01 < found["latency_1_ms"] < found["latency_64_ms"] < 10_000
+
+
+class Shared(nn.Module):
+    """A layer with two names that runs twice, and a product outside of layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = self.again = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.again(self.first(x)).mean((2, 3)) @ torch.ones(3, 2)
+
+
+def test_zeros_of_a_layer_with_two_names_count_for_each_call():
+    model = Shared()
+    model.first.weight.data[0] = 0
+    assert profiling.count_flops(model, 4) == 2 * (2 * 16 * 9 + 3 * 2)
+    assert profiling.count_effective(model, 4)[1] == 2 * (2 * 16 * 6 + 3 * 2)
+    assert profiling.flops_of_layers(model, 4) == {"first": 2 * 2 * 16 * 9}
+
+
+def test_a_flop_counter_that_misses_layers_is_an_error(monkeypatch):
+    monkeypatch.setattr(profiling.FlopCounterMode, "get_total_flops", lambda self: 0)
+    with pytest.raises(RuntimeError, match="counts no FLOPs of the layer 0"):
+        profiling.count_effective(with_zeros(), 8)
 
 
 def test_a_network_runs_once_to_be_counted():

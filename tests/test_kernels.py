@@ -190,6 +190,12 @@ def test_a_slim_network_has_the_zeros_of_the_network_before_it(images, tmp_path,
     assert ("holds_zeros" in checkpoint.read(tmp_path / "pruned.pth.tar")) != bool(repair)
 
 
+def test_a_network_of_depthwise_convolutions_has_no_kernels_to_prune():
+    net = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Flatten(), nn.Linear(8, 2))
+    assert kernels.kernel_masks(net, 0.5, local=False) == {}
+    assert kernels.pattern_masks(nn.Sequential(nn.Conv2d(8, 8, 1)), 0.5, local=False) == {}
+
+
 def test_what_counts_is_what_is_not_zero():
     net = network()
     assert profiling.count_effective(net) == (

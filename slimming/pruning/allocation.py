@@ -120,10 +120,13 @@ def lamp(network: Prunable, ratio: float) -> Choice:
 
 def choose(network: Prunable, ratio: float, name: str = "global") -> Choice:
     """Prune the fraction ``ratio`` (0 <= ratio < 1) of the channels by the allocation ``name``: one
-    of `ALLOCATIONS`, or random-N, which draws the fractions of the layers with the seed N."""
+    of `ALLOCATIONS`, or random-N, which draws the fractions of the layers with the seed N.
+    UserError for another ratio or name."""
     drawn = RANDOM.fullmatch(name)
     if drawn:
         return network.ranked(ratio, shares=random_shares(_names(network), int(drawn[1])))
+    if name not in ALLOCATIONS:
+        raise UserError(f"unknown allocation {name!r}: use {', '.join(ALLOCATIONS)} or random-N")
     return ALLOCATIONS[name](network, ratio)
 
 

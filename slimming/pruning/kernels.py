@@ -71,7 +71,7 @@ def pattern_masks(model: nn.Module, ratio: float, local: bool = True) -> Masks:
 
 def _largest(values: Masks, ratio: float, local: bool) -> Masks:
     """Masks of the largest (1 - ratio) ``values``: over all tensors, or in each with ``local``."""
-    if local:
+    if local or not values:
         return {name: _above(value, ratio) for name, value in values.items()}
     together = _above(torch.cat([value.flatten() for value in values.values()]), ratio)
     parts = together.split([value.numel() for value in values.values()])

@@ -29,8 +29,11 @@ def choose_channels(
     channel keeps its largest |γ|. With ``least`` (0 to 1) it keeps that fraction of its channels,
     see `choice.least_of`, and the threshold is a value of the other channels. With ``round_to``
     each layer keeps more channels, the largest first, up to a multiple of it (or all that are
-    alive). A BN without γ keeps its channels. UserError if a scaling factor is not finite.
+    alive). A BN without γ keeps its channels. UserError if a scaling factor is not finite, or the
+    ratio is out of range.
     """
+    if not 0 <= ratio < 1:
+        raise UserError(f"ratio must be at least 0 and less than 1, not {ratio}")
     factors, alive = scaling_factors(model), alive_channels(model)
     left = [factors[name][alive[name]] for name in factors]
     ranked = torch.cat([torch.zeros(0), *left]).sort().values

@@ -41,12 +41,14 @@ def layers_text(choice: Choice) -> str:
     rows = []
     for name, alive in choice.alive.items():
         before, after = int(alive.sum()), int(choice.keep[name].sum())
-        rows.append(
-            [name, str(before), str(after), f"{max(0, 1 - after / before) if before else 0:.1%}"]
-        )
-    before, after = choice.channels
-    rows.append(["all", str(before), str(after), f"{1 - after / before:.1%}"])
+        rows.append(_layer_row(name, before, after))
+    rows.append(_layer_row("all", *choice.channels))
     return table(["BN layer", "before", "after", "pruned"], rows)
+
+
+def _layer_row(name: str, before: int, after: int) -> list[str]:
+    pruned = max(0, 1 - after / before) if before else 0
+    return [name, str(before), str(after), f"{pruned:.1%}"]
 
 
 def least_warnings(choice: Choice) -> list[str]:
