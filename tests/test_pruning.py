@@ -10,7 +10,13 @@ from models import densenet, resnet, vgg
 from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.pruning.proof import prove_equal
-from slimming.pruning.scaling import alive_channels, batch_norms, scaling_factors, zero_channels
+from slimming.pruning.scaling import (
+    alive_channels,
+    batch_norms,
+    scaling_factors,
+    selections,
+    zero_channels,
+)
 from slimming.pruning.threshold import choose_channels, keep_one
 from slimming.reports import tables
 from slimming.storage import architecture
@@ -80,6 +86,20 @@ def test_pruning_a_slim_network_again(small):
     assert before == sum(int(k.sum()) for k in alive_channels(first).values())
     assert after == sum(c for c in second.cfg if c != "M")
     assert 0.4 <= after / before <= 0.51  # half of what was left, not of the full network
+
+
+def test_scaling_factors_that_a_selection_drops_are_zero(small):
+    """As the original writes them; also after a second pass."""
+    once = keep_only(small, choose_channels(small, 0.4).keep)
+    twice = keep_only(once, choose_channels(once, 0.4).keep)
+    for slim in (once, twice):
+        dropped = 0
+        for name, selection in selections(slim).items():
+            mask = slim.get_submodule(selection).indexes != 0
+            bn = slim.get_submodule(name)
+            assert torch.equal(bn.weight != 0, mask) and torch.equal(bn.bias != 0, mask)
+            dropped += int((~mask).sum())
+        assert dropped or not selections(slim)
 
 
 def test_both_passes_equal_one_pass_with_the_same_channels(small):

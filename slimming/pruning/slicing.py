@@ -154,6 +154,9 @@ def slice_tensors(
         if "mask" in sides:
             indexes = f"{masks[name]}.indexes"
             left |= {indexes: sides["mask"].to(left[indexes])} if indexes in left else {}
+            for part in (f"{name}.weight", f"{name}.bias"):  # γ and β that nothing reads any more
+                if part in left:
+                    left[part] = left[part] * sides["mask"].to(left[part])
             continue
         for part in ("weight", "bias", "running_mean", "running_var"):
             tensor = left.get(f"{name}.{part}")
