@@ -3,6 +3,9 @@
 A checkpoint records its `Architecture`, so that it loads without flags.
 """
 
+import functools
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,17 @@ from torch import nn
 
 from models import NETWORKS, PAPER_DEPTH, constructor
 from slimming.errors import UserError
+from slimming.storage import checkpoint
 from slimming.storage.checkpoint import MASKS, fitted, read
 from slimming.storage.preprocessing import CIFAR, Preprocessing
 
+# the convolutions that are counted, depth = layers for each of them + others
+BLOCKS = {
+    "vgg": (r"feature\.\d+\.weight", 1, 3),
+    "resnet": (r"layer1\.\d+\.conv1\.weight", 9, 2),
+    "densenet": (r"dense1\.\d+\.conv1\.weight", 3, 4),
+}
+OF_CLASSES = {10: "cifar10", 100: "cifar100"}  # by the number of classes
 STORED = {
     "arch": (str,),
     "depth": (int,),
@@ -91,8 +102,9 @@ def describe(path: str | Path | None, contents: dict, given: dict) -> dict[str, 
     """What the checkpoint records of its network, completed by the flags in ``given``.
 
     Flags that are None were not given. Files of the original suite record less; the flags fill in
-    the rest. If neither gives a dataset, ``--arch preact_res<depth>`` (``spelled``) implies
-    CIFAR-10. UserError, with both values, if a flag contradicts the file.
+    the rest, and then what the weights tell (`infer`), which is printed. If nothing gives a
+    dataset, ``--arch preact_res<depth>`` (``spelled``) implies CIFAR-10. UserError, with both
+    values, if a flag contradicts the file.
     """
     known: dict[str, Any] = {}
     for field in fields(Architecture):
@@ -109,9 +121,61 @@ def describe(path: str | Path | None, contents: dict, given: dict) -> dict[str, 
             name = field.name.replace("_", " ")
             raise UserError(f"{path} has {name} {stored!r}, but {flag!r} was requested")
         known[field.name] = flag if stored is None else stored
+    known |= infer(path, contents.get("state_dict"), known)
     if known["dataset"] is None and str(given.get("spelled")).startswith("preact_res"):
         known["dataset"] = "cifar10"  # the default of the suite that uses this name
     return known
+
+
+def infer(path: str | Path | None, state: object, known: dict[str, Any]) -> dict[str, Any]:
+    """What is not ``known`` of the network with the weights ``state``, from their names and shapes;
+    prints it. The original suite records neither architecture nor depth nor dataset.
+
+    The architecture is one of the paper's, if the file has exactly its names. 10 or 100 classes of
+    a network of this suite mean CIFAR, which is all that the original trains on.
+    """
+    if not isinstance(state, dict) or not checkpoint.is_state_dict(state):
+        return {}
+    found: dict[str, Any] = {}
+    if known["arch"] is None or (known["depth"] is None and known["arch"] in PAPER_DEPTH):
+        arch, depth = next(_with_names(state, known["arch"], known["depth"]), (None, None))
+        found = {"arch": arch, "depth": depth} if arch else {}
+    if known["dataset"] is None and (known | found)["arch"] in NETWORKS:
+        dataset = OF_CLASSES.get(known["num_classes"] or _count_outputs(state) or 0)
+        found |= {"dataset": dataset} if dataset else {}
+    new = {name: value for name, value in found.items() if known[name] is None}
+    if new:
+        told = ", ".join(f"{name} {value}" for name, value in new.items())
+        advice = "; if it was trained on other data, give its dataset" if "dataset" in new else ""
+        _print_once(f"note: {path} does not record its network. Its weights are of {told}{advice}")
+    return new
+
+
+def _with_names(
+    state: dict[str, torch.Tensor], arch: str | None, depth: int | None
+) -> Iterator[tuple[str, int]]:
+    """The networks of the paper whose state dict has the names of ``state``; counts of batches and
+    masks of channel selection do not matter."""
+    for name in [arch] if arch else PAPER_DEPTH:
+        first, per_block, others = BLOCKS[name]
+        count = sum(bool(re.fullmatch(first, key)) and state[key].dim() == 4 for key in state)
+        guess = depth or per_block * count + others
+        try:
+            with torch.device("meta"):
+                own = Architecture(name, guess, "cifar10", 10).build().state_dict()
+        except UserError:
+            continue
+        if _essential(own) == _essential(state):
+            yield name, guess
+
+
+def _essential(names: Iterable[str]) -> set[str]:
+    return {name for name in names if not name.endswith((MASKS, "num_batches_tracked"))}
+
+
+@functools.cache  # a file may be described several times
+def _print_once(text: str) -> None:
+    print(text, flush=True)
 
 
 def _options(path: str | Path | None, stored: dict | None, asked: dict | None) -> dict | None:

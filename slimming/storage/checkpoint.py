@@ -66,12 +66,12 @@ def read(path: str | Path) -> dict:
         raise UserError(
             f"{path} is not a readable checkpoint: it is empty, truncated or another type of file"
         ) from error
-    if isinstance(contents, dict) and contents and _is_state_dict(contents):
+    if isinstance(contents, dict) and contents and is_state_dict(contents):
         contents = {"state_dict": contents}
     if not isinstance(contents, dict) or not isinstance(contents.get("state_dict"), dict):
         raise UserError(f"{path} is not a checkpoint of this suite: it has no state_dict")
     state = contents["state_dict"]
-    if not _is_state_dict(state):
+    if not is_state_dict(state):
         raise UserError(
             f"{path} is not a checkpoint of this suite: its state_dict has values that are not "
             "tensors"
@@ -121,7 +121,7 @@ def fitted(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.
     return found
 
 
-def _is_state_dict(value: object) -> bool:
+def is_state_dict(value: object) -> bool:
     """Whether ``value`` is a dict of tensors by name."""
     return isinstance(value, dict) and all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items()

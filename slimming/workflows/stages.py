@@ -5,7 +5,7 @@ Each stage saves its network in the folder of the experiment, and is skipped if 
 
 import platform
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -49,8 +49,13 @@ def train_base(experiment: Experiment, given: Path | None) -> Path:
         assert given, "--skip-base-training needs a network to start from"
         print(f"the base network is {given}")
         record.update(base_from=str(given))
-        files.write_bytes(base, given.read_bytes())
-        score, history = evaluate(settings, base).score, checkpoint.read(base).get("history", ())
+        _, network, score = evaluate(settings, given)
+        contents = checkpoint.read(given)
+        if contents.get("arch"):
+            files.write_bytes(base, given.read_bytes())
+        else:  # of the original suite: the next stages need no flags
+            checkpoint.write(base, {**contents, **asdict(network)})
+        history = contents.get("history", ())
     else:
         slimming = settings.pruning.pruning_method == "slimming"
         sparse = slimming and not settings.execution.skip_pruning
