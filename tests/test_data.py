@@ -10,9 +10,9 @@ import torch
 from conftest import make_images
 from PIL import Image
 
-from slimming.data import datasets, image_folder
+from slimming.data import datasets, image_folder, loading
 from slimming.data.batches import Batches, crop, flip
-from slimming.data.pixels import MEAN, STD, Split, normalize
+from slimming.data.pixels import MEAN, STD, Split, denormalize, normalize
 from slimming.errors import UserError
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\nshowpage\n"
@@ -84,6 +84,52 @@ def test_every_image_comes_once_an_epoch_and_every_crop_is_drawn():
     assert all(side.unique().tolist() == list(range(9)) for side in shift.T)
     assert 400 < mirrored.sum() < 600
     assert not drawn(mirror=False)[2].any()
+
+
+def unequal(count=60):
+    """Batches of images that show their number, in three classes: 30, 20 and 10 of 60."""
+    numbers = torch.arange(count)
+    images = numbers.byte().view(-1, 1, 1, 1).expand(-1, 3, 32, 32)
+    split = Split(images, (numbers % 6 > 2).long() + (numbers % 6 > 4).long(), ["a", "b", "c"])
+    return Batches(split, 16, augment=True, mirror=False)
+
+
+def numbers_of(images):
+    """The numbers that images of `unequal` show, in the middle, where no padding is."""
+    return denormalize(images)[:, 0, 16, 16].tolist()
+
+
+def test_a_draw_takes_classes_in_turns_and_depends_on_the_seed_alone():
+    loader = unequal()
+    images, labels = loader.draw(12, seed=3)
+    assert labels.bincount().tolist() == [4, 4, 4] and len(set(numbers_of(images))) == 12
+    assert loader.split.labels[numbers_of(images)].equal(labels)
+    assert numbers_of(loader.draw(12, seed=3)[0]) == numbers_of(images)
+    assert numbers_of(loader.draw(12, seed=4)[0]) != numbers_of(images)
+    assert loader.draw(40, seed=3)[1].bincount().tolist() == [15, 15, 10]  # no more of the third
+    assert sorted(numbers_of(loader.draw(99, seed=3)[0])) == list(range(60))
+
+
+def test_samples_are_shuffled_training_images_and_differ_from_those_of_training():
+    def sampled(count, number, **how):
+        images, labels = zip(*loading.samples(unequal(), count, number, **how), strict=True)
+        found = numbers_of(torch.cat(images))
+        assert unequal().split.labels[found].equal(torch.cat(labels))
+        return found, torch.cat(labels)
+
+    found, _ = sampled(20, 0)
+    assert len(set(found)) == 20 and found == sampled(20, 0)[0] and found != sampled(20, 1)[0]
+    trained = unequal()
+    images, _ = zip(*trained, strict=True)
+    assert found != numbers_of(torch.cat(images))[:20]
+    _, labels = sampled(30, 0, balanced=True)
+    assert labels.bincount().tolist() == [10, 10, 10]
+    _, labels = sampled(36, 0, balanced=True)
+    assert labels.bincount().tolist() == [12, 12, 10], "all of the class that has too few"
+    shared = unequal()
+    shared.rank, shared.ranks = 1, 2
+    images, _ = zip(*loading.samples(shared, 20, 0), strict=True)
+    assert numbers_of(torch.cat(images)) == found, "the same in every process"
 
 
 def test_digits_are_always_split_the_same_way():

@@ -52,6 +52,20 @@ def test_an_epoch_does_not_depend_on_the_number_of_workers(large):
     assert not torch.equal(labels, epoch(alone, 2)[1])
 
 
+def test_every_epoch_and_seed_augments_each_image_anew(large):
+    def by_label(seed, number):  # one image a class, whose place in the epoch does not matter
+        loader = stream(large, "train", seed=seed)
+        loader.dataset.samples = [loader.dataset.samples[0], loader.dataset.samples[-1]]
+        loader.num_images = 2
+        images, labels = epoch(loader, number)
+        return images[labels.argsort()]
+
+    first = by_label(1, 0)
+    assert torch.equal(by_label(1, 0), first)
+    for other in (by_label(1, 1), by_label(2, 0)):
+        assert all(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
 def test_the_test_is_the_centre_and_shares_are_disjoint(large):
     whole, labels = epoch(stream(large, "test"), 0)
     with Image.open(large / "test" / "blue" / "0.png") as image:
