@@ -326,6 +326,17 @@ def test_the_cache_is_used_until_a_file_changes(images):
     assert torch.equal(datasets.load("folder", images, "train").images, after.images)
 
 
+def test_a_picture_of_the_same_size_at_another_time_is_decoded_again(images):
+    datasets.load("folder", images, "train")
+    changed = images / "train" / "blue" / "0.png"
+    size, when = changed.stat().st_size, changed.stat().st_mtime_ns
+    Image.new("RGB", (32, 32), (9, 9, 9)).save(changed)
+    changed.write_bytes(changed.read_bytes().ljust(size, b"\0"))  # a PNG ends before that
+    os.utime(changed, ns=(when, when + 10**9))
+    assert changed.stat().st_size == size
+    assert (datasets.load("folder", images, "train").images[0] == 9).all()
+
+
 @pytest.mark.parametrize(
     "harm, message",
     [
