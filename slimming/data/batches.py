@@ -71,7 +71,7 @@ class Batches:
         return normalize(self.split.images[:count], self.preprocessing)
 
     def draw(self, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """``count`` images, normalised and not augmented, and their labels, see `balanced`."""
+        """``count`` random images, equally many of each class, not augmented, and their labels."""
         chosen = balanced(self.split.labels, count, seed).to(self.device)
         images = normalize(self.split.images[chosen], self.preprocessing)
         return images, self.split.labels[chosen]
@@ -102,9 +102,9 @@ class Batches:
 
 
 class DeviceLoader:
-    """The batches of any iterable of (images, labels), such as torch's DataLoader, on ``device``.
+    """Move the batches of any iterable of (images, labels), such as a DataLoader, to ``device``.
 
-    ``num_images`` is 0 if the size of an epoch is unknown.
+    ``num_images`` is the number of images of an epoch, 0 if it is unknown.
     """
 
     rank, ranks = 0, 1

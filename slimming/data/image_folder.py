@@ -25,7 +25,7 @@ DECODING = 2  # counts the changes of what a file is decoded to, after which no 
 
 
 def scan_folder(folder: Path, split: str) -> tuple[Path, list, list[str]]:
-    """The root of a split of an image folder, its (path, label) samples, and its classes.
+    """The folder of a split, its samples as (path, label), and the names of its classes.
 
     UserError if a class has no images, or train and test do not have the same classes.
     """
@@ -46,6 +46,8 @@ def scan_folder(folder: Path, split: str) -> tuple[Path, list, list[str]]:
 
 
 def read_folder(folder: Path, split: str, workers: int) -> Split:
+    """The images of a split, resized to 32x32, from the cache in ``folder`` if its files are
+    unchanged. UserError if an image cannot be read."""
     root, samples, classes = scan_folder(folder, split)
     cache, state = folder / CACHE.format(split=split), _fingerprint(root, samples)
     images = _read_cache(cache, state)

@@ -70,24 +70,25 @@ def batches_for(
     settings: DataSettings,
     seed: int = 0,
 ) -> Batches | Stream:
-    """The `batches` of the dataset of ``network``, as it reads images."""
+    """The `batches` of the dataset of ``network``, with its image size and preprocessing."""
     size, preprocessing = network.image_size, network.preprocessing
     return batches(network.dataset, part, batch_size, device, size, settings, seed, preprocessing)
 
 
 def on_device(loader: Iterable, device: torch.device) -> "Batches | Stream | DeviceLoader":
-    """``loader`` itself if it is one of this suite, whose batches are on the device already; any
-    other as `DeviceLoader`."""
+    """``loader`` wrapped in a `DeviceLoader`, unless it is a `Batches` or `Stream`, whose batches
+    are already on the device."""
     return loader if isinstance(loader, Batches | Stream) else DeviceLoader(loader, device)
 
 
 def samples(
     loader: Batches | Stream, count: int, number: int, balanced: bool = False
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of ``count`` shuffled images of a training ``loader``, sampled with its seed and
-    ``number``; ``balanced`` takes the same number from each class.
+    """Batches of ``count`` random training images of ``loader``, augmented as in training. They
+    depend only on its seed and ``number``.
 
-    The same in every process if the images are in memory.
+    With ``balanced``, ``count`` // classes images of each class, fewer if a class has fewer. If the
+    images are in memory, every process gets the same ones.
     """
     view = copy.copy(loader)
     view.epoch, view.rank, view.ranks = number + SAMPLING, 0, 1
@@ -116,11 +117,11 @@ def check_classes(
     path: str | Path,
     asked: int | None = None,
 ) -> None:
-    """UserError if the classes of the network in ``path`` are not those of the data: by number, or
-    by the names that the ``contents`` of the file record.
+    """UserError if the network in ``path`` was trained with other classes than those of the data:
+    it has another number of ``outputs``, or the ``contents`` of the file record other names.
 
-    It may have more ``outputs`` than the data has classes if it was trained that way, or if
-    the user ``asked`` for it.
+    More outputs than classes are allowed if the network was trained that way, or if ``asked``, the
+    requested number of outputs, is given.
     """
     names, num_classes = contents.get("classes", ()), len(loader.classes)
     recorded = isinstance(names, list) and len(names) == num_classes

@@ -87,11 +87,13 @@ class Stream:
             raise
 
     def draw(self, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """``count`` images, normalised and not augmented, and their labels, see `balanced`."""
+        """``count`` random images, equally many of each class, not augmented, and their labels."""
         samples = self.dataset.samples
         labels = torch.tensor([label for _, label in samples])
-        still = self._still([samples[i] for i in balanced(labels, count, seed).tolist()], 64)
-        images, numbers = (torch.cat(part) for part in zip(*still, strict=True))
+        chosen = self._center_crops(
+            [samples[i] for i in balanced(labels, count, seed).tolist()], 64
+        )
+        images, numbers = (torch.cat(part) for part in zip(*chosen, strict=True))
         return images, numbers
 
     def first(self, count: int) -> torch.Tensor:
@@ -101,9 +103,9 @@ class Stream:
 
     def without_augmentation(self) -> "Stream":
         """All of its images in order, as center crops."""
-        return self._still(self.dataset.samples, self.batch_size)
+        return self._center_crops(self.dataset.samples, self.batch_size)
 
-    def _still(self, samples: list, batch_size: int) -> "Stream":
+    def _center_crops(self, samples: list, batch_size: int) -> "Stream":
         return Stream(
             samples,
             self.classes,

@@ -194,9 +194,9 @@ def without_dead_channels(model: nn.Module) -> nn.Module:
     return sliced(model, living(model))
 
 
-def spread(slim: nn.Module, masked: nn.Module, kept: Kept) -> nn.Module:
-    """A copy of the ``masked`` network, on the CPU in eval mode, with the weights of the ``slim``
-    network that is equal to it, each in its place."""
+def scatter(slim: nn.Module, masked: nn.Module, kept: Kept) -> nn.Module:
+    """A copy of the ``masked`` network, on the CPU in eval mode, with the weights of the equal
+    ``slim`` network written to the channels that are kept: the inverse of `sliced`."""
     state = {name: value.clone() for name, value in masked.state_dict().items()}
     for name, value in slim.state_dict().items():
         layer, _, part = name.rpartition(".")

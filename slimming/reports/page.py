@@ -107,10 +107,10 @@ def entries(stage: dict) -> dict:
 def shown_rows(stages: list[dict]) -> dict[str, Row]:
     """The rows for these stages by key; effective counts only if some weights are zero."""
 
-    def says_more(key: str, row: Row) -> bool:
+    def differs(key: str, row: Row) -> bool:
         return any(stage.get(key) not in (None, stage.get(row.part_of)) for stage in stages)
 
-    rows = {k: row for k, row in rows_of(stages).items() if not row.part_of or says_more(k, row)}
+    rows = {k: row for k, row in rows_of(stages).items() if not row.part_of or differs(k, row)}
     return {**rows, SECONDS.key: SECONDS}
 
 

@@ -88,17 +88,17 @@ def draw_rounds(
 @picture
 def draw_pruning(choice: Choice, factors: torch.Tensor, title: str) -> bytes:
     """A PNG picture of the kept channels per layer and the distribution of |γ| with threshold."""
-    figure, (layers, spread) = blank_figure(1, 2, (12, 4.2))
+    figure, (layers, histogram) = blank_figure(1, 2, (12, 4.2))
     before = [int(mask.sum()) for mask in choice.alive.values()]
     after = [int(mask.sum()) for mask in choice.keep.values()]
     draw_bars(layers, list(choice.keep), before, after)
     layers.set(xlabel="BN layer, in the order of the forward pass", ylabel="channels")
-    spread.hist(factors.double().numpy(), bins=100, color="#1f5a96")
+    histogram.hist(factors.double().numpy(), bins=100, color="#1f5a96")
     if not math.isnan(choice.threshold):
         label = f"threshold {choice.threshold:.3g} ({choice.ratio:.0%})"
-        spread.axvline(choice.threshold, color="#c23b22", label=label)
-        spread.legend()
-    spread.set(xlabel="|γ|", ylabel="channels", yscale="log")
+        histogram.axvline(choice.threshold, color="#c23b22", label=label)
+        histogram.legend()
+    histogram.set(xlabel="|γ|", ylabel="channels", yscale="log")
     return to_png(figure, title)
 
 

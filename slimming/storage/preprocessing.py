@@ -24,7 +24,7 @@ class Preprocessing:
 
     @classmethod
     def read(cls, stored: Any) -> "Preprocessing":
-        """The one that a checkpoint stores as a dict. ValueError if it is none."""
+        """The preprocessing ``stored`` in a checkpoint. ValueError if it is invalid."""
         if not isinstance(stored, dict) or stored.keys() != cls.__dataclass_fields__.keys():
             raise ValueError(stored)
         mean, std, crop = (_numbers(stored[name]) for name in ("mean", "std", "crop"))
@@ -37,7 +37,7 @@ class Preprocessing:
         return found
 
     def to_store(self) -> dict[str, Any]:
-        """The dict that a checkpoint stores."""
+        """The dict to store in a checkpoint."""
         return {n: list(v) if isinstance(v, tuple) else v for n, v in vars(self).items()}
 
     def shorter_side(self, image_size: int) -> int:

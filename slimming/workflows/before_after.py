@@ -164,7 +164,7 @@ def save_pruned(
     stages = {"dense": dense.model, "pruned": slim}
     if dense.run.repairing.repair:
         stages["repaired"] = slim = dense.repaired(slim, kept)
-        masked = masked and slicing.spread(slim, masked, kept)
+        masked = masked and slicing.scatter(slim, masked, kept)
     tested = {name: _timed_test(model, dense.test_loader) for name, model in stages.items()}
     scores = {name: score for name, (score, _) in tested.items()}
     last, images = next(reversed(scores)), dense.images

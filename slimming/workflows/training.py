@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from models import NETWORKS, PAPER_DEPTH
-from slimming import settings as fields_of
 from slimming.data import loading
 from slimming.data.batches import Batches
 from slimming.data.settings import DataSettings
@@ -23,7 +22,7 @@ from slimming.reports.figures import size_text
 from slimming.runtime import distributed, threads
 from slimming.runtime.device import choose_device
 from slimming.runtime.randomness import seed_everything
-from slimming.settings import Dataclass, Spec, flag_names, specs
+from slimming.settings import Dataclass, Spec, build, flag_names, kept, specs
 from slimming.storage import architecture, checkpoint, files
 from slimming.storage.architecture import Architecture
 from slimming.training.callbacks import CheckpointWriter, EpochPrinter
@@ -65,9 +64,9 @@ def main_run(typed: Mapping[str, Any]) -> tuple[TrainingRun, Start]:
     With ``--resume``, other settings come from the checkpoint. UserError if files are missing or
     contradict the flags.
     """
-    run = fields_of.build(TrainingRun, typed)
+    run = build(TrainingRun, typed)
     start = find_start(run.start.refine, run.start.resume, lambda: _last_of(run))
-    run = fields_of.build(TrainingRun, {**recorded(TrainingRun, start, typed), **typed})
+    run = build(TrainingRun, {**recorded(TrainingRun, start, typed), **typed})
     path = {"refine": None, "resume": start.path} if start.resumes else {"refine": start.path}
     return run.starting_from(**{"resume": None, **path}), start
 
@@ -134,7 +133,7 @@ def prepare(run: TrainingRun, start: Start, networks: dict = NETWORKS) -> Traine
     """
     asked = run.network.asked(run.data)
     model, network, loaders = open_network(run.train, run.data, asked, start, networks)
-    trainer = Trainer(model, network, *loaders, run.train, kept=fields_of.kept(run))
+    trainer = Trainer(model, network, *loaders, run.train, kept=kept(run))
     return begin(trainer, start)
 
 

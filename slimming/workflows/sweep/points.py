@@ -42,8 +42,8 @@ def candidates(subject: Subject) -> list[Candidate]:
     if subject.run.budget.given:
         return made
     count = len(subject.searched)
-    spread = [ratios[int((i + 0.5) / count * len(ratios))] for i in range(count)]
-    return made + [Candidate(*pair) for pair in zip(subject.searched, spread, strict=True)]
+    ratios_tried = [ratios[int((i + 0.5) / count * len(ratios))] for i in range(count)]
+    return made + [Candidate(*pair) for pair in zip(subject.searched, ratios_tried, strict=True)]
 
 
 def within_budget(subject: Subject) -> list[Candidate]:
