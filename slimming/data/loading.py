@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -14,10 +14,23 @@ from slimming.data.settings import DataSettings
 from slimming.data.stream import Stream
 from slimming.errors import UserError
 from slimming.runtime import distributed
-from slimming.storage.architecture import Architecture
 from slimming.storage.preprocessing import CIFAR, Preprocessing
 
 SAMPLING = 2**31  # offset of the epoch, so that samples differ from the batches of training
+
+
+class Description(Protocol):
+    """What `batches_for` reads of the description of a network, an
+    `architecture.Architecture`: importing that would import all networks."""
+
+    @property
+    def dataset(self) -> str: ...
+
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def preprocessing(self) -> Preprocessing: ...
 
 
 def batches(
@@ -63,7 +76,7 @@ def batches(
 
 
 def batches_for(
-    network: Architecture,
+    network: Description,
     part: str,
     batch_size: int,
     device: torch.device,
