@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import warm
 from PIL import Image
-from warm import run
 
 from models import NETWORKS
 from slimming.data import datasets
 from slimming.data.pixels import Split, normalize
-from slimming.measuring import profiling
 from slimming.pruning import slicing
 from slimming.pruning.groups import declared
 from slimming.pruning.scaling import batch_norms, zero_channels
@@ -49,7 +48,7 @@ def device(request):
 
 def succeed(command, *more, **kwargs):
     """Run a script that must succeed, a command line and further words; return its output."""
-    done = run(command, *more, **kwargs)
+    done = warm.run(command, *more, **kwargs)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -57,7 +56,7 @@ def succeed(command, *more, **kwargs):
 def fails(tmp_path, command, *more, status=2, says=(), **kwargs):
     """The command ends with one line that holds ``says``, and no file is new."""
     before = sorted(tmp_path.rglob("*"))
-    done = run(command, *more, cwd=tmp_path, **kwargs)
+    done = warm.run(command, *more, cwd=tmp_path, **kwargs)
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
     lines = done.stderr.splitlines()
@@ -143,13 +142,8 @@ def few_digits(monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """In this process latency is not waited for: it grows with the images and from network to
-    network."""
-
-    def latencies(models, images, seconds=0.0):
-        return [(len(images) + i) / 1e3 for i in range(len(models))]
-
-    monkeypatch.setattr(profiling, "latencies", latencies)
+    """In this process latency is not measured, and nothing drawn: see `warm.shorten`."""
+    warm.shorten(monkeypatch.setattr)
 
 
 @pytest.fixture(params=SMALLEST)

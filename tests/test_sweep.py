@@ -30,15 +30,17 @@ def resnet(tmp_path):
     return save_network(tmp_path / "dense.pth.tar", "resnet", 11, "folder", 2)
 
 
-def swept(path, images, folder, more=""):
+def swept(path, images, folder, more="", short=True):
     """The record of a sweep, and what was printed."""
-    printed = succeed(f"sweep.py {path} --data {images} --no-cuda --save {folder} {more}")
+    command = f"sweep.py {path} --data {images} --no-cuda --save {folder} {more}"
+    printed = succeed(command, short=short)
     return json.loads((folder / "sweep.json").read_text()), printed
 
 
 def test_a_point_costs_what_its_command_gives(resnet, images, tmp_path):
     more = "--points 2 --allocation global,uniform,lamp,search --candidates 2"
-    record, printed = swept(resnet, images, tmp_path / "sweep", more)
+    record, printed = swept(resnet, images, tmp_path / "sweep", more, short=False)
+    assert len({point["ms"] for point in record["points"]}) == 8, "measured"
     assert len(record["points"]) == 8 and (tmp_path / "sweep" / "sweep.png").stat().st_size > 10_000
     for point in record["points"]:
         if point["ratio"] > 0.5:

@@ -1,4 +1,4 @@
-"""Run by torchrun from test_distributed.py: one epoch on two processes, looked at from inside. The
+"""Two processes of test_distributed.py: one epoch on two processes, looked at from inside. The
 device may be named."""
 
 import copy
