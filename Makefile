@@ -25,10 +25,10 @@ demo: $(VENV)/requirements $(VENV)/requirements-export
 	$(BIN)/python export.py demo/refined --no-cuda --save demo/exported
 
 check: $(VENV)/requirements-dev
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test: $(VENV)/requirements-dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/requirements-dev
 	$(BIN)/ruff check .

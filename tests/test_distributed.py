@@ -45,6 +45,7 @@ def test_every_test_image_is_in_one_share():
     assert torch.cat(labels).sort().values.tolist() == list(range(50))
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_network(tmp_path):
     """The first step's loss is that of one process; the file is the same kind of file."""
     data = f"--data {make_images(tmp_path / 'images')}"

@@ -195,6 +195,7 @@ def type_in(monkeypatch, capsys, quick):
     return type_in
 
 
+@pytest.mark.slow
 def test_four_commands_tell_the_same_figures(type_in, tmp_path):
     """Of the same file: rounds of flowprune.py, eval.py, run.py, and the table of main.py."""
     images = make_images(tmp_path / "images", train=8, test=4)

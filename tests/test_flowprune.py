@@ -207,6 +207,7 @@ def test_track_batches_true_tracks(built):
     assert rounds.scores.tracker.start == max(0, steps - 20)
 
 
+@pytest.mark.slow
 def test_num_classes_beyond_those_of_the_data(flow, images, tmp_path):
     """Built, trained, pruned, resumed, pruned again, evaluated and fine-tuned."""
     words = ["--bypass", "--prune_percent", 50, *"--model resnet --depth 11".split()]
@@ -283,6 +284,7 @@ MORE = {
 NETWORK = dict.fromkeys(("average", "init"), "--model resnet --depth 11")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", MORE)
 def test_a_stopped_run_ends_as_one_that_was_not(flow, monkeypatch, tmp_path, more):
     """Stopped before the first round and before the second; with `--resume auto`."""
@@ -306,6 +308,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(flow, monkeypatch, tmp_path, mor
         assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on(images, tmp_path):
     words = ["--data_path", images, *FLAGS, *TWO, "--prune_percent", "50", "--preserve_moment"]
     words += "--model resnet --depth 11".split()
@@ -371,6 +374,7 @@ def test_momentum_follows_its_channels(built, monkeypatch, keep):
         assert torch.equal(trainer.optimizer.state[p]["momentum_buffer"], expected), name
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_one_network(images, tmp_path):
     words = ["--data_path", images, *FLAGS, "--epochs", 2, "--pruning_type", "biased_loss"]
     words += ["--model", "resnet", "--depth", 11]

@@ -102,6 +102,7 @@ def setup(tmp_path):
     return Setup("cpu", tmp_path, tmp_path / "work")
 
 
+@pytest.mark.slow
 def test_a_failed_step_is_recorded_and_the_next_one_runs(setup, tmp_path):
     record = Record(tmp_path / "results", ABOUT)
     steps = [

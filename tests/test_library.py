@@ -36,6 +36,7 @@ print(slim.figures.parameters)
 """
 
 
+@pytest.mark.slow
 def test_the_wheel_works_beside_a_foreign_package_called_models(tmp_path):
     source, site = tmp_path / "source", tmp_path / "site"
     shutil.copytree(ROOT / "slimming", source / "slimming")

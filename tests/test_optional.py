@@ -97,6 +97,7 @@ def test_the_library_works_without_each(library, hidden, tmp_path):
         assert slimming.prune(other, images[:2]).figures.parameters > 0
 
 
+@pytest.mark.slow
 def test_repair_sweep_and_export_are_left_with_what_is_there(
     hidden, images, tmp_path, monkeypatch, capsys
 ):

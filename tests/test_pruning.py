@@ -55,9 +55,7 @@ def test_slim_equals_masked(small, percent):
     assert profiling.count_parameters(slim) < profiling.count_parameters(small)
 
 
-@pytest.mark.parametrize(
-    "build, depth", [(vgg, 19), (vgg, 13), (vgg, 16), (resnet, 56), (densenet, 40)]
-)
+@pytest.mark.parametrize("build, depth", [(vgg, 19), (resnet, 56), (densenet, 40)])
 def test_slim_equals_masked_at_the_depths_people_use(build, depth):
     torch.manual_seed(0)
     model = randomize(build(depth=depth))

@@ -120,6 +120,7 @@ def test_the_command_of_torchrun_needs_nothing_before_the_script():
     assert PARSERS["run.py"].parse_args(["--sparsity", "0.5"]).s == 0.5
 
 
+@pytest.mark.slow
 def test_the_programs_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for program in [block for kind, block in BLOCKS if kind == "python"]:
@@ -150,6 +151,7 @@ def quick(command, images):
     return [script, *words, *more]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page.parent.name != "benchmarks"], ids=lambda p: p.stem
 )

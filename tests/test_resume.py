@@ -34,6 +34,7 @@ def wait_for(path, process, seconds=60):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", ["", "--amp"], ids=["fp32", "amp"])
 def test_killed_three_times_and_resumed(tmp_path, extra):
     images = make_images(tmp_path / "images", train=60)

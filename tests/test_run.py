@@ -53,6 +53,7 @@ def experiment(out):
     return folder, json.loads((folder / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method(photos, tmp_path, method):
     """Of a network that is traced; the first one with all pictures and latencies."""
@@ -81,6 +82,7 @@ def test_each_method(photos, tmp_path, method):
     assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["resnet", "densenet"])
 @pytest.mark.parametrize("method", ["channel", "kernel", "slimming"])
 def test_the_networks_of_the_paper(photos, tmp_path, monkeypatch, quick, arch, method):
@@ -101,6 +103,7 @@ def test_the_networks_of_the_paper(photos, tmp_path, monkeypatch, quick, arch, m
         assert selected.get(selection, len(mask)) == mask.sum()
 
 
+@pytest.mark.slow
 def test_the_three_workflows(photos, tmp_path):
     command = f"{short(photos, tmp_path)} --pruning-ratio 0.5"
     succeed(f"{command} --save-model --pruning-method channel")
@@ -113,6 +116,7 @@ def test_the_three_workflows(photos, tmp_path):
     assert f"top-1 {told['top-1']:.2%}" in printed and f"{told['parameters']:,}" in printed
 
 
+@pytest.mark.slow
 def test_no_fine_tuning_no_pruning_and_what_falls_short(photos, tmp_path):
     words = "--base-train-epochs 3 --learning-rate 0 --num-workers 0 --skip-pruning"
     printed = succeed(f"{short(photos, tmp_path / 'all')} {words}")
@@ -128,6 +132,7 @@ def test_no_fine_tuning_no_pruning_and_what_falls_short(photos, tmp_path):
     architecture.load(folder / "resnet_pruned.pth")
 
 
+@pytest.mark.slow
 def test_a_multiple_that_undoes_the_pruning_is_a_warning(photos, tmp_path):
     words = "--round-to 4096 --finetune-epochs 0 --global-pruning"
     printed = succeed(f"{short(photos, tmp_path)} {words}")
@@ -136,6 +141,7 @@ def test_a_multiple_that_undoes_the_pruning_is_a_warning(photos, tmp_path):
     assert "--round-to keeps" in (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_experiment_ends_as_if_it_had_not_been(photos, tmp_path):
     words = "--pruning-method kernel --save-model --finetune-epochs 3"
     whole, killed = (f"{short(photos, tmp_path / n, SMALL)} {words}" for n in ("whole", "killed"))
@@ -216,6 +222,7 @@ def test_what_follows_from_other_settings():
     assert config_of(settings())["dataset"] == "cifar10"
 
 
+@pytest.mark.slow
 def test_a_network_of_another_depth_is_another_network(photos, tmp_path):
     command = short(photos, tmp_path, "resnet")
     succeed(f"{command} --skip-pruning --save-model --depth 11")

@@ -86,6 +86,7 @@ def test_a_broken_image_is_named(tmp_path, workers):
     assert "Traceback" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_workflow_at_another_size(large, tmp_path):
     data = f"--data {large} --workers 1"
     train = f"main.py -sr --dataset folder {data} --arch resnet --depth 11 --epochs 1"

@@ -115,6 +115,7 @@ def type_in(monkeypatch, capsys, tmp_path, few_digits, quick):
     return type_in
 
 
+@pytest.mark.slow
 def test_the_sequence_of_preact_res20_as_it_stands(type_in, tmp_path):
     """But for the data, and for epochs to wait for."""
     short = " --epochs 1 --no-tensorboard --no-cuda"

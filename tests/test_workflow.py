@@ -9,6 +9,7 @@ PRUNER = {"vgg": "vggprune.py", "resnet": "resprune.py", "densenet": "denseprune
 TELLS = "liveness: the outputs vary from image to image"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", PRUNER)
 def test_two_passes(arch, images, tmp_path):
     data, depth, out = f"--dataset folder --data {images}", SMALLEST[arch], tmp_path / "out"
@@ -54,6 +55,7 @@ def test_a_multiple_that_undoes_the_pruning_is_a_warning(images, tmp_path, scrip
     assert "warning: --round-to keeps 207 of the 207 channels" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch, percent", [("vgg", 0.5), ("resnet", 0.97), ("densenet", 0.97)])
 def test_the_mask_implementation(arch, percent, images, tmp_path):
     network = f"--arch {arch} --depth {SMALLEST[arch]} --data {images}"
@@ -91,6 +93,7 @@ def _check_summary(path, contents):
     assert "with the masks" in told[6] and told[7:] == [str(sum(weights + masks))]
 
 
+@pytest.mark.slow
 def test_names_of_the_other_implementations(images, tmp_path):
     """Seed folders, tags, file names and flags as people remember them."""
     data = f"--dataset folder --data {images} --epochs 1 --batch-size 32"

@@ -1,7 +1,6 @@
 """Scripts as forks of a process that has imported the suite: they start in milliseconds."""
 
 import contextlib
-import importlib.util
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -132,20 +131,27 @@ def _as_command(
 
 def shorten(set_attribute: Callable[[object, str, object], None] = setattr) -> None:
     """What takes most of the seconds of many a script in this process is not done: latencies are
-    not measured, but grow with the images and from network to network; of a plot, nothing is drawn
-    but its frame. Tests of either do without this."""
+    not measured, but grow with the images and from network to network; tasks take as few turns as
+    may be; of a plot, nothing is drawn but its frame. Tests of these do without this."""
     from slimming.measuring import profiling
+
+    in_turns = profiling.in_turns
 
     def latencies(models: Sequence, images: Sequence, seconds: float = 0) -> list[float]:
         return [(len(images) + i) / 1e3 for i in range(len(models))]
 
+    def few_turns(tasks: Sequence, device: object, seconds: float = 0) -> list[float]:
+        return in_turns(tasks, device, seconds=0)
+
     set_attribute(profiling, "latencies", latencies)
-    if importlib.util.find_spec("matplotlib"):
+    set_attribute(profiling, "in_turns", few_turns)
+    try:
         from matplotlib.figure import Figure
+    except ImportError:  # hidden by a test
+        return
+    save = Figure.savefig
 
-        save = Figure.savefig
+    def savefig(figure: Figure, *words: Any, **settings: Any) -> None:
+        save(Figure(figure.get_size_inches()), *words, **settings)
 
-        def savefig(figure: Figure, *words: Any, **settings: Any) -> None:
-            save(Figure(figure.get_size_inches()), *words, **settings)
-
-        set_attribute(Figure, "savefig", savefig)
+    set_attribute(Figure, "savefig", savefig)
