@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import make_images, succeed
+from conftest import NARROW, make_images, succeed
 from PIL import Image
 
 import slimming
@@ -21,7 +21,11 @@ from slimming.data.pixels import normalize
 from slimming.data.stream import Stream
 from slimming.errors import UserError
 from slimming.pruning import activations, unread
+from slimming.runtime.randomness import AUGMENTATION, SHUFFLE, epoch_generator
 from slimming.storage import checkpoint
+from slimming.storage.architecture import Architecture
+from slimming.training.settings import TrainSettings
+from slimming.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +68,26 @@ def test_every_epoch_and_seed_augments_each_image_anew(large):
     assert torch.equal(by_label(1, 0), first)
     for other in (by_label(1, 1), by_label(2, 0)):
         assert all(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_workers_take_no_random_number_from_dropout(large, workers):
+    """They start in other epochs of a resumed run, which must end as the whole run."""
+    loader, before = stream(large, "train", workers), torch.get_rng_state()
+    epoch(loader, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("stored, purpose", [({}, SHUFFLE), ({"streams": 2}, AUGMENTATION)])
+def test_a_run_of_before_is_resumed_with_the_crops_of_before(large, stored, purpose):
+    loader = stream(large, "train")
+    network = Architecture("vgg", 11, "folder", 2, NARROW["vgg"], image_size=48)
+    trainer = Trainer(network.build(), network, loader, loader, TrainSettings())
+    trainer.from_contents("file", {"epoch": 1, "best_prec1": 0.5, **stored})
+    path = loader.dataset.samples[7][0]
+    torch.manual_seed(epoch_generator(1, 3, 7, purpose=purpose).initial_seed())
+    expected = loader.dataset.transform(image_folder.read_image(path))
+    assert torch.equal(loader.dataset[3, 7][0], expected)
 
 
 def test_the_test_is_the_centre_and_shares_are_disjoint(large):

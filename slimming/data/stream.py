@@ -15,7 +15,7 @@ from slimming.runtime.failures import (
     deaths_of_workers_wait,
     is_dead_worker,
 )
-from slimming.runtime.randomness import epoch_generator
+from slimming.runtime.randomness import AUGMENTATION, STREAMS, epoch_generator
 from slimming.storage.preprocessing import CIFAR, Preprocessing
 
 
@@ -55,6 +55,9 @@ class Stream:
             num_workers=self.workers,
             persistent_workers=persistent and self.workers > 0,
             pin_memory=self.device.type == "cuda",
+            # a start of workers draws a number: not from dropout's, as a resumed run starts them
+            # in another epoch
+            generator=torch.Generator(),
         )
 
     @contextlib.contextmanager
@@ -145,7 +148,7 @@ class _ImageDataset(Dataset):
     ):
         from torchvision.transforms import v2
 
-        self.samples, self.seed, self.augment = samples, seed, augment
+        self.samples, self.seed, self.augment, self.streams = samples, seed, augment, STREAMS
         how = v2.InterpolationMode(preprocessing.interpolation)
         steps = [v2.Resize(preprocessing.shorter_side(size), how), v2.CenterCrop(size)]
         if augment:
@@ -160,5 +163,7 @@ class _ImageDataset(Dataset):
         path, label = self.samples[index]
         image = image_folder.read_image(path)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(epoch_generator(self.seed, epoch, index).initial_seed())
+            numbers = self.seed, epoch, index
+            generator = epoch_generator(*numbers, purpose=AUGMENTATION, version=self.streams)
+            torch.manual_seed(generator.initial_seed())
             return self.transform(image), label

@@ -16,7 +16,7 @@ from slimming.pruning.sparsity import near_zero
 from slimming.runtime import distributed
 from slimming.runtime.device import LAYOUT, compiled
 from slimming.runtime.precision import Precision
-from slimming.runtime.randomness import epoch_generator
+from slimming.runtime.randomness import DROPOUT, STREAMS, epoch_generator
 from slimming.storage import checkpoint
 from slimming.storage.architecture import Architecture, contents_of
 from slimming.training import loop
@@ -36,7 +36,7 @@ class Trainer:
     The ``callbacks`` (see `slimming.training.callbacks`) may `replace` the network. ``history`` has
     a record (RECORD) of each epoch, ``full_score`` the score of the network before it was pruned,
     if it was. ``holds_zeros``: a callback keeps the zeros of convolutions at zero, and checkpoints
-    say so.
+    say so; ``streams``: the version of its random numbers.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Trainer:
         self.callbacks: list[Any] = []
         self.history: list[dict[str, Any]] = []
         self.full_score: Score | None = None
-        self.holds_zeros = False
+        self.holds_zeros, self.streams = False, STREAMS
         self.epoch, self.seconds, self.stopped = settings.start_epoch or 0, 0.0, False
         self.resumed: dict[str, Any] = {}  # the checkpoint that is resumed
         self.replace(model, architecture)
@@ -113,8 +113,10 @@ class Trainer:
 
     def one_epoch(self, epoch: int) -> tuple[Score, Score]:
         """Train one epoch and evaluate."""
-        seed = epoch_generator(self.settings.seed, epoch, distributed.rank()).initial_seed()
-        torch.manual_seed(seed)  # dropout depends on the epoch, so that a resumed run repeats it
+        # dropout depends on the epoch, so that a resumed run repeats it
+        numbers = self.settings.seed, epoch, distributed.rank()
+        generator = epoch_generator(*numbers, purpose=DROPOUT, version=self.streams)
+        torch.manual_seed(generator.initial_seed())
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(epoch)
         train_score = loop.train(
@@ -163,6 +165,7 @@ class Trainer:
             before_pruning=self.full_score and self.full_score._asdict(),
             settings=self.kept,
             holds_zeros=self.holds_zeros,
+            streams=self.streams,
         )
 
     def from_contents(self, path: str, contents: dict[str, Any]) -> None:
@@ -173,8 +176,11 @@ class Trainer:
         try:
             self.epoch, self.best_prec1 = int(contents["epoch"]), float(contents["best_prec1"])
             self.best_is_older, self.resumed = False, contents
-            if self.epoch < 0:
-                raise ValueError(self.epoch)
+            self.streams = int(contents.get("streams", 1))
+            if self.epoch < 0 or not 1 <= self.streams <= STREAMS:
+                raise ValueError(self.epoch, self.streams)
+            if isinstance(self.train_loader, Stream):
+                self.train_loader.dataset.streams = self.streams
             if self.settings.start_epoch is not None:
                 self.epoch = self.settings.start_epoch
             for saved in contents.get("history", ()):
