@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -154,18 +155,22 @@ def table_of(text):
 
 
 TABLE = """\
-                           before    after  before/after        change
-----------------------  ---------  -------  ------------  ------------
-top-1                      90.00%   85.00%         1.06x  -5.00 points
-loss                       0.2500   0.5000         0.50x       +0.2500
-parameters              1,000,000  250,000         4.00x      -750,000
-MFLOPs an image              20.0      5.0         4.00x         -15.0
-file size (MB)               4.00     1.00         4.00x         -3.00
-latency, batch 64 (ms)       20.0     10.0         2.00x         -10.0"""
+                              before    after  before/after        change
+-------------------------  ---------  -------  ------------  ------------
+top-1                         90.00%   85.00%         1.06x  -5.00 points
+loss                          0.2500   0.5000         0.50x       +0.2500
+parameters                 1,000,000  250,000         4.00x      -750,000
+effective parameters       1,000,000  200,000         5.00x      -800,000
+MFLOPs an image                 20.0      5.0         4.00x         -15.0
+effective MFLOPs an image       20.0      4.0         5.00x         -16.0
+file size (MB)                  4.00     1.00         4.00x         -3.00
+latency, batch 64 (ms)          20.0     10.0         2.00x         -10.0"""
 
 
 def test_the_lines_and_the_table_to_the_letter():
     assert before_after_text(BEFORE, AFTER) == TABLE
+    whole = before_after_text(BEFORE, replace(BEFORE, parameters=9, effective_parameters=9))
+    assert "effective" not in whole  # no weight is zero
     assert size_text(AFTER) == "250,000 parameters, 5.0 MFLOPs"
     line = "dense: top-1 90.00%, loss 0.2500, 1,000,000 parameters, 20.0 MFLOPs an image"
     assert stage_text("dense", BEFORE) == line

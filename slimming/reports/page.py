@@ -105,13 +105,8 @@ def entries(stage: dict) -> dict:
 
 
 def shown_rows(stages: list[dict]) -> dict[str, Row]:
-    """The rows for these stages by key; effective counts only if some weights are zero."""
-
-    def differs(key: str, row: Row) -> bool:
-        return any(stage.get(key) not in (None, stage.get(row.part_of)) for stage in stages)
-
-    rows = {k: row for k, row in rows_of(stages).items() if not row.part_of or differs(k, row)}
-    return {**rows, SECONDS.key: SECONDS}
+    """The rows for these stages by key, and their time."""
+    return {**rows_of(stages), SECONDS.key: SECONDS}
 
 
 def cell(stage: dict, row: Row) -> str:

@@ -315,7 +315,7 @@ def print_results(trainer: Trainer, folder: RunFolder) -> None:
     print(f"\nbest top-1 {trainer.best_prec1:.2%}; {results if wrote else 'nothing was trained'}")
     if history and trainer.full_score:
         last = Score(history[-1]["test_loss"], history[-1]["test_prec1"])
-        print("\nbefore: the full network when it was pruned, after: the slim network now")
+        print("\nbefore: the full network when it was pruned, after: the pruned network now")
         network, loader = trainer.architecture, trainer.test_loader
         score = trainer.full_score
         print(before_after.against_full(trainer.model, network, last, score, loader))
