@@ -1,6 +1,7 @@
 # make demo   run the whole workflow on a dataset that needs no download
-# make test   install the requirements of the tests, and run the tests
-# make lint   check formatting, lint and types
+# make check  run the quick tests, in about a minute
+# make test   install the requirements of the tests, and run all of them
+# make lint   check formatting, lint, types and which package imports which
 # make web    fetch ONNX Runtime for examples/classify.html from the npm registry
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VENDOR  = examples/vendor
 ORT     = onnxruntime-web@1.30.0
 ORT_FILES = ort.wasm.bundle.min.mjs ort-wasm-simd-threaded.wasm
 
-.PHONY: demo test lint web clean
+.PHONY: demo check test lint web clean
 
 demo: $(VENV)/requirements $(VENV)/requirements-export
 	@rm -rf demo
@@ -23,13 +24,17 @@ demo: $(VENV)/requirements $(VENV)/requirements-export
 	    --save demo/refined
 	$(BIN)/python export.py demo/refined --no-cuda --save demo/exported
 
+check: $(VENV)/requirements-dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
 test: $(VENV)/requirements-dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/requirements-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 web: $(VENDOR)/$(ORT)
 

@@ -22,10 +22,11 @@ def make_parser() -> Parser:
 def main() -> None:
     run = build(PruningRun, flags.parse(make_parser()))
     dense = before_after.load(run, arch="densenet")
-    choice = allocation.choose(dense.prunable, dense.ratio, run.prune.allocation)
-    slim, kept = dense.prunable.slim(choice)
-    proof = prove_equal(slim, slicing.masked(dense.model, kept), dense.images)
-    before_after.save_pruned(dense, slim, kept, choice, proof)
+    with dense.claimed():
+        choice = allocation.choose(dense.prunable, dense.ratio, run.prune.allocation)
+        slim, kept = dense.prunable.slim(choice)
+        proof = prove_equal(slim, slicing.masked(dense.model, kept), dense.images)
+        before_after.save_pruned(dense, slim, kept, choice, proof)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ by their accuracy on test images.
 from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
 from slimming.settings import build
+from slimming.storage.claim import claimed
 from slimming.workflows.exporting import exports, subject, timing
 from slimming.workflows.exporting.settings import ExportRun
 
@@ -21,7 +22,7 @@ def main() -> None:
     run = build(ExportRun, flags.parse(make_parser()))
     network = subject.load(run)
     exports.check_forms(network)
-    with timing.reported(network) as written:
+    with claimed(run.folder), timing.reported(network) as written:
         for kind, precision in run.graph.targets:
             written.append(exports.export(network, kind, precision))
 

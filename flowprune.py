@@ -20,8 +20,9 @@ def main() -> None:
     run, start = rounds.flow_run(flags.parse(make_parser()))
     trainer = rounds.prepare(run, start)
     pruning = rounds.Rounds(run, trainer)
-    training.fit(trainer, [pruning], run.folder, run.data, not run.output.no_tensorboard)
-    pruning.write_results()
+    with run.folder.claimed():
+        training.fit(trainer, [pruning], run.folder, run.data, not run.output.no_tensorboard)
+        pruning.write_results()
 
 
 if __name__ == "__main__":

@@ -6,10 +6,9 @@ or resume a run (--resume).
 
 from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
-from slimming.pruning import kernels
 from slimming.storage.checkpoint import save_checkpoint
 from slimming.training.loop import test, train
-from slimming.training.penalties import GradientMask, L1Penalty, update_bn, updateBN
+from slimming.training.penalties import L1Penalty, update_bn, updateBN
 from slimming.workflows import training
 from slimming.workflows.settings import TrainingRun
 
@@ -24,10 +23,9 @@ def main() -> None:
     run, start = training.main_run(flags.parse(make_parser()))
     trainer = training.prepare(run, start)
     penalty = [L1Penalty(trainer.model, run.train.s)] if run.train.sr else []
-    zeros = kernels.held_zeros(trainer.model)  # from run.py --pruning-method kernel
-    held = GradientMask(trainer.model, trainer.optimizer, zeros)
+    held = training.hold_zeros(trainer, start)
     folder = run.folder(trainer.architecture.arch)
-    training.fit(trainer, [*penalty, held], folder, run.data, not run.output.no_tensorboard)
+    training.fit(trainer, [*penalty, *held], folder, run.data, not run.output.no_tensorboard)
 
 
 if __name__ == "__main__":

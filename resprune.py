@@ -77,12 +77,13 @@ def complete(typed: Mapping[str, Any]) -> ResPruningRun:
 def main() -> None:
     run = complete(flags.parse(make_parser()))
     dense = before_after.load(run, arch="resnet")
-    choice = allocation.choose(dense.prunable, dense.ratio, run.prune.allocation)
-    slim, kept = dense.prunable.slim(choice)
-    proof = prove_equal(slim, slicing.masked(dense.model, kept), dense.images)
-    measured = before_after.save_pruned(dense, slim, kept, choice, proof)
-    if run.prune.ckpt_dir:
-        print(f"\n{preact.text(dense, slim, choice, *measured)}")
+    with dense.claimed():
+        choice = allocation.choose(dense.prunable, dense.ratio, run.prune.allocation)
+        slim, kept = dense.prunable.slim(choice)
+        proof = prove_equal(slim, slicing.masked(dense.model, kept), dense.images)
+        measured = before_after.save_pruned(dense, slim, kept, choice, proof)
+        if run.prune.ckpt_dir:
+            print(f"\n{preact.text(dense, slim, choice, *measured)}")
 
 
 if __name__ == "__main__":

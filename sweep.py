@@ -9,6 +9,7 @@ training images that are held back; names the best point, and prints the command
 from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
 from slimming.settings import build
+from slimming.storage.claim import claimed
 from slimming.workflows.sweep import points, subject
 from slimming.workflows.sweep.settings import SweepRun
 
@@ -20,13 +21,13 @@ def make_parser() -> Parser:
 def main() -> None:
     run = build(SweepRun, flags.parse(make_parser()))
     swept = subject.load(run)
-    with points.continuable(swept):
+    with claimed(run.folder), points.continuable(swept):
         fitted = points.within_budget(swept)
         points.measure(swept, [*points.candidates(swept), *fitted])
         points.repair_front(swept)
         best = points.choose(swept, fitted)
         points.test(swept, best)
-    points.report(swept, best)
+        points.report(swept, best)
 
 
 if __name__ == "__main__":

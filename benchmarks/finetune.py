@@ -98,9 +98,7 @@ def rank(args: argparse.Namespace) -> None:
     typed = {"checkpoint": str(args.model), "data": args.data, "device": args.device}
     subject = sweep_subject.load(build(SweepRun, {**typed, "save": str(ROOT / "logs" / "none")}))
     network, device, rows = subject.network, subject.test.device, []
-    train = loading.batches(
-        network.dataset, "train", 64, device, network.image_size, subject.run.data
-    )
+    train = loading.batches_for(network, "train", 64, device, subject.run.data)
     train = some(train, args.train_images)
     for ratio in args.ratio or RATIOS:
         for name in args.allocation or ALLOCATIONS:

@@ -86,8 +86,7 @@ def opened(
     model, network, _ = architecture.load(path)
     settings = DataSettings(data=data)
     loaders = [
-        loading.batches(network.dataset, part, batch, device, network.image_size, settings)
-        for part in ("train", "test")
+        loading.batches_for(network, part, batch, device, settings) for part in ("train", "test")
     ]
     return model, network, loaders
 

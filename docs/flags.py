@@ -26,7 +26,7 @@ HEAD = """# Flags
 Generated from the settings by `python docs/flags.py`; every script prints its own flags with
 `--help`. A flag that contradicts the checkpoint is an error, which shows both values. An error is
 one line on stderr; the exit status is 2, or 1 if the loss is not finite, or 130 after
-Ctrl-C, SIGTERM or SIGHUP.
+Ctrl-C, SIGTERM or SIGHUP. With `SLIMMING_DEBUG=1` in the environment its traceback comes first.
 """
 
 

@@ -57,7 +57,7 @@ async function loadNetwork(file) {
   showFacts(file, facts);
   $("results").replaceChildren();
   pictures = await classifyAll(pictures);
-  tell();
+  showStatus();
 }
 
 function showFacts(file, facts) {
@@ -130,7 +130,7 @@ function card(file, classes, ms, decoding) {
       `${ms.toFixed(1)} ms in the network, ${decoding.toFixed(1)} ms to decode and resize`)));
 }
 
-function tell() {
+function showStatus() {
   const count = $("results").children.length;
   $("clear").hidden = !pictures.length;
   if (!network) $("status").textContent = pictures.length ? "Now choose a network." : "";
@@ -140,7 +140,7 @@ function tell() {
 
 async function addPictures(files) {
   pictures.push(...(network ? await classifyAll(files) : files));
-  tell();
+  showStatus();
 }
 
 /** Let `input` show the names of `files` as if they had been chosen there, and take them. */
@@ -174,7 +174,7 @@ $("clear").addEventListener("click", () => enqueue(() => {
   pictures = [];
   $("pictures").value = "";
   $("results").replaceChildren();
-  tell();
+  showStatus();
   $("pictures").focus();
 }));
 addEventListener("dragover", (event) => {

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from fractions import Fraction
+from functools import partial
 
 try:
     import numpy as np
@@ -15,11 +17,13 @@ try:
     if missing := {"classes", "image_size", "input", "mean", "std"} - facts.keys():
         raise ValueError(f"{sys.argv[1]} lacks {', '.join(sorted(missing))}: use export.py")
     classes, size, mean, std = (json.loads(facts[k]) for k in "classes image_size mean std".split())
-    cropped, padded = (facts.get("crop") == how for how in ("center 7/8", "pad 2"))  # or whole
-    resize = (lambda *how: ImageOps.fit(*how, bleed=1 / 16)) if cropped else Image.Image.resize
+    how, _, crop = facts.get("crop", "whole").partition(" ")  # "center 7/8", "pad 2" or "whole"
+    border, bleed = 2 * (how == "pad"), (1 - Fraction(crop)) / 2 if how == "center" else None
+    filtered = Image.Resampling[facts.get("interpolation", "bilinear").upper()]
+    resize = Image.Image.resize if bleed is None else partial(ImageOps.fit, bleed=float(bleed))
     for path in sys.argv[2:]:
-        inner = resize(Image.open(path).convert("RGB"), (size - 4 * padded,) * 2, Image.BILINEAR)
-        pixels = np.asarray(ImageOps.expand(inner, 2 * padded))[None]
+        inner = resize(Image.open(path).convert("RGB"), (size - 2 * border,) * 2, filtered)
+        pixels = np.asarray(ImageOps.expand(inner, border))[None]
         fed = np.float32((pixels / 255 - mean) / std) if "float32" in facts["input"] else pixels
         images = fed if facts["input"].endswith("NHWC") else fed.transpose(0, 3, 1, 2)
         images = images.repeat(batch if isinstance(batch, int) else 1, 0)  # it may be fixed

@@ -4,7 +4,7 @@
  * The picture in `file` as RGB pixels (size, size, 3) in a Uint8Array: whole, cropped, or with a
  * black border, as the network's metadata says. An Error if the file is not a picture.
  */
-export async function readPixels(file, { image_size: size, crop }) {
+export async function readPixels(file, { image_size: size, crop, interpolation }) {
   let bitmap;
   try {
     bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
@@ -16,13 +16,15 @@ export async function readPixels(file, { image_size: size, crop }) {
   canvas.drawImage(bitmap, 0, 0);
   bitmap.close();
   let left = 0, top = 0;
-  if (crop === "center 7/8") { // of the largest square
-    const side = Math.max(1, Math.round((Math.min(width, height) * 7) / 8));
+  const center = /^center (\d+)\/(\d+)$/.exec(crop);
+  if (center) { // a part of the largest square
+    const side = Math.max(1, Math.round((Math.min(width, height) * center[1]) / center[2]));
     [left, top] = [(width - side) >> 1, (height - side) >> 1];
     width = height = side;
   }
   const border = crop === "pad 2" ? 2 : 0, rgba = canvas.getImageData(left, top, width, height);
-  return framed(resize(rgba.data, width, height, size - 2 * border), size, border);
+  const resized = resize(rgba.data, width, height, size - 2 * border, interpolation);
+  return framed(resized, size, border);
 }
 
 /** `pixels` with a black border: (size, size, 3). */
@@ -48,13 +50,26 @@ export function prepare(pixels, { input, image_size: size, mean, std }) {
   return { type, data, dims: last ? [1, size, size, 3] : [1, 3, size, size] };
 }
 
+// The weight of a pixel at a distance, up to the largest one that counts: those of Pillow.
+const FILTERS = {
+  bilinear: { reach: 1, weight: (x) => Math.max(0, 1 - x) },
+  bicubic: {
+    reach: 2,
+    weight: (x) => {
+      if (x < 1) return (1.5 * x - 2.5) * x * x + 1;
+      return x < 2 ? ((2.5 - 0.5 * x) * x - 4) * x + 2 : 0;
+    },
+  },
+};
+
 /**
- * RGBA pixels (height, width, 4) as RGB (size, size, 3), by bilinear interpolation as in Pillow: a
- * pixel is a mean over all that it covers, where drawImage would read only its neighbours.
+ * RGBA pixels (height, width, 4) as RGB (size, size, 3), by bilinear or bicubic interpolation as in
+ * Pillow: a pixel is a mean over all that it covers, where drawImage would read only its neighbours.
  */
-function resize(rgba, width, height, size) {
+function resize(rgba, width, height, size, interpolation) {
+  const filter = FILTERS[interpolation ?? "bilinear"];
   const rows = new Uint8ClampedArray(height * size * 3); // which rounds
-  taps(width, size).forEach(({ first, weights }, x) => {
+  taps(width, size, filter).forEach(({ first, weights }, x) => {
     for (let y = 0; y < height; y++) {
       for (let channel = 0; channel < 3; channel++) {
         let sum = 0;
@@ -66,7 +81,7 @@ function resize(rgba, width, height, size) {
     }
   });
   const pixels = new Uint8ClampedArray(size * size * 3), stride = 3 * size;
-  taps(height, size).forEach(({ first, weights }, y) => {
+  taps(height, size, filter).forEach(({ first, weights }, y) => {
     for (let at = 0; at < stride; at++) {
       let sum = 0;
       for (let i = 0; i < weights.length; i++) sum += weights[i] * rows[(first + i) * stride + at];
@@ -77,15 +92,16 @@ function resize(rgba, width, height, size) {
 }
 
 /** For each of `to` pixels, the first of `from` pixels that it reads, and the weights from there. */
-function taps(from, to) {
-  const scale = from / to, reach = Math.max(1, scale); // to larger pictures: from the neighbours
+function taps(from, to, filter) {
+  const scale = from / to, wide = Math.max(1, scale); // to larger pictures: from the neighbours
+  const reach = filter.reach * wide;
   return Array.from({ length: to }, (_, at) => {
     const center = (at + 0.5) * scale;
     const first = Math.max(0, Math.floor(center - reach + 0.5));
     const last = Math.min(from, Math.floor(center + reach + 0.5));
     const weights = [];
     for (let i = first; i < last; i++) {
-      weights.push(Math.max(0, 1 - Math.abs(i + 0.5 - center) / reach));
+      weights.push(filter.weight(Math.abs(i + 0.5 - center) / wide));
     }
     const sum = weights.reduce((a, b) => a + b);
     return { first, weights: weights.map((weight) => weight / sum) };

@@ -1,4 +1,4 @@
-"""Train without channel selection; channels that prune_mask.py set to zero stay exactly zero.
+"""Train without channel selection; channels that prune_mask.py set to zero stay zero.
 
 python mask-impl/main_mask.py --refine pruned.pth.tar --dataset cifar100 --arch resnet
 """
@@ -30,9 +30,9 @@ def main() -> None:
     run, start = training.main_run(flags.parse(make_parser()))
     trainer = training.prepare(run, start, NETWORKS)
     penalty = [L1Penalty(trainer.model, run.train.s)] if run.train.sr else []
-    pruned = GradientMask(trainer.model, trainer.optimizer)
+    pruned = [GradientMask(trainer.model, trainer.optimizer), *training.hold_zeros(trainer, start)]
     folder = run.folder(trainer.architecture.arch)
-    training.fit(trainer, [*penalty, pruned], folder, run.data, not run.output.no_tensorboard)
+    training.fit(trainer, [*penalty, *pruned], folder, run.data, not run.output.no_tensorboard)
 
 
 if __name__ == "__main__":

@@ -34,13 +34,14 @@ def make_parser() -> Parser:
 def main() -> None:
     run = build(PruningRun, flags.parse(make_parser()))
     dense = before_after.load(run, arch=None, networks=NETWORKS)
-    whole_layers = replace(dense.prunable, at_least_one=False)
-    choice = allocation.choose(whole_layers, dense.ratio, run.prune.allocation)
-    masked = zero_channels(copy.deepcopy(dense.model), choice.keep)
-    kept = slicing.living(masked)
-    slim = slicing.sliced(masked, kept)
-    proof = prove_equal(slim, masked, dense.images)
-    before_after.save_pruned(dense, slim, kept, choice, proof, masked)
+    with dense.claimed():
+        whole_layers = replace(dense.prunable, at_least_one=False)
+        choice = allocation.choose(whole_layers, dense.ratio, run.prune.allocation)
+        masked = zero_channels(copy.deepcopy(dense.model), choice.keep)
+        kept = slicing.living(masked)
+        slim = slicing.sliced(masked, kept)
+        proof = prove_equal(slim, masked, dense.images)
+        before_after.save_pruned(dense, slim, kept, choice, proof, masked)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,10 @@
 """torchvision's classification models by name, adapted to small images."""
 
+from http.client import HTTPException
+from pickle import UnpicklingError
+from typing import Any
+from zipfile import BadZipFile
+
 import torch
 from torch import nn
 
@@ -8,6 +13,11 @@ from .wiring import count_classes
 
 SMALL = 64  # pixels; up to this size, a stem that downsamples by 4 leaves too few pixels
 OPTIONS = {"aux_logits": False, "transform_input": True, "init_weights": True}
+# what torch.hub raises: network and disk, another hash, a damaged archive
+UNAVAILABLE = (
+    *(OSError, HTTPException, RuntimeError, ValueError, EOFError, BadZipFile),
+    *(UnpicklingError, KeyError),
+)
 WITH_OPTIONS = ("googlenet", "inception_v3")  # their weights expect the input transform
 
 
@@ -50,6 +60,16 @@ def classifier(
         resize(model, cfg)
     vars(model).update(arch=name, num_classes=classes)
     return model
+
+
+def transforms(name: str, weights: str) -> Any:
+    """torchvision's preset for images of the network ``name`` with ``weights``: ``resize_size``,
+    ``crop_size``, ``interpolation``, ``mean`` and ``std``. ValueError if there are no such weights.
+
+    >>> transforms("resnet18", "DEFAULT").crop_size
+    [224]
+    """
+    return _weights(name, weights).transforms()
 
 
 def _build(name: str, num_classes: int) -> nn.Module:
@@ -98,15 +118,23 @@ def _check_size(model: nn.Module, name: str, size: int) -> None:
     model.train()
 
 
-def _load_pretrained(model: nn.Module, name: str, weights: str) -> None:
+def _weights(name: str, weights: str) -> Any:
+    """torchvision's entry for these weights."""
     from torchvision import models
 
     known = models.get_model_weights(name).__members__
     if weights not in known:
         raise ValueError(f"{name} has no weights called {weights!r}: use {', '.join(known)}")
+    return known[weights]
+
+
+def _load_pretrained(model: nn.Module, name: str, weights: str) -> None:
+    from torchvision import models
+
+    entry = _weights(name, weights)
     try:
-        state = models.get_model(name, weights=weights).state_dict()
-    except Exception as error:  # many types: network, disk, damaged archive
+        state = models.get_model(name, weights=entry).state_dict()
+    except UNAVAILABLE as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"cannot load the weights {weights} of {name}: {reason}") from error
     own = model.state_dict()

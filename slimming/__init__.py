@@ -1,5 +1,6 @@
 """Prune convolutional networks exactly (Network Slimming, Liu et al., ICCV 2017).
 
+penalty = slimming.L1Penalty(model, s=1e-4)  # in your training loop
 slim = slimming.prune(model, images, ratio=0.5)
 slim = slimming.repair(slim, model, training_images)
 slimming.save(slim, "slim.pth")
@@ -7,6 +8,6 @@ model = slimming.load("slim.pth", build=lambda: resnet18(num_classes=10))
 fast = slimming.deploy(model)
 """
 
-from slimming.api import Slim, deploy, load, prune, repair, save
+from slimming.api import L1Penalty, Slim, deploy, load, prune, repair, save, updateBN
 
-__all__ = ["Slim", "deploy", "load", "prune", "repair", "save"]
+__all__ = ["L1Penalty", "Slim", "deploy", "load", "prune", "repair", "save", "updateBN"]

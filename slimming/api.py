@@ -1,5 +1,6 @@
-"""The public API: slim a network, repair it, save it, load it, deploy it."""
+"""The public API: sparsity training; slim a network, repair it, save it, load it, deploy it."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,10 +13,14 @@ from slimming.measuring import figures
 from slimming.measuring.deploy import deploy
 from slimming.measuring.figures import Figures
 from slimming.pruning import importance, slicing
+from slimming.pruning.choice import LEAST
+from slimming.pruning.liveness import liveness, liveness_warning
 from slimming.pruning.repair import repair as fit
 from slimming.storage import checkpoint
+from slimming.training.penalties import L1Penalty, updateBN
 
-__all__ = ["Slim", "deploy", "load", "prune", "repair", "save"]
+__all__ = ["L1Penalty", "Slim", "deploy", "load", "prune", "repair", "save", "updateBN"]
+PROBES = 64  # images that tell whether a repaired network is alive
 SCOPES = ("global", "layer")
 
 
@@ -25,13 +30,19 @@ class Slim:
     for the paper's networks); ``figures``, its cost (parameters, FLOPs per image, bytes);
     ``difference``, the proof: the largest difference between its logits and those of the masked
     dense network, in which no layer reads the removed channels, relative to the largest logit;
-    ``kept``, which channels of each layer of the dense network are left."""
+    ``kept``, which channels of each layer of the dense network are left; ``notes``, what `repair`
+    left as it was or discarded, and why; ``liveness``, how much its outputs vary from image to
+    image, as a fraction of how much those of the dense network do: near 0 the proof holds, but the
+    network is constant (None for fewer than 2 images, or if the outputs of the dense network are
+    constant)."""
 
     model: nn.Module
     cfg: dict | list
     figures: Figures
     difference: float
     kept: slicing.Kept = field(repr=False)
+    notes: list[str] = field(default_factory=list)
+    liveness: float | None = None
 
 
 def prune(
@@ -39,21 +50,26 @@ def prune(
     images: torch.Tensor,
     ratio: float = 0.5,
     *,
-    measure: str = "l1",
+    measure: str = "lamp",
     scope: str = "global",
     labels: torch.Tensor | None = None,
+    least: float = LEAST,
     round_to: int = 1,
     ignore: str | Iterable[str] = (),
 ) -> Slim:
     """Remove the fraction ``ratio`` (0 <= ratio < 1) of the filters of any CNN, and prove the
     result.
 
-    ``images`` (N, 3, H, W) are normalised inputs; the result is proved on them. ``measure`` is one
-    of `slimming.pruning.importance.MEASURES`; those with gradients also need ``labels`` (N,).
+    ``images`` (N, 3, H, W) are normalised inputs; the result is proved on them, and a warning is
+    given if its outputs hardly depend on them. ``measure`` is one of
+    `slimming.pruning.importance.MEASURES`; those with gradients also need ``labels`` (N,). In one
+    ranking over the network, scores must be comparable between layers: those of lamp are, sums
+    such as l1 are not, and empty layers (benchmarks/defaults.py).
     ``scope`` ranks filters over the whole network ("global") or prunes the same fraction of each
-    layer ("layer"). Layers keep a multiple of ``round_to`` channels; the layers or modules named
-    in ``ignore`` are not pruned. ``model`` is not changed. UserError if the network cannot be
-    slimmed exactly, or an argument is invalid.
+    layer ("layer"). Each layer keeps at least the fraction ``least`` (0 to 1) of its channels, or
+    1 - ``ratio`` if that is less, and a multiple of ``round_to``; the layers or modules named in
+    ``ignore`` are not pruned. ``model`` is not changed. UserError if the network cannot be slimmed
+    exactly, or an argument is invalid.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
     >>> slim = prune(net, torch.rand(2, 3, 8, 8), ratio=0.5)
@@ -66,19 +82,22 @@ def prune(
         raise UserError(f"unknown measure {measure!r}: use {names}")
     if scope not in SCOPES:
         raise UserError(f"scope must be 'global' or 'layer', not {scope!r}")
-    batches = [] if labels is None else [(images, labels)]
     temperature = importance.TEMPERATURES.get(measure, 1.0)
     slimmed = slicing.prune(
         model,
-        judge(importance.Evidence(model, batches, temperature)),
+        judge(importance.Evidence(model, [(images, labels)], temperature)),
         ratio,
         images,
         local=scope == "layer",
         round_to=round_to,
+        least=least,
         ignore=(ignore,) if isinstance(ignore, str) else tuple(ignore),
     )
     (cost,) = figures.measure([slimmed.model], images[:1].cpu())
-    return Slim(slimmed.model, slimmed.cfg, cost, slimmed.difference, slimmed.kept)
+    alive = liveness(slimmed.model, model, images)
+    if dead := liveness_warning(alive, slimmed.kept):
+        warnings.warn(dead, stacklevel=2)
+    return Slim(slimmed.model, slimmed.cfg, cost, slimmed.difference, slimmed.kept, liveness=alive)
 
 
 def repair(slim: Slim, dense: nn.Module, images: torch.Tensor, seed: int = 0) -> Slim:
@@ -87,8 +106,9 @@ def repair(slim: Slim, dense: nn.Module, images: torch.Tensor, seed: int = 0) ->
 
     ``images`` (N, 3, H, W) are at least 32, better 2,048, training images, normalised as the
     network reads them, on the device to use; one in eight is held back to judge the result.
-    ``slim`` itself is returned if repair does not bring it closer to the dense network. UserError
-    if torch.fx cannot trace the network.
+    The model keeps its dtype. A repair that does not bring its outputs closer to those of the dense
+    network is discarded. That, and layers that cannot be fitted, are in ``notes`` of the result and
+    in a warning each. UserError if torch.fx cannot trace the network.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
     >>> images = torch.rand(64, 3, 8, 8)
@@ -99,7 +119,13 @@ def repair(slim: Slim, dense: nn.Module, images: torch.Tensor, seed: int = 0) ->
     True
     """
     repaired = fit(slim.model, dense, slim.kept, images, seed)
-    return replace(slim, model=repaired.model.cpu()) if repaired.helped else slim
+    notes = repaired.notes if repaired.helped else [*repaired.notes, str(repaired)]
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    if not repaired.helped:
+        return replace(slim, notes=notes)
+    alive = liveness(repaired.model, dense, images[:PROBES])
+    return replace(slim, model=repaired.model.cpu(), notes=notes, liveness=alive)
 
 
 def save(slim: Slim | nn.Module, path: str | Path) -> None:
@@ -131,5 +157,6 @@ def load(path: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
     >>> load(path, build)[0].out_channels
     4
     """
-    model = slicing.load_slim_state(build(), checkpoint.read(path)["state_dict"])
-    return model.eval()
+    model = build()
+    state = checkpoint.fitted(checkpoint.read(path)["state_dict"], model)
+    return slicing.load_slim_state(model, state).eval()

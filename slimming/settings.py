@@ -12,6 +12,7 @@ Schedule(epochs=3)
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -118,8 +119,13 @@ def specs(settings: Dataclass | type[Dataclass]) -> Iterator[tuple[Field, Spec]]
 
 
 def kind_inside(entry: Field) -> type[Dataclass] | None:
-    """The class of the nested settings in a field; None if the field holds a value."""
-    return entry.type if isinstance(entry.type, type) and is_dataclass(entry.type) else None
+    """The class of the nested settings in a field; None if the field holds a value.
+
+    Its default tells, because under ``from __future__ import annotations`` its type is a string.
+    """
+    made = entry.default_factory
+    kinds = (made, type(entry.default), entry.type)
+    return next((k for k in kinds if isinstance(k, type) and is_dataclass(k)), None)
 
 
 def build(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
@@ -146,6 +152,20 @@ def kept(settings: Dataclass) -> dict[str, Any]:
     """The values that a checkpoint saves for ``--resume``, by name."""
     names = {entry.name for entry, spec in specs(settings) if spec.kept}
     return {name: value for name, value in flat(settings).items() if name in names}
+
+
+def name_flags(text: str, kind: type[Dataclass]) -> str:
+    """``text`` for the user of a script whose settings are of this ``kind``: the library writes
+    arguments as `argument`, a script calls them by their flags.
+
+    >>> @dataclass(frozen=True)
+    ... class Data:
+    ...     image_size: int = setting(32, "height and width")
+    >>> name_flags("omit `image_size`, or use another `model`", Data)
+    'omit --image-size, or use another `model`'
+    """
+    flags = {entry.name: flag_names(entry, spec)[0] for entry, spec in specs(kind)}
+    return re.sub(r"`(\w+)`", lambda found: flags.get(found[1], found[0]), text)
 
 
 def flag_names(entry: Field, spec: Spec) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-import functools
+import fcntl
 import os
 import shutil
 
@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import warm
 from PIL import Image
-from warm import run
 
 from models import NETWORKS
 from slimming.data import datasets
 from slimming.data.pixels import Split, normalize
-from slimming.measuring import profiling
 from slimming.pruning import slicing
 from slimming.pruning.groups import declared
 from slimming.pruning.scaling import batch_norms, zero_channels
@@ -49,7 +48,7 @@ def device(request):
 
 def succeed(command, *more, **kwargs):
     """Run a script that must succeed, a command line and further words; return its output."""
-    done = run(command, *more, **kwargs)
+    done = warm.run(command, *more, **kwargs)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -57,7 +56,7 @@ def succeed(command, *more, **kwargs):
 def fails(tmp_path, command, *more, status=2, says=(), **kwargs):
     """The command ends with one line that holds ``says``, and no file is new."""
     before = sorted(tmp_path.rglob("*"))
-    done = run(command, *more, cwd=tmp_path, **kwargs)
+    done = warm.run(command, *more, cwd=tmp_path, **kwargs)
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
     lines = done.stderr.splitlines()
@@ -143,13 +142,8 @@ def few_digits(monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """In this process latency is not waited for: it grows with the images and from network to
-    network."""
-
-    def latencies(models, images):
-        return [(len(images) + i) / 1e3 for i in range(len(models))]
-
-    monkeypatch.setattr(profiling, "latencies", latencies)
+    """In this process latency is not measured, and nothing drawn: see `warm.shorten`."""
+    warm.shorten(monkeypatch.setattr)
 
 
 @pytest.fixture(params=SMALLEST)
@@ -175,33 +169,53 @@ def browser():
 
 
 @pytest.fixture(scope="session")
-def slim_digits(tmp_path_factory):
+def once(tmp_path_factory):
+    """Make a folder of this name, with ``make(folder)``, in the first process of pytest-xdist that
+    needs it."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name, make):
+        folder, done = root / name, root / f"{name}.done"
+        with open(root / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                folder.mkdir(exist_ok=True)
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def slim_digits(once):
     """The checkpoint of a tiny slim VGG-11 for digits, pruned and repaired, about 95 % accurate."""
-    folder = tmp_path_factory.mktemp("slim-digits")
+    return once("slim-digits", train_slim_digits) / "pruned" / "pruned.pth.tar"
+
+
+def train_slim_digits(folder):
     start = save_network(folder / "narrow.pth.tar", "vgg", 11, cfg=NARROW["vgg"])
     short = "--epochs 10 --batch-size 32 --lr 0.05 --no-cuda --no-tensorboard"
     train = f"main.py -sr --s 0.001 --dataset digits {short}"
     succeed(train, "--refine", start, "--save", folder / "sparse")
     prune = "vggprune.py --percent 0.3 --repair --no-cuda"
     succeed(prune, "--model", folder / "sparse", "--save", folder / "pruned")
-    return folder / "pruned" / "pruned.pth.tar"
 
 
 @pytest.fixture(scope="session")
-def digits_onnx(slim_digits, tmp_path_factory):
+def digits_onnx(slim_digits, once):
     """The ONNX file of `slim_digits` for a kind of input, with a fixed batch size or any."""
     for library in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(library, reason="pip install -r requirements-export.txt")
-    folder = tmp_path_factory.mktemp("onnx")
 
-    @functools.cache
     def exported(kind="float32 NCHW", batch=None):
         dtype, layout = kind.lower().split()
         command = f"export.py {slim_digits} --no-cuda --threads 1 --form folded --layout {layout}"
         command += " --uint8" if dtype == "uint8" else ""
         command += f" --batch {batch} --no-dynamic-batch" if batch else " --batch 4"
-        succeed(command, "--save", folder / f"{kind} {batch}")
-        return folder / f"{kind} {batch}" / "pruned.onnx"
+        folder = once(f"{kind} {batch}", lambda folder: succeed(command, "--save", folder))
+        return folder / "pruned.onnx"
 
     return exported
 

@@ -11,11 +11,13 @@ from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.pruning import allocation
 from slimming.pruning.allocation import ALLOCATIONS, Prunable
+from slimming.pruning.choice import Choice
 from slimming.pruning.coupling import count_filters
 from slimming.pruning.groups import declared, groups
 from slimming.pruning.proof import prove_equal
 from slimming.pruning.slicing import masked
 from slimming.pruning.threshold import choose_channels
+from slimming.reports import tables
 from slimming.storage import architecture
 from slimming.workflows.budgets import BudgetSettings
 
@@ -51,6 +53,27 @@ def test_uniform_and_random_allocations_remove_the_fraction(small, name):
         keep = allocation.choose(prunable, ratio, name).keep
         removed = sum(int(g.filters[~keep[g.name]].sum()) for g in prunable.coupled)
         assert 0 <= ratio * total - removed <= max(int(g.filters.max()) for g in prunable.coupled)
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.0, 1.5])
+@pytest.mark.parametrize("name", ["global", "uniform", "lamp", "random-3"])
+def test_a_ratio_out_of_range_is_an_error(small, name, ratio):
+    with pytest.raises(UserError, match="ratio must be at least 0 and less than 1"):
+        allocation.choose(Prunable(small, declared(small)), ratio, name)
+
+
+def test_an_unknown_allocation_is_an_error(small):
+    with pytest.raises(UserError, match="'lamb': use global, uniform, lamp or random-N"):
+        allocation.choose(Prunable(small, declared(small)), 0.5, "lamb")
+
+
+def test_layers_without_alive_channels_have_a_table():
+    none = torch.zeros(4, dtype=torch.bool)
+    text = tables.layers_text(Choice(0.5, 0.0, {"bn": none}, {"bn": none}, []))
+    assert [line.split() for line in text.splitlines()[2:]] == [
+        ["bn", "0", "0", "0.0%"],
+        ["all", "0", "0", "0.0%"],
+    ]
 
 
 def test_a_random_allocation_is_that_of_its_seed(small):

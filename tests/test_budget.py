@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import NARROW, SMALLEST, fails, randomize, save_network, succeed
 
-from models import NETWORKS, constructor
+from models import NETWORKS, cifar_resnet
 from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.pruning import budget, importance, ranking, slicing
@@ -33,10 +33,10 @@ def of_the_paper(arch, round_to=1):
     return model, prune, choose_channels(model, 0).channels[0]
 
 
-def by_l1(arch="resnet18"):
+def traced():
     """The same for any network."""
     torch.manual_seed(0)
-    model = constructor(arch)(num_classes=10).eval()
+    model = cifar_resnet(8).eval()
     coupled = groups(model, IMAGES[:1])
     scores = importance.lamp(importance.Evidence(model, []))
 
@@ -47,10 +47,10 @@ def by_l1(arch="resnet18"):
     return model, prune, count_filters(coupled)
 
 
-@pytest.mark.parametrize("arch", [*SMALLEST, "resnet18"])
+@pytest.mark.parametrize("arch", [*SMALLEST, "traced"])
 @pytest.mark.parametrize("flag, count", [("flops", "count_flops"), ("params", "count_parameters")])
 def test_one_channel_less_would_be_past_the_budget(arch, flag, count):
-    model, prune, total = of_the_paper(arch) if arch in SMALLEST else by_l1(arch)
+    model, prune, total = of_the_paper(arch) if arch in SMALLEST else traced()
     cost = getattr(profiling, count)
     for limit in (0.4, 0.7):
         ratio = BudgetSettings(**{flag: limit}).ratio(model, IMAGES, prune, total)
@@ -92,6 +92,7 @@ def test_what_cannot_be_met_says_what_the_smallest_is():
     assert fit.ratio < 1 / total  # what is within the budget already loses nothing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", PRUNERS)
 def test_budgets_of_the_pruning_scripts(arch, images, tmp_path):
     path = tmp_path / "dense.pth.tar"
@@ -110,6 +111,7 @@ def test_budgets_of_the_pruning_scripts(arch, images, tmp_path):
     fails(tmp_path, f"{PRUNERS[arch]} {command}/x --mflops 1e-6", says="cannot be met")
 
 
+@pytest.mark.slow
 def test_budgets_of_run_py(images, tmp_path):
     command = f"run.py --dataset folder --data {images} --model resnet --depth 11 --no-cuda "
     command += (

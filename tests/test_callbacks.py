@@ -1,14 +1,23 @@
 """A training trick is a file of its own, outside of this suite too."""
 
+import copy
+from types import SimpleNamespace
+
 import pytest
 import torch
-from conftest import SMALLEST, same
+from conftest import NARROW, SMALLEST, same
 
 import main
 from slimming.cli import flags
+from slimming.data.batches import Batches
+from slimming.data.pixels import Split
 from slimming.errors import Interrupted
 from slimming.storage import checkpoint
-from slimming.training.penalties import L1Penalty
+from slimming.storage.architecture import Architecture
+from slimming.training.callbacks import EarlyStopping
+from slimming.training.penalties import GradientMask, L1Penalty
+from slimming.training.settings import TrainSettings
+from slimming.training.trainer import Trainer
 from slimming.workflows import training
 
 
@@ -57,6 +66,53 @@ def train(folder, images, *more, stop_before=None):
     penalty = L1Penalty(trainer.model, run.train.s)
     training.fit(trainer, [penalty, average], run.folder("resnet"), run.data, tensorboard=False)
     return average
+
+
+class Renewal:
+    """Continues with a copy of the network, as pruning during training does."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def before_epoch(self, epoch):
+        self.trainer.replace(copy.deepcopy(self.trainer.model), self.trainer.architecture)
+
+
+@pytest.mark.parametrize("renewed", [False, True])
+def test_the_penalty_and_the_mask_follow_a_network_that_is_replaced(renewed, tmp_path):
+    network = Architecture("vgg", 11, "cifar10", 2, NARROW["vgg"])
+    model = network.build()
+    bn = model.get_submodule("feature.1")
+    bn.weight.data[0] = bn.bias.data[0] = 0
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (32, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    data = Split(images, torch.arange(32) % 2, ["a", "b"])
+    loaders = [Batches(data, 8, augment) for augment in (True, False)]
+    trainer = Trainer(model, network, *loaders, TrainSettings(epochs=4, lr=0.05))
+    edits = L1Penalty(model, 0.3), GradientMask(model, trainer.optimizer)
+    trainer.add(*edits, *([Renewal(trainer)] if renewed else []))
+    trainer.fit()
+    gamma = trainer.model.get_submodule("feature.1").weight
+    assert gamma[0] == 0 and 0 < gamma[1:].abs().mean() < 0.25  # from 0.5
+    assert (trainer.model is not model) == renewed
+
+
+def test_a_trick_that_the_file_does_not_know_starts_anew(images, tmp_path, capsys):
+    last = tmp_path / "checkpoint.pth.tar"
+    with pytest.raises(Interrupted):
+        train(tmp_path, images, stop_before=1)
+    contents = checkpoint.read(last)
+    del contents["average"]
+    checkpoint.write(last, contents)
+    resumed = train(tmp_path, images, "--resume", str(last))
+    assert resumed.steps == 6 and resumed.calls[0] == "before 1"
+    assert "note: the resumed run has no state of 'average'" in capsys.readouterr().out
+
+
+def test_early_stopping_counts_the_epochs_of_a_run_that_did_not_start_at_0(capsys):
+    run = SimpleNamespace(history=[{"test_prec1": top} for top in (0.5, 0.4)], stopped=False)
+    EarlyStopping(run, 1).before_epoch(7)
+    assert run.stopped and "training stops after 7" in capsys.readouterr().out
 
 
 def test_a_trick_from_outside_is_called_saved_and_resumed(images, tmp_path):

@@ -1,15 +1,14 @@
 """Checkpoints: data only, whole or not at all, and enough to rebuild the network."""
 
-import contextlib
 import pickle
 import resource
 
 import pytest
 import torch
-from conftest import SMALLEST, keep_only, randomize, save_network
+from conftest import SMALLEST, keep_only, randomize, same, save_network
 from warm import ROOT
 
-from models import resnet
+from models import NETWORKS, resnet, zoo
 from slimming.errors import UserError
 from slimming.pruning.threshold import choose_channels
 from slimming.storage import architecture, checkpoint, files
@@ -40,18 +39,46 @@ def test_whoever_holds_a_checkpoint_rebuilds_its_network_without_flags(small, tm
         assert torch.equal(model.eval()(images), slim(images))
 
 
-def test_a_file_of_the_original_suite_loads_with_the_flags_values(small, tmp_path):
+@pytest.mark.parametrize(
+    "arch, depth, classes, dataset",
+    [
+        *((arch, depth, 10, "cifar10") for arch, depth in SMALLEST.items()),
+        *(("vgg", 13, 100, "cifar100"), ("resnet", 20, 100, "cifar100")),
+        ("densenet", 10, 100, "cifar100"),
+    ],
+)
+def test_a_file_of_the_original_suite_loads_without_flags(
+    tmp_path, capsys, arch, depth, classes, dataset
+):
     """It has no arch, depth, dataset or class count, and old ones count no batches."""
-    state = {n: v for n, v in small.state_dict().items() if "num_batches" not in n}
-    arch = type(small).__name__
-    torch.save({"state_dict": state, "cfg": small.cfg}, tmp_path / "old")
-    with pytest.raises(UserError, match="--arch --depth --dataset"):
-        architecture.load(tmp_path / "old")
-    model, network, _ = architecture.load(
-        tmp_path / "old", {"arch": arch, "depth": small.depth, "dataset": "cifar10"}
-    )
-    assert network.num_classes == 10
-    assert all(torch.equal(model.state_dict()[name], state[name]) for name in state)
+    dense = randomize(NETWORKS[arch](depth=depth, num_classes=classes))
+    slim = keep_only(dense, choose_channels(dense, 0.4).keep)
+    for model, cfg in ((dense, None), (slim, slim.cfg)):
+        state = {n: v for n, v in model.state_dict().items() if "num_batches" not in n}
+        path = tmp_path / f"old-{bool(cfg)}"
+        torch.save({"state_dict": state} | ({"cfg": cfg} if cfg else {}), path)
+        loaded, network, _ = architecture.load(path)
+        assert network == Architecture(arch, depth, dataset, classes, cfg)
+        assert all(torch.equal(loaded.state_dict()[name], state[name]) for name in state)
+        (note,) = capsys.readouterr().out.splitlines()
+        told = f"arch {arch}, depth {depth}, dataset {dataset}; if it was trained on other data"
+        assert f"{path} does not record its network" in note and told in note
+        architecture.load(path, {"arch": arch})  # as the pruning scripts do
+        assert f"of depth {depth}, dataset {dataset};" in capsys.readouterr().out
+        assert architecture.load(path, {"dataset": "digits"})[1].dataset == "digits"
+        given = {"arch": arch, "depth": depth, "dataset": "digits", "num_classes": classes}
+        capsys.readouterr()
+        architecture.load(path, given)
+        assert not capsys.readouterr().out
+        with pytest.raises(UserError, match="does not contain"):
+            architecture.load(path, {**given, "num_classes": 7})
+
+
+def test_weights_of_another_program_are_not_guessed(tmp_path):
+    for number, model in enumerate((NETWORKS["resnet-56"](), zoo.classifier("resnet50"))):
+        torch.save(model.state_dict(), tmp_path / f"{number}")
+        with pytest.raises(UserError, match="does not record its arch and"):
+            architecture.load(tmp_path / f"{number}")
 
 
 @pytest.mark.parametrize("prefix", ["", "module."], ids=["plain", "DataParallel"])
@@ -61,7 +88,7 @@ def test_a_bare_state_dict_loads_with_the_flags_values(tmp_path, arch, prefix):
     network = Architecture(arch, SMALLEST.get(arch), "folder", 7)
     state = network.build().state_dict()
     torch.save({prefix + name: value for name, value in state.items()}, tmp_path / "bare")
-    with pytest.raises(UserError, match=r"does not record .*: add --arch .*--dataset"):
+    with pytest.raises(UserError, match=r"does not record .*: add .*`dataset`"):
         architecture.load(tmp_path / "bare")
     given = {"arch": arch, "depth": network.depth, "dataset": "folder"}
     model, found, _ = architecture.load(tmp_path / "bare", given)
@@ -110,14 +137,22 @@ def test_a_file_cut_at_any_place_is_one_clear_error(saved, tmp_path):
 
 
 def test_a_damaged_byte_is_found_or_harmless(saved, tmp_path):
-    """Whatever a flipped byte does, the reader gets a checkpoint or a UserError."""
-    whole = saved.read_bytes()
+    """Whatever a flipped byte does, the reader gets a UserError, or the very same weights: most of
+    a file is weights, so most flips are found."""
+    whole, found = saved.read_bytes(), 0
+    intact = checkpoint.read(saved)["state_dict"]
     for place in range(0, len(whole), len(whole) // 25):
         (tmp_path / "flipped").write_bytes(
             whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :]
         )
-        with contextlib.suppress(UserError):
-            architecture.load(tmp_path / "flipped")
+        try:
+            state = checkpoint.read(tmp_path / "flipped")["state_dict"]
+        except UserError as error:
+            assert "flipped" in str(error)
+            found += 1
+        else:
+            assert same(dict(state), dict(intact))
+    assert found >= 20
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from conftest import KINDS, agree
 from warm import ROOT
 
+pytestmark = pytest.mark.slow  # a browser
 EXAMPLES = ROOT / "examples"
 
 

@@ -2,6 +2,7 @@
 
 import os
 import struct
+import warnings
 
 import numpy as np
 import pytest
@@ -9,9 +10,9 @@ import torch
 from conftest import make_images
 from PIL import Image
 
-from slimming.data import datasets, image_folder
+from slimming.data import datasets, image_folder, loading
 from slimming.data.batches import Batches, crop, flip
-from slimming.data.pixels import MEAN, STD, Split, normalize
+from slimming.data.pixels import MEAN, STD, Split, denormalize, normalize
 from slimming.errors import UserError
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\nshowpage\n"
@@ -83,6 +84,52 @@ def test_every_image_comes_once_an_epoch_and_every_crop_is_drawn():
     assert all(side.unique().tolist() == list(range(9)) for side in shift.T)
     assert 400 < mirrored.sum() < 600
     assert not drawn(mirror=False)[2].any()
+
+
+def unequal(count=60):
+    """Batches of images that show their number, in three classes: 30, 20 and 10 of 60."""
+    numbers = torch.arange(count)
+    images = numbers.byte().view(-1, 1, 1, 1).expand(-1, 3, 32, 32)
+    split = Split(images, (numbers % 6 > 2).long() + (numbers % 6 > 4).long(), ["a", "b", "c"])
+    return Batches(split, 16, augment=True, mirror=False)
+
+
+def numbers_of(images):
+    """The numbers that images of `unequal` show, in the middle, where no padding is."""
+    return denormalize(images)[:, 0, 16, 16].tolist()
+
+
+def test_a_draw_takes_classes_in_turns_and_depends_on_the_seed_alone():
+    loader = unequal()
+    images, labels = loader.draw(12, seed=3)
+    assert labels.bincount().tolist() == [4, 4, 4] and len(set(numbers_of(images))) == 12
+    assert loader.split.labels[numbers_of(images)].equal(labels)
+    assert numbers_of(loader.draw(12, seed=3)[0]) == numbers_of(images)
+    assert numbers_of(loader.draw(12, seed=4)[0]) != numbers_of(images)
+    assert loader.draw(40, seed=3)[1].bincount().tolist() == [15, 15, 10]  # no more of the third
+    assert sorted(numbers_of(loader.draw(99, seed=3)[0])) == list(range(60))
+
+
+def test_samples_are_shuffled_training_images_and_differ_from_those_of_training():
+    def sampled(count, number, **how):
+        images, labels = zip(*loading.samples(unequal(), count, number, **how), strict=True)
+        found = numbers_of(torch.cat(images))
+        assert unequal().split.labels[found].equal(torch.cat(labels))
+        return found, torch.cat(labels)
+
+    found, _ = sampled(20, 0)
+    assert len(set(found)) == 20 and found == sampled(20, 0)[0] and found != sampled(20, 1)[0]
+    trained = unequal()
+    images, _ = zip(*trained, strict=True)
+    assert found != numbers_of(torch.cat(images))[:20]
+    _, labels = sampled(30, 0, balanced=True)
+    assert labels.bincount().tolist() == [10, 10, 10]
+    _, labels = sampled(36, 0, balanced=True)
+    assert labels.bincount().tolist() == [12, 12, 10], "all of the class that has too few"
+    shared = unequal()
+    shared.rank, shared.ranks = 1, 2
+    images, _ = zip(*loading.samples(shared, 20, 0), strict=True)
+    assert numbers_of(torch.cat(images)) == found, "the same in every process"
 
 
 def test_digits_are_always_split_the_same_way():
@@ -172,13 +219,97 @@ def test_grey_and_transparent_images_become_rgb(images):
     assert split.images[1, :, 0, 0].tolist() == [1, 2, 3]
 
 
-def test_deep_grey_keeps_its_upper_bits_and_floats_are_refused(images):
-    place = images / "train" / "blue"
-    Image.fromarray(np.full((32, 32), 30_000, dtype=np.uint16)).save(place / "0.png")
-    assert (datasets.load("folder", images, "train").images[0] == 30_000 >> 8).all()
-    Image.fromarray(np.ones((32, 32), dtype=np.float32)).save(place / "1.tiff")
-    with pytest.raises(UserError, match=r"1\.tiff.*floats"):
-        datasets.load("folder", images, "train")
+RAMP = np.arange(32 * 32).reshape(32, 32)  # 0 to 1023
+
+
+@pytest.mark.parametrize(
+    "name, pixels, expected",
+    [
+        ("16.png", (RAMP * 64).astype(np.uint16), RAMP // 4),
+        ("16.tiff", (RAMP * 64).astype(np.uint16), RAMP // 4),
+        ("16.pgm", (RAMP * 64).astype(np.uint16), RAMP // 4),
+        ("dark.png", (RAMP // 8).astype(np.uint16), 0 * RAMP),  # the file says that it has 16 bits
+        ("dark.pgm", (RAMP // 8).astype(np.uint16), 0 * RAMP),
+        ("32.tiff", (RAMP * 64).astype(np.int32), RAMP // 4),  # 16 of the 32 bits are used
+    ],
+)
+def test_deep_grey_keeps_its_upper_bits(tmp_path, name, pixels, expected):
+    path = tmp_path / name
+    Image.fromarray(pixels).save(path)
+    assert (np.asarray(image_folder.read_image(path)) == expected[..., None]).all()
+
+
+def test_grey_of_32_bits_with_the_values_of_8_does_not_turn_black(images):
+    path = images / "train" / "blue" / "0.tiff"
+    Image.fromarray((RAMP // 4).astype(np.int32)).save(path)
+    assert np.array_equal(datasets.load("folder", images, "train").images[1, 2], RAMP // 4)
+
+
+def test_grey_of_12_bits_keeps_its_upper_bits(tmp_path):
+    """Pillow does not write these: 12 bits a pixel, two pixels in three bytes."""
+    row = RAMP[:2].ravel() * 64  # 64 pixels, 0 to 4032
+    first, second = row[::2], row[1::2]
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 1)
+    data = packed.astype(np.uint8).tobytes()
+    tags = [(256, 64), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1)]
+    tags += [(279, len(data))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    table = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    path = tmp_path / "12.tiff"
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(data)) + data + table)
+    assert np.asarray(image_folder.read_image(path))[0, :, 0].tolist() == (row >> 4).tolist()
+
+
+@pytest.mark.parametrize(
+    "pixels, says",
+    [
+        (np.ones((32, 32), dtype=np.float32), "floats"),
+        (np.full((32, 32), 2**24, dtype=np.int32), "integers"),
+        (np.full((32, 32), -1, dtype=np.int32), "integers"),
+    ],
+)
+def test_pixels_of_unknown_range_are_refused(tmp_path, pixels, says):
+    Image.fromarray(pixels).save(tmp_path / "1.tiff")
+    with pytest.raises(UserError, match=rf"1\.tiff.*{says} of unknown range"):
+        image_folder.read_image(tmp_path / "1.tiff")
+
+
+def saved(path, image, **how):
+    image.save(path, **how)
+    return np.asarray(image_folder.read_image(path))
+
+
+def test_pictures_of_every_mode_are_read_as_torchvision_reads_them(tmp_path):
+    """Transparency and the orientation of a photo are ignored; CMYK becomes RGB."""
+    from torchvision.datasets.folder import default_loader
+
+    rgb = Image.effect_mandelbrot((32, 24), (-2, -1, 1, 1), 50).convert("RGB")
+    rgb = Image.merge("RGB", [rgb.getchannel(0), rgb.getchannel(1).rotate(180), rgb.getchannel(2)])
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter to the right
+    warnings.simplefilter("ignore")  # torchvision's reader warns of transparency
+    kinds = {
+        "bits.png": (rgb.convert("1"), {}),
+        "grey-alpha.png": (rgb.convert("LA"), {}),
+        "palette.png": (rgb.quantize(16), {"transparency": 3}),
+        "palette-bytes.png": (rgb.quantize(16), {"transparency": bytes(range(16))}),
+        "palette.gif": (rgb.quantize(16), {"transparency": 3}),
+        "cmyk.jpg": (rgb.convert("CMYK"), {}),
+        "cmyk.tiff": (rgb.convert("CMYK"), {}),
+        "turned.jpg": (rgb, {"exif": turned}),
+    }
+    for name, (image, how) in kinds.items():
+        got = saved(tmp_path / name, image, **how)
+        assert np.array_equal(got, np.asarray(default_loader(tmp_path / name))), name
+        assert got.shape == (24, 32, 3) and got.std() > 20, name
+    assert np.abs(saved(tmp_path / "a.tiff", rgb.convert("CMYK")).astype(int) - rgb).max() <= 2
+
+
+def test_pictures_that_were_decoded_otherwise_are_decoded_again(images, monkeypatch):
+    datasets.load("folder", images, "train")
+    monkeypatch.setattr(image_folder, "DECODING", -1)
+    monkeypatch.setattr(image_folder, "read_image", lambda path: Image.new("RGB", (32, 32)))
+    assert not datasets.load("folder", images, "train").images.any()
 
 
 def test_the_cache_is_used_until_a_file_changes(images):
@@ -193,6 +324,17 @@ def test_the_cache_is_used_until_a_file_changes(images):
     cache = images / ".network-slimming-train.pt"
     cache.write_bytes(cache.read_bytes()[:100])
     assert torch.equal(datasets.load("folder", images, "train").images, after.images)
+
+
+def test_a_picture_of_the_same_size_at_another_time_is_decoded_again(images):
+    datasets.load("folder", images, "train")
+    changed = images / "train" / "blue" / "0.png"
+    size, when = changed.stat().st_size, changed.stat().st_mtime_ns
+    Image.new("RGB", (32, 32), (9, 9, 9)).save(changed)
+    changed.write_bytes(changed.read_bytes().ljust(size, b"\0"))  # a PNG ends before that
+    os.utime(changed, ns=(when, when + 10**9))
+    assert changed.stat().st_size == size
+    assert (datasets.load("folder", images, "train").images[0] == 9).all()
 
 
 @pytest.mark.parametrize(

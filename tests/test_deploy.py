@@ -6,9 +6,11 @@ import pytest
 import torch
 from conftest import keep_only, randomize
 from torch import nn
+from torch.nn.utils import prune
 
-from models import NETWORKS, PAPER_DEPTH
-from slimming.measuring import deploy
+from models import NETWORKS, PAPER_DEPTH, Wire, channel_selection
+from slimming.errors import UserError
+from slimming.measuring import deploy, profiling
 from slimming.pruning.proof import prove_equal
 from slimming.pruning.scaling import batch_norms
 from slimming.pruning.threshold import choose_channels
@@ -62,3 +64,120 @@ def test_a_convolution_that_runs_twice_takes_no_batch_norm():
 
     model = randomize(Twice())
     assert prove_equal(deploy.deploy(model), model, IMAGES) <= 1e-4
+
+
+class Twice(nn.Module):
+    """A network with ``wiring()`` and channel selection whose only ReLU runs twice, or is a
+    function, or has another reader."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.stem, self.bn, self.select = (
+            nn.Conv2d(3, 6, 3),
+            nn.BatchNorm2d(6),
+            channel_selection(6),
+        )
+        self.conv, self.bn2, self.fc = nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), nn.Linear(6, 10)
+        self.relu, self.kind, self.cfg = nn.ReLU(inplace=True), kind, {}
+
+    def wiring(self):
+        wires = [Wire("stem", None, None), Wire("conv", "bn", "bn2"), Wire("fc", "bn2", None)]
+        return wires
+
+    def forward(self, x):
+        x = self.select(self.bn(self.stem(x)))
+        x = torch.relu(x) if self.kind == "function" else self.relu(x)
+        y = self.bn2(self.conv(x))
+        y = self.relu(y) if self.kind == "twice" else torch.relu(y)
+        y = y + x if self.kind == "shortcut" else y
+        return self.fc(y.mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", ["once", "twice", "function", "shortcut"])
+def test_a_relu_is_folded_only_if_nothing_else_needs_it(kind):
+    torch.manual_seed(0)
+    model = randomize(Twice(kind))
+    deployed = deploy.deploy(model)
+    assert prove_equal(deployed, model, IMAGES) <= 1e-4
+    clamped = any(isinstance(m, deploy.SelectedClamp) for m in deployed.modules())
+    assert clamped == (kind == "once")
+
+
+class Unwired(nn.Module):
+    """A convolution and a BN, and what keeps the one from being folded into the other."""
+
+    def __init__(self, kind="plain"):
+        super().__init__()
+        self.kind, self.bn = kind, nn.BatchNorm2d(3, track_running_stats=kind != "statistics")
+        self.conv, self.fc = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 10)
+        if kind == "hook":
+            self.conv.register_forward_hook(lambda _, __, out: out.relu())
+
+    def forward(self, x):
+        y = self.bn(self.conv(x)).relu()
+        if self.kind == "weight":
+            y = y + nn.functional.conv2d(x, self.conv.weight, padding=1)
+        return self.fc(y.mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", ["plain", "statistics", "hook", "weight", "masked", "normed"])
+def test_a_batch_norm_is_folded_only_where_that_is_safe(kind):
+    torch.manual_seed(0)
+    model = Unwired(kind)
+    if kind == "masked":
+        prune.l1_unstructured(model.conv, "weight", 0.5)
+    if kind == "normed":
+        nn.utils.parametrizations.weight_norm(model.conv)
+    model.bn.weight.data.uniform_(0.5, 2)
+    with torch.no_grad():
+        model.train()(IMAGES)
+        model.eval()
+        difference = (deploy.deploy(model)(IMAGES) - model(IMAGES)).abs().max()
+    assert difference <= 1e-5 and bool(batch_norms(deploy.deploy(model))) == (kind != "plain")
+
+
+def test_a_wrong_form_is_an_error_where_there_are_images(monkeypatch):
+    model = Unwired().eval()
+    assert deploy.deploy(model, images=IMAGES)(IMAGES).shape == (8, 10)
+    monkeypatch.setattr(deploy, "fuse_conv_bn_eval", lambda conv, bn: copy.deepcopy(conv))
+    model.bn.weight.data.fill_(3)
+    with pytest.raises(UserError, match="differs from the network by"):
+        deploy.deploy(model, images=IMAGES)
+
+
+class Viewed(nn.Module):
+    """A view of a map larger than 1x1, which is impossible in channels_last."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4 * 900, 10)
+
+    def forward(self, x):
+        x = self.bn(self.conv(x))
+        if self.training and x.sum() > 0:  # torch.fx cannot trace it
+            return x
+        return self.fc(x.view(x.size(0), -1))
+
+
+@pytest.mark.parametrize("images", [None, IMAGES])
+def test_a_view_of_a_map(images):
+    model = randomize(Viewed())
+    assert prove_equal(deploy.deploy(model, images=images), model, IMAGES) <= 1e-4
+    assert profiling.latencies([model], IMAGES, seconds=0)[0] > 0
+
+
+def test_outputs_of_any_kind_and_volumes():
+    class Parts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv3d(3, 4, 3), nn.BatchNorm3d(4)
+
+        def forward(self, x):
+            y = self.bn(self.conv(x))
+            return {"maps": y, "more": (y.mean((2, 3, 4)), y.argmax(1))}
+
+    model, volumes = Parts().eval(), torch.randn(2, 3, 4, 4, 4)
+    for images in (None, volumes):
+        with torch.no_grad():
+            ours, theirs = (m(volumes) for m in (deploy.deploy(model, images=images), model))
+        torch.testing.assert_close(ours, theirs)

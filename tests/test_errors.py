@@ -1,10 +1,13 @@
 """Every command broken on purpose, as a process: one line, the right status, nothing written."""
 
+import ast
 import os
+import re
 import resource
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -116,7 +119,6 @@ def test_weights_of_another_network(tmp_path, files):
         script = {"resnet": "resprune.py", "vgg": "vggprune.py"}[arch]
         command = f"{script} --model {old} --dataset digits --depth {depth}"
         fails(tmp_path, command, says=f"does not contain a {guess}")
-    fails(tmp_path, f"resprune.py --model {old}", says="add --depth --dataset")
 
 
 def test_bare_weights(tmp_path, files):
@@ -125,7 +127,10 @@ def test_bare_weights(tmp_path, files):
     torch.save(torch.load(files / "resnet", weights_only=True)["state_dict"], bare)
     prune, other = f"resprune.py --model {bare}", tmp_path / "other"
     fails(tmp_path, prune, says="would be overwritten")
-    fails(tmp_path, f"{prune} --save {other} --depth 11", says="add --dataset")
+    contents = torch.load(files / "three", weights_only=True)["state_dict"]
+    torch.save(contents, tmp_path / "three")
+    command = f"resprune.py --model {tmp_path / 'three'} --save {other}"
+    fails(tmp_path, command, says="does not record its dataset: add --dataset")
     resume = f"main.py --resume {bare} --arch resnet --depth 11 --dataset digits"
     fails(tmp_path, resume, says="train them with --refine")
     over = f"resprune.py --model {files / 'resnet'} --save {tmp_path}"
@@ -176,7 +181,7 @@ def test_a_dataset_that_cannot_be_downloaded(tmp_path, dataset):
 
 def test_image_folders_that_cannot_be_used(tmp_path, files):
     command = "main.py --dataset folder --arch resnet --depth 11"
-    fails(tmp_path, command, says=["there is no folder data.folder", "--data DIR"])
+    fails(tmp_path, command, says=["there is no folder data.folder", "set --data to"])
     fails(tmp_path, f"{command} --data {files / 'random'}", says="there is no folder")
     broken = shutil.copytree(files / "images", tmp_path / "broken")
     shutil.rmtree(broken / "test" / "red")
@@ -235,6 +240,21 @@ def test_an_operation_without_a_deterministic_kernel(monkeypatch, capsys):
     assert line == "main.py: error: put_ has no deterministic CUDA kernel: omit --deterministic"
 
 
+def test_the_traceback_of_an_explained_error_is_there_for_who_asks(monkeypatch, capsys):
+    def lose_a_file():
+        Path("/nowhere/missing").read_bytes()
+
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+    for debug, lines in (("", 1), ("1", 2)):
+        monkeypatch.setenv("SLIMMING_DEBUG", debug)
+        with pytest.raises(SystemExit) as error:
+            entry.run(lose_a_file)
+        told = capsys.readouterr().err
+        assert error.value.code == 2 and "SLIMMING_DEBUG=1" in told.splitlines()[-1]
+        assert ("lose_a_file" in told) == ("Traceback" in told) == (lines > 1)
+        assert (len(told.splitlines()) == 1) == (lines == 1)
+
+
 @pytest.mark.parametrize("missing, says", [("triton", "pip install triton"), ("gcc", "C compiler")])
 def test_compile_on_cuda_without_what_it_needs(monkeypatch, missing, says):
     triton = None if missing == "triton" else ModuleType("triton")
@@ -245,7 +265,8 @@ def test_compile_on_cuda_without_what_it_needs(monkeypatch, missing, says):
 
 
 def test_importing_a_script_runs_nothing(tmp_path):
-    names = "main vggprune resprune denseprune mask-impl.main_mask mask-impl.prune_mask".split()
+    scripts = [p for folder in (ROOT, ROOT / "mask-impl") for p in folder.glob("*.py")]
+    names = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in scripts]
     code = f"import importlib\nfor n in {names}: importlib.import_module(n)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
@@ -274,3 +295,35 @@ entry.run(main)
         command, cwd=ROOT, capture_output=True, text=True, timeout=25, check=False
     )
     assert done.returncode == 130 and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+FLAG = re.compile(
+    r"(?:^|[\s(\"'])-(?:-(?!shm-size)[a-z]|[a-z]{2})"
+)  # those of pip and docker are theirs
+TYPED = {"START_FLAGS", "how_to_continue", "STYLE"}  # a command that was typed; a style sheet
+
+
+def messages(path):
+    """The strings in a file that are no docstrings, and neither fields of settings nor `TYPED`."""
+    left = [ast.parse(path.read_text(encoding="utf-8"))]
+    while left:
+        node = left.pop()
+        names = {getattr(node, "name", None), getattr(getattr(node, "func", None), "id", None)}
+        names |= {getattr(target, "id", None) for target in getattr(node, "targets", ())}
+        if names & (TYPED | {"setting", "switch"}):
+            continue
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            continue  # a docstring
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        left += ast.iter_child_nodes(node)
+
+
+@pytest.mark.parametrize("room", sorted(path.name for path in (ROOT / "slimming").iterdir()))
+def test_the_library_names_arguments_and_the_scripts_flags(room):
+    if room in ("cli", "workflows"):
+        return
+    place = ROOT / "slimming" / room
+    for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+        found = [text for text in messages(path) if FLAG.search(text)]
+        assert not found, f"{path}: {found}"

@@ -18,6 +18,7 @@ from slimming.measuring.export import torch_file
 from slimming.measuring.export.graph import Feed, traced
 from slimming.storage import architecture
 
+pytestmark = pytest.mark.slow  # train, export, and start programs
 EXAMPLES = ROOT / "examples"
 DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
 PROGRAMS = [  # by the library that each needs
@@ -47,8 +48,9 @@ def classify(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("batch", [None, 1, 4], ids=["any batch", "batch 1", "batch 4"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind, batch", [*((kind, None) for kind in KINDS), (KINDS[-1], 1), (KINDS[0], 4)]
+)
 def test_a_program_without_pytorch_gives_its_answers(
     classify, digits_onnx, pictures, answers, kind, batch
 ):
@@ -73,9 +75,8 @@ def test_a_library_that_is_not_installed_is_one_line(tmp_path):
     assert (done.returncode, done.stderr) == (2, "error: no onnxruntime\n")
 
 
-def test_the_program_is_short_and_needs_three_libraries():
+def test_the_program_needs_three_libraries():
     text = (EXAMPLES / "classify.py").read_text(encoding="utf-8")
-    assert len(text.splitlines()) < 30
     imported = set(re.findall(r"^ *(?:import|from) (\w+)", text, re.MULTILINE))
     assert imported - sys.stdlib_module_names == {"numpy", "onnxruntime", "PIL"}
 

@@ -21,7 +21,7 @@ from slimming.data.pixels import denormalize, normalize
 from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.measuring.deploy import deploy, forms_of
-from slimming.measuring.export import engines
+from slimming.measuring.export import engines, onnx_file
 from slimming.measuring.export.formats import FORMATS
 from slimming.measuring.export.graph import Feed, traced
 from slimming.measuring.export.quiet import interrupted_later
@@ -66,6 +66,7 @@ def save_slim(path, arch, percent=0.5, masked=False):
     return slim.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("arch", ["resnet", "densenet"])
 def test_a_file_computes_what_the_slim_network_computes(kind, arch, tmp_path):
@@ -93,6 +94,7 @@ def test_a_file_runs_on_the_device(kind, precision, device, tmp_path):
     assert close(logits, slim(IMAGES).detach().numpy(), tolerance)
 
 
+@pytest.mark.slow
 def test_a_masked_network_is_sliced_first(tmp_path):
     slim = save_slim(tmp_path / "masked.pth.tar", "resnet", masked=True)
     told = succeed(f"export.py masked.pth.tar {QUICK} --form zeros", cwd=tmp_path)
@@ -104,6 +106,7 @@ def test_a_masked_network_is_sliced_first(tmp_path):
     assert sizes[0] < 0.8 * sizes[1]
 
 
+@pytest.mark.slow
 def test_kernel_pruned_networks_and_those_of_torchvision(tmp_path):
     path = save_network(tmp_path / "pruned.pth.tar", "mobilenet_v2", None)
     model, network, _ = architecture.load(path)
@@ -114,6 +117,7 @@ def test_kernel_pruned_networks_and_those_of_torchvision(tmp_path):
     assert close(logits, model.eval()(IMAGES).detach().numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FORMATS)
 def test_lower_precisions_are_smaller_and_judged(kind, slim_digits, tmp_path):
     pytest.importorskip("nncf")
@@ -129,6 +133,7 @@ def test_lower_precisions_are_smaller_and_judged(kind, slim_digits, tmp_path):
         assert sizes[f"pruned-{precision}{suffix}"] < limit * sizes[f"pruned{suffix}"]
 
 
+@pytest.mark.slow
 def test_pixels_in_the_file_says_what_it_is(slim_digits, tmp_path):
     import onnxruntime
 
@@ -155,6 +160,7 @@ def test_pixels_come_back_from_what_networks_read():
     assert torch.equal(denormalize(normalize(pixels)), pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", SMALLEST)
 def test_all_forms_of_a_graph_compute_the_same(arch, tmp_path):
     slim = save_slim(tmp_path / "pruned.pth.tar", arch)
@@ -208,6 +214,7 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_auto_is_the_fastest_form(tmp_path, monkeypatch):
     path = tmp_path / "pruned.pth.tar"
     save_slim(path, "resnet")
@@ -228,6 +235,22 @@ BAD = {  # flags -> what the line says
     "--save /proc/nowhere": "cannot write to /proc/nowhere",
     "--batch 65537": "at most 65536",
 }
+
+
+def test_a_compact_graph_keeps_omitted_inputs_omitted():
+    """The name of an omitted input is empty."""
+    onnx = pytest.importorskip("onnx")
+    make = onnx.helper
+    nodes = [
+        make.make_node("Identity", ["images"], ["before"], name="first"),
+        make.make_node("Clip", ["before", "", "most"], ["logits"], name="second"),
+    ]
+    ends = [make.make_tensor_value_info(name, 1, ["batch", 3]) for name in ("images", "logits")]
+    most = make.make_tensor("most", 1, [], [6.0])
+    graph = make.make_graph(nodes, "graph", ends[:1], ends[1:], [most])
+    onnx_file.compact(graph)
+    assert list(graph.node[1].input)[1] == "" and graph.initializer[0].name != "most"
+    onnx.checker.check_model(make.make_model(graph), full_check=True)
 
 
 @pytest.mark.parametrize("flags, says", BAD.items())
@@ -253,6 +276,7 @@ def test_an_impossible_form_is_told_before_any_file_is_written(tmp_path):
     fails(tmp_path, command, says="in onnx int8 this network has the forms gather, zeros")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_full_disk_is_one_line(kind, tmp_path, monkeypatch):
     path = tmp_path / "pruned.pth.tar"
@@ -285,6 +309,7 @@ def test_an_engine_that_is_not_installed_is_named(tmp_path):
     fails(tmp_path, command, says=says, preexec_fn=hide_openvino)
 
 
+@pytest.mark.slow
 def test_a_file_that_loses_too_much_is_not_written(tmp_path, monkeypatch):
     path = tmp_path / "pruned.pth.tar"
     save_slim(path, "resnet")
@@ -301,6 +326,7 @@ def test_a_file_that_loses_too_much_is_not_written(tmp_path, monkeypatch):
     assert exports.export(network, "onnx", "bf16").top1 == 0.925
 
 
+@pytest.mark.slow
 def test_openvino_and_nncf_send_no_usage_statistics():
     """In a process of its own: as part of pytest NNCF sends none anyway."""
     pytest.importorskip("nncf")

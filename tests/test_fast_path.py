@@ -19,7 +19,7 @@ from slimming.training.optimizer import make_optimizer
 from slimming.training.penalties import L1Penalty
 
 # lr and batch keep the rounding of fp32 from growing by chaos; s is so large that it shows
-STEPS, BATCH, LR, S = 20, 16, 0.0003, 1.0
+STEPS, BATCH, LR, S = 10, 16, 0.0003, 1.0
 SETTINGS = {"momentum": 0.9, "weight_decay": 1e-4}
 
 
@@ -90,9 +90,10 @@ def test_the_loss_curve_shows_the_penalty():
     assert curves[0] != pytest.approx(curves[1], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler on the CPU")
 def test_the_compiled_network_has_the_same_loss_curve():
-    model = network("resnet", True)
+    model = network("densenet", True)
     plain = suite_losses(copy.deepcopy(model))
     wrapped = suite_losses(model, lambda m: compiled(m, torch.device("cpu")))
     assert wrapped == pytest.approx(plain, rel=1e-4)

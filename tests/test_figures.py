@@ -4,10 +4,12 @@ import importlib
 import json
 import re
 import sys
+import time
+from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_images, save_network
+from conftest import NARROW, make_images, save_network
 from torch import nn
 
 import flowprune
@@ -16,7 +18,7 @@ import resprune
 import run
 from slimming.measuring import profiling
 from slimming.measuring.figures import Figures, latency_by_batch, measure
-from slimming.reports import page
+from slimming.reports import page, plots
 from slimming.reports.evaluation import as_text
 from slimming.reports.figures import before_after_text, ratio, size_text, stage_text
 from slimming.storage import checkpoint
@@ -51,9 +53,76 @@ def test_the_figures_are_those_of_plain_counts(quick):
     assert (sparse.top1, sparse.loss, sparse.latency) == (None, None, {})
 
 
+@pytest.mark.parametrize("first, count", [(0, 3), (140, 3), (159, 1)])
+def test_every_epoch_is_in_the_picture_of_the_curves(first, count, monkeypatch):
+    """Also of a run that was resumed without the history of its first epochs."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(plots, "to_png", lambda figure, title: figure)
+    names = ("train_loss", "train_prec1", "test_loss", "test_prec1")
+    history = [{"epoch": first + i, **dict.fromkeys(names, 0.5)} for i in range(count)]
+    for axes in plots.draw_curves(history, "").axes:
+        left, right = axes.get_xlim()
+        for line in axes.lines:
+            assert left < min(line.get_xdata()) <= max(line.get_xdata()) < right
+            assert list(line.get_xdata()) == [first + 1 + i for i in range(count)]
+
+
 def test_images_need_not_be_three_channels():
     (figures,) = measure([with_zeros(channels=1)], torch.zeros(1, 1, 16, 16))
     assert figures.flops == 2 * 14 * 14 * (8 * 9 + 4 * 8)
+
+
+class Slow(nn.Module):
+    def __init__(self, milliseconds):
+        super().__init__()
+        self.seconds = milliseconds / 1e3
+
+    def forward(self, x):
+        time.sleep(self.seconds * len(x))
+        return x
+
+
+def test_latency_is_the_time_of_a_forward_pass():
+    images, models = torch.zeros(2, 3, 8, 8), [Slow(2), Slow(6)]
+    one, two = (profiling.latencies(models, images[:n], seconds=0.1) for n in (1, 2))
+    assert 0.002 <= one[0] < one[1] >= 0.006
+    assert 0.004 <= two[0] < two[1] >= 0.012
+
+
+def test_a_script_measures_latency_as_long_as_it_says(tmp_path, monkeypatch, capsys):
+    """Tests measure it briefly, if at all; this one as a user does."""
+    path = save_network(tmp_path / "net.pth", "vgg", 11, "folder", 2, NARROW["vgg"])
+    images = make_images(tmp_path / "images", train=2, test=32)
+    words = ["eval.py", path, "--data", images, "--json", "--no-cuda", "--threads", 1]
+    monkeypatch.setattr("sys.argv", list(map(str, words)))
+    judge.main()
+    found = json.loads(capsys.readouterr().out)
+    assert 0.01 < found["latency_1_ms"] < found["latency_64_ms"] < 10_000
+
+
+class Shared(nn.Module):
+    """A layer with two names that runs twice, and a product outside of layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = self.again = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.again(self.first(x)).mean((2, 3)) @ torch.ones(3, 2)
+
+
+def test_zeros_of_a_layer_with_two_names_count_for_each_call():
+    model = Shared()
+    model.first.weight.data[0] = 0
+    assert profiling.count_flops(model, 4) == 2 * (2 * 16 * 9 + 3 * 2)
+    assert profiling.count_effective(model, 4)[1] == 2 * (2 * 16 * 6 + 3 * 2)
+    assert profiling.flops_of_layers(model, 4) == {"first": 2 * 2 * 16 * 9}
+
+
+def test_a_flop_counter_that_misses_layers_is_an_error(monkeypatch):
+    monkeypatch.setattr(profiling.FlopCounterMode, "get_total_flops", lambda self: 0)
+    with pytest.raises(RuntimeError, match="counts no FLOPs of the layer 0"):
+        profiling.count_effective(with_zeros(), 8)
 
 
 def test_a_network_runs_once_to_be_counted():
@@ -86,18 +155,22 @@ def table_of(text):
 
 
 TABLE = """\
-                           before    after  before/after        change
-----------------------  ---------  -------  ------------  ------------
-top-1                      90.00%   85.00%         1.06x  -5.00 points
-loss                       0.2500   0.5000         0.50x       +0.2500
-parameters              1,000,000  250,000         4.00x      -750,000
-MFLOPs an image              20.0      5.0         4.00x         -15.0
-file size (MB)               4.00     1.00         4.00x         -3.00
-latency, batch 64 (ms)       20.0     10.0         2.00x         -10.0"""
+                              before    after  before/after        change
+-------------------------  ---------  -------  ------------  ------------
+top-1                         90.00%   85.00%         1.06x  -5.00 points
+loss                          0.2500   0.5000         0.50x       +0.2500
+parameters                 1,000,000  250,000         4.00x      -750,000
+effective parameters       1,000,000  200,000         5.00x      -800,000
+MFLOPs an image                 20.0      5.0         4.00x         -15.0
+effective MFLOPs an image       20.0      4.0         5.00x         -16.0
+file size (MB)                  4.00     1.00         4.00x         -3.00
+latency, batch 64 (ms)          20.0     10.0         2.00x         -10.0"""
 
 
 def test_the_lines_and_the_table_to_the_letter():
     assert before_after_text(BEFORE, AFTER) == TABLE
+    whole = before_after_text(BEFORE, replace(BEFORE, parameters=9, effective_parameters=9))
+    assert "effective" not in whole  # no weight is zero
     assert size_text(AFTER) == "250,000 parameters, 5.0 MFLOPs"
     line = "dense: top-1 90.00%, loss 0.2500, 1,000,000 parameters, 20.0 MFLOPs an image"
     assert stage_text("dense", BEFORE) == line
@@ -127,6 +200,7 @@ def type_in(monkeypatch, capsys, quick):
     return type_in
 
 
+@pytest.mark.slow
 def test_four_commands_tell_the_same_figures(type_in, tmp_path):
     """Of the same file: rounds of flowprune.py, eval.py, run.py, and the table of main.py."""
     images = make_images(tmp_path / "images", train=8, test=4)

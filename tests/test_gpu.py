@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_images, run, succeed
-from warm import ROOT
+from conftest import make_images, succeed
+from warm import ROOT, run
 
 from benchmarks import gpu, inference, measure, speed
 from benchmarks.on_gpu import accuracy, images, processes, profiled
@@ -21,6 +21,7 @@ PAGE = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
 ABOUT = {"device": "a GPU", "torch": "2", "command": "python"}
 
 
+@pytest.mark.slow
 def test_every_step_runs():
     printed = succeed("benchmarks/gpu.py --dry-run")
     for step in STEPS:
@@ -101,6 +102,7 @@ def setup(tmp_path):
     return Setup("cpu", tmp_path, tmp_path / "work")
 
 
+@pytest.mark.slow
 def test_a_failed_step_is_recorded_and_the_next_one_runs(setup, tmp_path):
     record = Record(tmp_path / "results", ABOUT)
     steps = [

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import randomize, same, save_network
+from conftest import NARROW, randomize, same, save_network, succeed
 from torch import nn
 
 import main
@@ -127,13 +127,11 @@ def test_depthwise_kernels_have_patterns_and_keep_their_filters():
     [(lambda: vgg(depth=11), kernels.kernel_masks, 0.1), (mobilenet, kernels.pattern_masks, 0.5)],
     ids=["vgg", "mobilenet: depthwise kernels alone have patterns, 1 % of the weights"],
 )
-def test_few_zeros_are_chance_and_many_are_held(build, choose, ratio):
+def test_the_masks_of_zeros_are_those_of_the_pruned_weights(build, choose, ratio):
     net = build()
-    next(net.parameters()).data.view(-1)[:3] = 0
-    assert not kernels.held_zeros(net) and kernels.zero_masks(net)
     masks = choose(net, ratio)
     kernels.zero_weights(net, masks)
-    held = kernels.held_zeros(net)
+    held = kernels.zero_masks(net)
     for name, keep in masks.items():
         weight = net.get_submodule(name).weight
         assert torch.equal(held[weight], (weight != 0).float()) and (weight != 0).sum() > 0
@@ -141,14 +139,16 @@ def test_few_zeros_are_chance_and_many_are_held(build, choose, ratio):
 
 
 @pytest.mark.parametrize("choose", [kernels.kernel_masks, kernels.pattern_masks, None])
-def test_refine_holds_the_zeros_of_a_pruned_network_alone(images, tmp_path, monkeypatch, choose):
-    """Stopped and resumed it ends as if it had not been. Three zeros of chance learn."""
+def test_refine_holds_the_zeros_that_a_file_says_were_pruned(
+    images, tmp_path, monkeypatch, capsys, choose
+):
+    """Stopped and resumed it ends as if it had not been. Zeros of another file learn."""
     start = save_network(tmp_path / "start", "resnet", 11, "folder", 2)
     net, network, _ = architecture.load(start)
-    three = torch.arange(16 * 3 * 9).view(16, 3, 3, 3) > 2
-    masks = choose(net, 0.5) if choose else {"conv1": three}
+    masks = (choose or kernels.kernel_masks)(net, 0.5)
     kernels.zero_weights(net, masks)
-    checkpoint.write(start, architecture.contents_of(net, network, 0, 0.0))
+    says = {"holds_zeros": True} if choose else {}
+    checkpoint.write(start, architecture.contents_of(net, network, 0, 0.0, **says))
     words = ["main.py", "--refine", start, "--data", images, "-sr", "--epochs", 2, "--amp"]
     words += ["--batch-size", 32, "--no-cuda", "--no-tensorboard", "--resume", "auto", "--save"]
 
@@ -169,10 +169,31 @@ def test_refine_holds_the_zeros_of_a_pruned_network_alone(images, tmp_path, monk
         patch.setattr(Trainer, "one_epoch", stopped)
         refine("stopped")
     assert same(refine("stopped"), whole)
+    pruned = sum(int((~keep).sum()) for keep in masks.values())
+    printed = capsys.readouterr().out
+    assert whole["holds_zeros"] == bool(choose)
+    assert (f"{pruned:,} pruned weights stay zero" in printed) == bool(choose)
+    assert (f"{pruned:,} weights of convolutions are zero" in printed) != bool(choose)
     for name, keep in masks.items():
         weight = whole["state_dict"][f"{name}.weight"]
         assert weight[keep].count_nonzero() == keep.sum()
-        assert weight[~keep].count_nonzero() == (0 if choose else 3)
+        assert weight[~keep].any() != bool(choose)
+
+
+@pytest.mark.parametrize("repair", ["", "--repair"])
+def test_a_slim_network_has_the_zeros_of_the_network_before_it(images, tmp_path, repair):
+    """But not after repair, which fits all weights."""
+    shape = ("vgg", 11, "folder", 2, NARROW["vgg"])
+    path = save_network(tmp_path / "zeros", *shape, holds_zeros=True)
+    prune = f"vggprune.py --model {path} --percent 0.2 {repair} --save {tmp_path} --data {images}"
+    succeed(f"{prune} --no-cuda")
+    assert ("holds_zeros" in checkpoint.read(tmp_path / "pruned.pth.tar")) != bool(repair)
+
+
+def test_a_network_of_depthwise_convolutions_has_no_kernels_to_prune():
+    net = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Flatten(), nn.Linear(8, 2))
+    assert kernels.kernel_masks(net, 0.5, local=False) == {}
+    assert kernels.pattern_masks(nn.Sequential(nn.Conv2d(8, 8, 1)), 0.5, local=False) == {}
 
 
 def test_what_counts_is_what_is_not_zero():

@@ -11,7 +11,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SMALLEST, keep_only, make_images, randomize, save_network, succeed, zero_others
+from conftest import (
+    NARROW,
+    SMALLEST,
+    keep_only,
+    make_images,
+    randomize,
+    save_network,
+    succeed,
+    zero_others,
+)
 from warm import ROOT
 
 import models
@@ -174,6 +183,24 @@ def test_ours_carry_the_kept_channels(original, arch, tmp_path):
     checkpoint.write(target, {**pruned, "cfg": None})
     before, known, _ = architecture.load(target, networks=MASK_NETWORKS)
     assert known == network and torch.equal(logits(before), logits(model))
+
+
+def test_a_channel_without_gamma_stays_so_whatever_its_beta_is(original, tmp_path):
+    """As in the original, which zeroes its gradients in each step."""
+    path = save_network(tmp_path / "pruned", "vgg", 11, "folder", cfg=NARROW["vgg"])
+    contents = checkpoint.read(path)
+    contents["state_dict"]["feature.1.weight"][:2] = 0
+    contents["state_dict"]["feature.1.bias"][:2] = torch.tensor([0.0, 0.5])
+    checkpoint.write(path, contents)
+    command = f"mask-impl/main_mask.py --refine {path} --epochs 2 -sr --batch-size 8"
+    data = f"--data {original / 'data'} --no-tensorboard --no-cuda"
+    assert "2 channels with γ = 0 are not trained" in succeed(
+        f"{command} {data} --save {tmp_path / 'out'}"
+    )
+    state = checkpoint.read(tmp_path / "out" / "checkpoint.pth.tar")["state_dict"]
+    gamma, beta = state["feature.1.weight"], state["feature.1.bias"]
+    assert not gamma[:2].any() and gamma[2:].all()
+    assert beta[0] == 0 and 0.4999 < beta[1] < 0.5, "weight decay alone"
 
 
 def test_the_shapes_of_the_weights_say_which_cfg_it_is(small, tmp_path):

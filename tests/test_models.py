@@ -33,7 +33,10 @@ def test_the_original_counts_the_masks_too(arch, depth, masks):
     assert arch != "resnet" or own == 220_394
 
 
-@pytest.mark.parametrize("arch, depth, ten, hundred, channels, flops", TABLE)
+@pytest.mark.parametrize(
+    "arch, depth, ten, hundred, channels, flops",
+    [pytest.param(*row, marks=pytest.mark.slow if row[1] >= 100 else ()) for row in TABLE],
+)
 def test_parameters_channels_and_flops_are_those_of_the_papers(
     arch, depth, ten, hundred, channels, flops
 ):

@@ -7,13 +7,21 @@ import sys
 
 import pytest
 import torch
-from conftest import fails, make_images, save_network, succeed
+from conftest import NARROW, fails, make_images, save_network, succeed
+from torch import nn
 from warm import ROOT
 
+import export
+import slimming
+import sweep
+import vggprune
 from models import resnet
 from slimming.data.batches import Batches
 from slimming.data.pixels import Split
+from slimming.errors import UserError
+from slimming.measuring import profiling
 from slimming.runtime import optional
+from slimming.storage import architecture
 from slimming.training import loop
 from slimming.training.optimizer import make_optimizer
 
@@ -47,6 +55,86 @@ def without(libraries):
 
 
 BARE = without([*optional.LEFT_OUT, *PARTS])
+
+
+EXPORTING = ["onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "torchao"]
+
+
+@pytest.fixture
+def hidden(monkeypatch):
+    """Hide libraries from this process, as `hide` does from a new one."""
+
+    def hide_here(libraries):
+        optional.load.cache_clear()
+        for library in libraries:
+            places = [library, *(["torch.utils.tensorboard"] if library == "tensorboard" else [])]
+            known = [n for n in sys.modules if any(n.startswith(f"{place}.") for place in places)]
+            for name in (*places, *known):
+                monkeypatch.setitem(sys.modules, name, None)
+
+    yield hide_here
+    optional.load.cache_clear()
+
+
+@pytest.mark.parametrize("library", [*optional.LEFT_OUT, *PARTS, *EXPORTING])
+def test_the_library_works_without_each(library, hidden, tmp_path):
+    """All that it offers, with the one message that `PARTS` are needed for."""
+    hidden([library])
+    narrow = {"arch": "vgg", "depth": 11, "num_classes": 4, "cfg": NARROW["vgg"]}
+    net = architecture.Architecture(dataset="digits", **narrow).build().eval()
+    images = torch.rand(32, 3, 32, 32)
+    slim = slimming.prune(net, images[:2], 0.3, scope="layer")
+    slim = slimming.repair(slim, net, images)
+    slimming.save(slim, tmp_path / "slim.pth")
+    again = slimming.load(tmp_path / "slim.pth", lambda: net)
+    torch.testing.assert_close(again(images), slim.model(images), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(slimming.deploy(again)(images), again(images), rtol=1e-3, atol=1e-4)
+    other = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3))
+    if library == "torch_pruning":
+        with pytest.raises(UserError, match="pip install torch-pruning"):
+            slimming.prune(other, images[:2])
+    else:
+        assert slimming.prune(other, images[:2]).figures.parameters > 0
+
+
+@pytest.mark.slow
+def test_repair_sweep_and_export_are_left_with_what_is_there(
+    hidden, images, tmp_path, monkeypatch, capsys
+):
+    hidden([*optional.LEFT_OUT, *PARTS, *EXPORTING])
+    path = save_network(tmp_path / "net.pth", "vgg", 11, "folder", 2, NARROW["vgg"])
+    monkeypatch.setattr(profiling, "in_turns", lambda tasks, *_, **__: [1e-3] * len(tasks))
+
+    def call(script, words):
+        monkeypatch.setattr("sys.argv", [script.__name__, *map(str, words)])
+        script.main()
+        return capsys.readouterr().out
+
+    where = ["--data", images, "--no-cuda", "--save"]
+    words = ["--model", path, *where, tmp_path / "slim", "--round-to", "auto"]
+    printed = call(vggprune, [*words, "--percent", 0.3, "--repair", "--repair-images", 32])
+    assert told_once(printed, "tqdm", "matplotlib") and "repaired" in printed
+    few = ["--points", 1, "--allocation", "uniform", "--repair-images", 32, "--held-back", 4]
+    call(sweep, [path, *where, tmp_path / "sweep", *few, "--exact"])
+    call(
+        export,
+        [
+            path,
+            *where,
+            tmp_path / "files",
+            "--format",
+            "torch",
+            "--threads",
+            1,
+            "--form",
+            "folded",
+            "--batch",
+            4,
+        ],
+    )
+    assert list(tmp_path.glob("files/*.pt2"))
+    with pytest.raises(UserError, match=r"pip install -r requirements-export.txt"):
+        call(export, [path, *where, tmp_path / "more", "--format", "onnx"])
 
 
 def told_once(printed, *libraries):

@@ -19,6 +19,7 @@ import run
 import sweep
 import vggprune
 from benchmarks import (
+    defaults,
     exports,
     finetune,
     gpu,
@@ -62,7 +63,18 @@ PARSERS = {
     "export.py": export.make_parser(),
     "sweep.py": sweep.make_parser(),
 }
-MODULES = (exports, finetune, gpu, inference, layers, measures, precisions, quantization, repair)
+MODULES = (
+    defaults,
+    exports,
+    finetune,
+    gpu,
+    inference,
+    layers,
+    measures,
+    precisions,
+    quantization,
+    repair,
+)
 BENCHMARKS = {
     f"{b.__name__.rpartition('.')[2]}.py": b for b in (*MODULES, reproduce, rounding, speed)
 }
@@ -108,6 +120,7 @@ def test_the_command_of_torchrun_needs_nothing_before_the_script():
     assert PARSERS["run.py"].parse_args(["--sparsity", "0.5"]).s == 0.5
 
 
+@pytest.mark.slow
 def test_the_programs_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for program in [block for kind, block in BLOCKS if kind == "python"]:
@@ -138,6 +151,7 @@ def quick(command, images):
     return [script, *words, *more]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page.parent.name != "benchmarks"], ids=lambda p: p.stem
 )

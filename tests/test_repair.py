@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from conftest import NARROW, SMALLEST, fails, same, save_network, succeed
 from torch import nn
 
+import slimming
 from models import NETWORKS
 from slimming.errors import UserError
 from slimming.pruning import importance, slicing
 from slimming.pruning import repair as repairing
 from slimming.pruning.activations import Activations
 from slimming.pruning.groups import declared, groups
+from slimming.pruning.one_pass import OnePass
 from slimming.pruning.repair import divergence, repair
 from slimming.pruning.threshold import choose_channels
 from slimming.storage import architecture, checkpoint
@@ -177,6 +179,123 @@ def test_a_repair_that_does_not_help_is_not_kept():
     assert not result.helped and result.after > result.before
     for name, value in slim.state_dict().items():
         assert torch.equal(value, result.model.state_dict()[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("images", ["the same", torch.float32])
+def test_any_dtype_is_repaired_and_kept(dtype, images):
+    dense = plain().to(dtype)
+    read = IMAGES.to(dtype if images == "the same" else images)
+    slim, kept = cut(dense, {"0": [0, 1, 2]})
+    result = repair(slim, dense, kept, read)
+    assert {value.dtype for value in result.model.parameters()} == {dtype}
+    assert result.after < 0.5 * result.before
+    if dtype == torch.float64:  # computed in it: fp32 would not hold the weights
+        weight = result.model.get_parameter("3.weight")
+        assert not torch.equal(weight, weight.float().double())
+    with torch.no_grad():
+        outputs = [model.double()(IMAGES.double()) for model in (slim, result.model, dense)]
+    assert relative(outputs[1], outputs[2]) < 0.8 * relative(outputs[0], outputs[2])
+
+
+def test_a_network_that_fails_in_the_dtype_of_the_repair_is_one_error():
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2).half()
+
+        def forward(self, x):
+            return self.fc(self.conv(x).mean((2, 3)).half())
+
+    with pytest.raises(UserError, match="float32, where it fails"):
+        repair(Half(), Half(), {}, IMAGES)
+
+
+class Weighted(nn.Module):
+    """A residual sum x + alpha · branch, in which the branch may also be broadcast."""
+
+    def __init__(self, alpha=1.0, corner=False):
+        super().__init__()
+        self.stem, self.inner, self.branch = (nn.Conv2d(n, 8, 1) for n in (3, 8, 8))
+        self.alpha, self.corner = alpha, corner
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        y = x[..., :1, :1] if self.corner else x
+        y = self.branch(self.inner(y).relu())
+        return torch.add(x, y, alpha=self.alpha).mean((2, 3))
+
+
+@pytest.mark.parametrize("dense", [Weighted(-2.0), Weighted(corner=True), Weighted()])
+def test_sums_that_weight_or_broadcast_a_branch(dense):
+    torch.manual_seed(0)
+    dense = with_statistics(dense)
+    slim, kept = cut(dense, {"inner": [0, 1, 2, 3]})
+    result = repair(slim, dense, kept, IMAGES)
+    assert result.helped and result.after < 0.5 * result.before
+
+
+@pytest.mark.parametrize("norm", [{"track_running_stats": False}, {"affine": False}])
+def test_batch_norms_without_statistics_or_scales(norm):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8, **norm)]
+    dense = nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(8, 5, 1)).eval()
+    slim, kept = cut(dense, {"0": [0, 1, 2]})
+    assert repair(slim, dense, kept, IMAGES).helped
+    assert OnePass(dense, IMAGES).repaired(slim, kept)(IMAGES).isfinite().all()
+
+
+class Viewed(nn.Module):
+    """A view of a map larger than 1x1, which is impossible in channels_last."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3)
+        self.fc = nn.Linear(8 * 4, 5)
+
+    def forward(self, x):
+        x = F.avg_pool2d(self.b(self.norm(self.a(x)).relu()), 4)
+        return self.fc(x.view(x.size(0), -1))
+
+
+def test_a_view_of_a_map_is_repaired_layer_by_layer_and_in_one_pass():
+    torch.manual_seed(0)
+    dense = with_statistics(Viewed())
+    slim, kept = cut(dense, {"a": [0, 1, 2]})
+    assert repair(slim, dense, kept, IMAGES).helped
+    repaired = OnePass(dense, IMAGES).repaired(slim, kept)
+    assert divergence(repaired, dense, IMAGES) < divergence(slim, dense, IMAGES)
+
+
+@pytest.mark.parametrize("head", [[], [nn.Flatten(0)]], ids=["maps (N, 1, H, W)", "values (N,)"])
+def test_one_output_is_judged_by_its_relative_error(head):
+    """The divergence of predictions is 0 for any two of them."""
+    torch.manual_seed(0)
+    last = nn.Conv2d(8, 1, 10) if head else nn.Conv2d(8, 1, 1)
+    dense = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), last, *head).eval()
+    slim, kept = cut(dense, {"0": [0, 1, 2]})
+    result = repair(slim, dense, kept, IMAGES)
+    assert result.measure == "relative error" and 0 < result.after < result.before
+    with torch.no_grad():
+        error = [(m(IMAGES) - dense(IMAGES)).norm() for m in (slim, result.model)]
+    assert error[1] < error[0]
+
+
+def test_what_was_left_as_it_was_or_discarded_is_in_the_result_and_warned_of():
+    torch.manual_seed(0)
+    mirrored = nn.Conv2d(8, 6, 3, padding=1, padding_mode="reflect")
+    dense = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), mirrored, nn.Flatten(), nn.Linear(600, 4))
+    slim = slimming.prune(dense, IMAGES[:2], 0.3, scope="layer")
+    with pytest.warns(UserWarning, match="2 is left as it was"):
+        fixed = slimming.repair(slim, dense, IMAGES)
+    assert fixed.notes[0].startswith("2 is left as it was") and not slim.notes
+    others = IMAGES.clone()
+    others[12:] = others[12:13]  # fitted to one image, and judged by twelve
+    dense = plain()
+    slim = slimming.prune(dense, IMAGES[:2], 0.3, scope="layer")
+    with pytest.warns(UserWarning, match="discarded"):
+        fixed = slimming.repair(slim, dense, others)
+    assert fixed.model is slim.model and "discarded" in fixed.notes[-1]
 
 
 def test_wrong_arguments():

@@ -1,5 +1,6 @@
 """A run that is killed and resumed ends bit-identical to one that was not."""
 
+import copy
 import os
 import random
 import signal
@@ -13,10 +14,16 @@ from conftest import fails, make_images, same, save_network, succeed
 from warm import ROOT, run, start
 
 import main
+from slimming.data.batches import Batches
+from slimming.data.pixels import Split
 from slimming.errors import Interrupted
+from slimming.runtime.randomness import AUGMENTATION, DROPOUT, epoch_generator
 from slimming.storage import architecture, checkpoint
+from slimming.storage.architecture import Architecture
 from slimming.training import loop
 from slimming.training.run_folder import RunFolder
+from slimming.training.settings import TrainSettings
+from slimming.training.trainer import Trainer
 
 EPOCHS = 12
 RESNET = "main.py --dataset folder --arch resnet --depth 11 --no-tensorboard"
@@ -34,6 +41,7 @@ def wait_for(path, process, seconds=60):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", ["", "--amp"], ids=["fp32", "amp"])
 def test_killed_three_times_and_resumed(tmp_path, extra):
     images = make_images(tmp_path / "images", train=60)
@@ -91,6 +99,20 @@ def test_a_command_with_refine_can_be_started_again(images, tmp_path):
     assert "epochs 1 to 2" in succeed(f"{command} --epochs 2")
 
 
+@pytest.mark.parametrize("script", ["main.py", "mask-impl/main_mask.py"])
+def test_a_folder_named_after_the_refined_network_is_found_again(script, images, tmp_path):
+    """Without --arch, which the file says: a job that is started again and again must end."""
+    pruned = save_network(tmp_path / "pruned", "resnet", 11, "folder", 2)
+    command = f"{script} --refine {pruned} --tag t --resume auto --dataset folder --data {images}"
+    command += " --no-tensorboard --batch-size 48 --epochs"
+    for epochs in (1, 2):
+        printed = succeed(f"{command} {epochs}", cwd=tmp_path)
+        assert f"epochs {epochs - 1} to {epochs}, results in ckpts/resnet_t/" in printed
+    assert [path.name for path in (tmp_path / "ckpts").iterdir()] == ["resnet_t"]
+    assert "all 2 epochs are done" in succeed(f"{command} 2", cwd=tmp_path)
+    assert not list(tmp_path.rglob("previous-1"))
+
+
 def test_how_to_continue_names_one_file(tmp_path, monkeypatch):
     (tmp_path / "checkpoint.pth.tar").touch()
     command = "main.py --refine a --refine=b --resume auto --lr 1"
@@ -99,13 +121,47 @@ def test_how_to_continue_names_one_file(tmp_path, monkeypatch):
     assert told.endswith(f": python main.py --lr 1 --resume {tmp_path}/checkpoint.pth.tar")
 
 
-def test_dropout_is_drawn_anew_in_a_resumed_run(images, tmp_path):
-    command = f"main.py --dataset folder --data {images} --no-tensorboard --save {tmp_path}"
-    succeed(f"{command}/whole --arch mobilenet_v3_small --epochs 2")
-    succeed(f"{command}/part --arch mobilenet_v3_small --epochs 1")
-    succeed(f"{command}/part --resume auto --epochs 2")
-    whole, part = (checkpoint.read(tmp_path / n / "checkpoint.pth.tar") for n in ("whole", "part"))
-    assert same(whole["state_dict"], part["state_dict"])
+def test_each_purpose_has_random_numbers_of_its_own():
+    """The shuffle of an epoch, dropout in the first process, the crop of the first image."""
+    first = [
+        epoch_generator(3, 5),
+        epoch_generator(3, 5, 0, purpose=DROPOUT),
+        epoch_generator(3, 5, 0, purpose=AUGMENTATION),
+        epoch_generator(3, 5, 1, purpose=DROPOUT),
+    ]
+    assert len({generator.initial_seed() for generator in first}) == 4
+    assert epoch_generator(3, 5).initial_seed() == 9791734468858838757 >> 1, "as it always was"
+
+
+def test_a_run_is_resumed_with_its_own_random_numbers():
+    """Dropout included. The file of before does not say which: dropout had those of the shuffle."""
+    network = Architecture("densenet", 7, "cifar10", 2, options={"dropRate": 0.5})
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    data = Split(images, torch.arange(16) % 2, ["a", "b"])
+
+    def trained(epochs, contents=None, streams=2):
+        torch.manual_seed(0)
+        loaders = [Batches(data, 8, augment) for augment in (True, False)]
+        # momentum and dropout matter, the schedule does not
+        trainer = Trainer(
+            network.build(), network, *loaders, TrainSettings(epochs=epochs), schedule=lambda _: 0.1
+        )
+        trainer.streams = streams
+        if contents:
+            trainer.model.load_state_dict(contents["state_dict"])
+            trainer.from_contents("file", contents)
+        trainer.fit()
+        return copy.deepcopy(trainer.to_contents())
+
+    for streams in (1, 2):
+        whole, part = trained(2, streams=streams), trained(1, streams=streams)
+        assert part["streams"] == streams
+        if streams == 1:
+            del part["streams"]
+        resumed = trained(2, part)
+        assert same(resumed["state_dict"], whole["state_dict"])
+        assert resumed["streams"] == streams
 
 
 @pytest.mark.parametrize("request_to_end", [signal.SIGINT, signal.SIGTERM])

@@ -235,6 +235,7 @@ def test_multiples_of_groups_without_an_entry_are_one(small):
         ranking.choose(coupled, scores, 0.6, round_to={name: 0})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", PRUNERS)
 def test_the_pruning_scripts_measure(arch, images, tmp_path):
     path = tmp_path / "dense.pth.tar"
@@ -250,6 +251,7 @@ def test_the_pruning_scripts_measure(arch, images, tmp_path):
     assert re.search(LINE, printed)
 
 
+@pytest.mark.slow
 def test_a_budget_holds_for_the_rounded_network(images, tmp_path):
     path = save_network(tmp_path / "dense.pth.tar", "vgg", 11, "folder", 2, NARROW["vgg"])
     command = f"vggprune.py --model {path} --data {images} --no-cuda --latency-batch 1"
@@ -261,6 +263,7 @@ def test_a_budget_holds_for_the_rounded_network(images, tmp_path):
     assert after <= 0.5 * before
 
 
+@pytest.mark.slow
 def test_run_py_measures(images, tmp_path):
     command = f"run.py --dataset folder --data {images} --model resnet --depth 11 --no-cuda "
     command += f"--batch-size 16 --base-train-epochs 1 --finetune-epochs 0 --output-dir {tmp_path} "

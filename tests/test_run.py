@@ -31,13 +31,13 @@ METHODS = {  # each by one of the two rankings
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    return make_images(tmp_path_factory.mktemp("run") / "images", train=16, test=8)
+    return make_images(tmp_path_factory.mktemp("run") / "images", train=8, test=4)
 
 
 SMALL = "resnet --depth 11"
 
 
-def short(photos, out, model="mobilenet"):
+def short(photos, out, model=SMALL):
     """A short experiment on ``photos``, with results in ``out``."""
     epochs = "--base-train-epochs 1 --finetune-epochs 1 --batch-size 32"
     data = f"--dataset folder --data {photos} --no-cuda"
@@ -53,10 +53,13 @@ def experiment(out):
     return folder, json.loads((folder / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method(photos, tmp_path, method):
+    """Of a network that is traced; the first one with all pictures and latencies."""
     words = f"--pruning-method {method} --pruning-ratio 0.5 {METHODS[method]} --no-fp16"
-    succeed(f"{short(photos, tmp_path)} {words}")
+    whole = method == "channel"
+    succeed(f"{short(photos, tmp_path, 'mobilenet')} {words}", short=not whole)
     folder, metrics = experiment(tmp_path)
     base, pruned, tuned = metrics["stages"]
     kept = {path.name for path in folder.iterdir()}
@@ -66,14 +69,20 @@ def test_each_method(photos, tmp_path, method):
     assert pruned["parameters"] == tuned["parameters"] <= base["parameters"]
     assert [len(stage["history"]) for stage in metrics["stages"]] == [1, 0, 1]
     assert ("weights that are not zero" in metrics["layers"]) == ("kernel" in method)
+    assert metrics["liveness"] > 0
     if method in ("channel", "slimming"):
         assert metrics["difference"] < 1e-4 and tuned["parameters"] < 0.7 * base["parameters"]
     else:
         assert tuned["effective parameters"] < base["parameters"]
-    model, _, _ = architecture.load(folder / "mobilenet_rebuilt.pth")
+    if whole:
+        assert len({stage["latency"]["64"] for stage in (base, pruned, tuned)}) == 3
+        assert (folder / "weights.png").stat().st_size > 10_000
+    model, _, contents = architecture.load(folder / "mobilenet_rebuilt.pth")
+    assert contents["holds_zeros"] == ("kernel" in method)
     assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["resnet", "densenet"])
 @pytest.mark.parametrize("method", ["channel", "kernel", "slimming"])
 def test_the_networks_of_the_paper(photos, tmp_path, monkeypatch, quick, arch, method):
@@ -94,33 +103,36 @@ def test_the_networks_of_the_paper(photos, tmp_path, monkeypatch, quick, arch, m
         assert selected.get(selection, len(mask)) == mask.sum()
 
 
+@pytest.mark.slow
 def test_the_three_workflows(photos, tmp_path):
     command = f"{short(photos, tmp_path)} --pruning-ratio 0.5"
     succeed(f"{command} --save-model --pruning-method channel")
     (first,) = (tmp_path / "folder").iterdir()
     printed = succeed(f"{command} --skip-base-training --pruning-method kernel")
-    assert f"the base network is {first / 'mobilenet_base.pth'}" in printed
+    assert f"the base network is {first / 'resnet_base.pth'}" in printed
     told = json.loads((first / "metrics.json").read_text())["stages"][-1]
-    path = first / "mobilenet_rebuilt.pth"
+    path = first / "resnet_rebuilt.pth"
     printed = succeed(f"{short(photos, tmp_path)} --eval-only --model-path {path}")
     assert f"top-1 {told['top-1']:.2%}" in printed and f"{told['parameters']:,}" in printed
 
 
+@pytest.mark.slow
 def test_no_fine_tuning_no_pruning_and_what_falls_short(photos, tmp_path):
     words = "--base-train-epochs 3 --learning-rate 0 --num-workers 0 --skip-pruning"
     printed = succeed(f"{short(photos, tmp_path / 'all')} {words}")
     folder, metrics = experiment(tmp_path / "all")
     assert len(metrics["stages"][0]["history"]) == 3, "not those up to the best epoch alone"
     assert "pruned" not in (folder / "report.html").read_text() + printed
-    assert "mobilenet" in succeed(f"eval.py {folder} --data {photos} --no-cuda")
+    assert "resnet-11" in succeed(f"eval.py {folder} --data {photos} --no-cuda")
     words = "--pruning-method intra-kernel --finetune-epochs 0"
     printed = succeed(f"{short(photos, tmp_path / 'none')} {words}")
     assert "warning: intra-kernel removed" in printed
     folder, metrics = experiment(tmp_path / "none")
     assert [stage["name"] for stage in metrics["stages"]] == ["base", "pruned"]
-    architecture.load(folder / "mobilenet_pruned.pth")
+    architecture.load(folder / "resnet_pruned.pth")
 
 
+@pytest.mark.slow
 def test_a_multiple_that_undoes_the_pruning_is_a_warning(photos, tmp_path):
     words = "--round-to 4096 --finetune-epochs 0 --global-pruning"
     printed = succeed(f"{short(photos, tmp_path)} {words}")
@@ -129,6 +141,7 @@ def test_a_multiple_that_undoes_the_pruning_is_a_warning(photos, tmp_path):
     assert "--round-to keeps" in (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_experiment_ends_as_if_it_had_not_been(photos, tmp_path):
     words = "--pruning-method kernel --save-model --finetune-epochs 3"
     whole, killed = (f"{short(photos, tmp_path / n, SMALL)} {words}" for n in ("whole", "killed"))
@@ -209,6 +222,7 @@ def test_what_follows_from_other_settings():
     assert config_of(settings())["dataset"] == "cifar10"
 
 
+@pytest.mark.slow
 def test_a_network_of_another_depth_is_another_network(photos, tmp_path):
     command = short(photos, tmp_path, "resnet")
     succeed(f"{command} --skip-pruning --save-model --depth 11")
@@ -250,7 +264,7 @@ def test_patience_ends_a_training_that_gets_no_better(photos, tmp_path):
     ],
 )
 def test_what_cannot_work_is_said_at_once(photos, tmp_path, words, says):
-    fails(tmp_path, f"{short(photos, 'out')} {words}", says=says)
+    fails(tmp_path, f"{short(photos, 'out', 'mobilenet')} {words}", says=says)
 
 
 def test_torchrun_is_refused(photos, tmp_path):

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from models import resnet
+from slimming.errors import UserError
+from slimming.pruning import kernels
 from slimming.pruning.scaling import batch_norms
 from slimming.training.optimizer import make_optimizer
 from slimming.training.penalties import GradientMask, L1Penalty
@@ -109,3 +111,90 @@ def test_the_penalty_is_on_scaling_factors_that_learn():
     L1Penalty(model, 0.5).on_gradients()
     assert torch.equal(model[2].weight.grad, torch.full((3,), 0.5))
     assert model[1].weight.grad is None and model[3].weight.grad is None
+
+
+@pytest.mark.parametrize("dimensions, norm", [(1, nn.BatchNorm1d), (3, nn.BatchNorm3d)])
+def test_batch_norms_of_every_dimension_have_scaling_factors(dimensions, norm):
+    model = nn.Sequential(norm(3), norm(3, affine=False))
+    model[0].weight.data[0] = 0
+    model(torch.randn(4, 3, *(2,) * dimensions)).square().sum().backward()
+    before = model[0].weight.grad.clone()
+    L1Penalty(model, 0.5).on_gradients()
+    assert torch.equal(model[0].weight.grad, before + torch.tensor([0, 0.5, 0.5]))
+    GradientMask(model).on_gradients()
+    assert model[0].weight.grad[0] == model[0].bias.grad[0] == 0 and model[0].weight.grad[1:].all()
+
+
+def test_a_network_without_scaling_factors_has_no_penalty():
+    for model in (nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, affine=False)):
+        with pytest.raises(UserError, match="no BatchNorm with trainable scaling factors"):
+            L1Penalty(model, 0.5)
+        GradientMask(model).on_gradients()  # nothing to mask
+
+
+def test_the_penalty_and_the_mask_find_weights_that_were_replaced():
+    """As programs do that prune a network in place."""
+    model = nn.Sequential(nn.BatchNorm2d(4))
+    edits = [L1Penalty(model, 0.5), GradientMask(model)]
+    model[0].weight, model[0].bias = nn.Parameter(torch.tensor([0.0, 1.0])), None
+    model[0].bias = nn.Parameter(torch.ones(2))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones(2)
+    for edit in edits:
+        edit.on_gradients()
+    assert model[0].weight.grad.tolist() == [0, 1.5] and model[0].bias.grad.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("frozen", ["0.weight", "0.bias", "1.weight"])
+def test_each_mask_meets_its_own_gradient_where_a_parameter_is_frozen(frozen):
+    """Also where the shapes of all gradients are equal, so that no error tells."""
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+    model[0].weight.data[0] = model[1].weight.data[2] = 0
+    model.get_parameter(frozen).requires_grad_(False)
+    optimizer = make_optimizer(model, 0.1, 0.9, 0)
+    edit = GradientMask(model, optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones(3) if parameter.requires_grad else None
+    edit.on_gradients()
+    expected = {"0": [0, 1, 1], "1": [1, 1, 0]}
+    for name, parameter in model.named_parameters():
+        if name != frozen:
+            assert parameter.grad.tolist() == expected[name[0]], name
+    optimizer.state_dict()  # holds no parameter that is not the optimizer's
+
+
+def test_a_channel_whose_beta_is_not_zero_is_held_as_in_the_original():
+    """γ = 0 stays so through momentum of before; β is not trained, and only decays."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    optimizer = make_optimizer(model, 0.1, 0.9, 0.01)
+    for state in optimizer.state.values():
+        state["momentum_buffer"].fill_(1)
+    bn = model[1]
+    bn.weight.data[:2], bn.bias.data[:2] = 0, torch.tensor([0.0, 2.0])
+    edit = GradientMask(model, optimizer)
+    assert edit.summary() == "2 channels with γ = 0 are not trained"
+    beta, momentum = 2.0, 1.0
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(4, 3, 8, 8)).square().mean().backward()
+        edit.on_gradients()
+        optimizer.step()
+        momentum = 0.9 * momentum + 0.01 * beta
+        beta -= 0.1 * momentum
+    assert not bn.weight[:2].any() and bn.bias[0] == 0
+    assert bn.bias[1].item() == pytest.approx(beta, rel=1e-5)
+
+
+def test_masks_of_weights_are_found_again_in_another_network():
+    first, second = (nn.Conv2d(2, 2, 1) for _ in range(2))
+    first.weight.data[0] = second.weight.data[1] = 0
+    for conv in (first, second):
+        conv.weight.grad = torch.ones_like(conv.weight)
+    edit = GradientMask(first, keep=kernels.zero_masks)
+    assert edit.summary() == "2 pruned weights stay zero"
+    edit.on_replace(second)
+    edit.on_gradients()
+    assert second.weight.grad.flatten().tolist() == [1, 1, 0, 0] and first.weight.grad.all()
+    with pytest.raises(UserError, match="pass a function"):
+        GradientMask(first, keep=kernels.zero_masks(first)).on_replace(second)

@@ -30,15 +30,18 @@ def resnet(tmp_path):
     return save_network(tmp_path / "dense.pth.tar", "resnet", 11, "folder", 2)
 
 
-def swept(path, images, folder, more=""):
+def swept(path, images, folder, more="", short=True):
     """The record of a sweep, and what was printed."""
-    printed = succeed(f"sweep.py {path} --data {images} --no-cuda --save {folder} {more}")
+    command = f"sweep.py {path} --data {images} --no-cuda --save {folder} {more}"
+    printed = succeed(command, short=short)
     return json.loads((folder / "sweep.json").read_text()), printed
 
 
+@pytest.mark.slow
 def test_a_point_costs_what_its_command_gives(resnet, images, tmp_path):
     more = "--points 2 --allocation global,uniform,lamp,search --candidates 2"
-    record, printed = swept(resnet, images, tmp_path / "sweep", more)
+    record, printed = swept(resnet, images, tmp_path / "sweep", more, short=False)
+    assert len({point["ms"] for point in record["points"]}) == 8, "measured"
     assert len(record["points"]) == 8 and (tmp_path / "sweep" / "sweep.png").stat().st_size > 10_000
     for point in record["points"]:
         if point["ratio"] > 0.5:
@@ -55,9 +58,16 @@ def test_a_point_costs_what_its_command_gives(resnet, images, tmp_path):
     chosen = next(p for p in record["points"] if p["id"] == record["chosen"]["id"])
     assert printed.count(chosen["command"]) == 1 and "the knee of the front" in printed
     assert record["chosen"]["difference"] < 1e-4
+    assert all(point["liveness"] > 0 for point in record["points"])
+    assert all(
+        after >= 0.1 * before or point["ratio"] > 0.9
+        for point in record["points"]
+        for _, before, after in point["layers"]
+    )
     assert record["chosen"]["test"].keys() == {"dense", "pruned", "repaired"}
 
 
+@pytest.mark.slow
 def test_accuracy_is_of_training_images_and_test_images_are_used_once(resnet, images, tmp_path):
     """Without any class in the test images to tell apart, all but the last table is the same."""
     first, _ = swept(resnet, images, tmp_path / "a", "--points 2")
@@ -71,11 +81,12 @@ def test_accuracy_is_of_training_images_and_test_images_are_used_once(resnet, im
     assert first["chosen"]["test"] != second["chosen"]["test"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_points_and_the_same_command_continues(resnet, images, tmp_path):
     folder = tmp_path / "sweep"
     command = f"sweep.py {resnet} --data {images} --no-cuda --save {folder} --points 6"
     files = [tmp_path / "stdout", tmp_path / "stderr"]
-    process, record = start(command, files=files), folder / "sweep.json"
+    process, record = start(command, files=files, short=False), folder / "sweep.json"
     while not (record.exists() and json.loads(record.read_text())["points"]):
         assert process.is_alive()
         time.sleep(0.05)
@@ -94,6 +105,7 @@ def test_ctrl_c_keeps_the_points_and_the_same_command_continues(resnet, images, 
     assert "allocation   " not in again and "prune there, and" in again
 
 
+@pytest.mark.slow
 def test_budgets_of_a_sweep(resnet, images, tmp_path):
     more = "--points 2 --flops 0.5 --params 0.6 --allocation global,uniform,lamp,search"
     more += " --candidates 2"
@@ -112,6 +124,7 @@ def test_budgets_of_a_sweep(resnet, images, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_exact_repairs_the_front_layer_by_layer(resnet, images, tmp_path):
     folder = tmp_path / "sweep"
     swept(resnet, images, folder, "--points 3")
@@ -123,6 +136,7 @@ def test_exact_repairs_the_front_layer_by_layer(resnet, images, tmp_path):
     assert exact == {record["points"][i]["id"] for i in front(places)}
 
 
+@pytest.mark.slow
 def test_any_network_can_be_swept(images, tmp_path):
     train = f"run.py --dataset folder --data {images} --model mobilenet_v2 --no-cuda --save-model "
     train += f"--batch-size 16 --base-train-epochs 1 --skip-pruning --output-dir {tmp_path}/out"
@@ -135,6 +149,7 @@ def test_any_network_can_be_swept(images, tmp_path):
     assert re.search(rf"pruned: .*{point['parameters']:,} parameters", printed)
 
 
+@pytest.mark.slow
 def test_without_batchnorm_there_is_no_global_threshold_to_try(images, tmp_path):
     path = save_network(tmp_path / "dense.pth.tar", "squeezenet1_1", None, "folder", 2)
     record, printed = swept(path, images, tmp_path / "sweep", "--points 1")

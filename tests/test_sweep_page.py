@@ -6,6 +6,8 @@ import pytest
 
 from slimming.reports import sweep_page
 
+pytestmark = pytest.mark.slow  # a browser
+
 
 def point(allocation, ratio, repaired, **more):
     share = 1 - ratio

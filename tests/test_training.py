@@ -3,11 +3,12 @@
 import pytest
 import torch
 from conftest import NARROW, SMALLEST
+from torch.utils.data import DataLoader, TensorDataset
 
 from models import NETWORKS, resnet
 from slimming.data.batches import Batches
 from slimming.data.pixels import Split, normalize
-from slimming.errors import Diverged
+from slimming.errors import Diverged, UserError
 from slimming.runtime.precision import Precision
 from slimming.training import loop
 from slimming.training.optimizer import learning_rate, load_momentum, make_optimizer
@@ -88,6 +89,24 @@ def test_test_scores_the_whole_set_with_a_smaller_last_batch():
     loss = torch.nn.functional.cross_entropy(logits, labels).item()
     assert score.loss == pytest.approx(loss, rel=1e-4)
     assert score.prec1 == (logits.argmax(1) == labels).sum().item() / 40
+
+
+THREE = TensorDataset(torch.zeros(3, 3, 32, 32), torch.zeros(3).long())
+EMPTY = {
+    "Batches": loader(0),
+    "list": [],
+    "batch_sampler": DataLoader(THREE, batch_sampler=[]),
+    "drop_last": DataLoader(THREE, 8, drop_last=True),
+}
+
+
+@pytest.mark.parametrize("empty", EMPTY.values(), ids=EMPTY)
+def test_a_loader_without_batches_is_one_clear_error(empty):
+    model = resnet(depth=11, num_classes=2)
+    with pytest.raises(UserError, match="the loader has no batches"):
+        loop.train(model, empty, make_optimizer(model, 0.1, 0.9, 0))
+    with pytest.raises(UserError, match="the loader has no batches"):
+        loop.test(model, empty)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run():

@@ -66,12 +66,12 @@ def test_second_names():
         ("main.py --arch preact_res20 --dataset cifar100", "cifar100"),
         ("main.py --arch resnet --depth 20", "cifar100"),
         ("main.py --arch preact_res20 --refine recorded", "cifar100"),
-        ("main.py --arch preact_res20 --refine bare", "cifar10"),
-        ("resprune.py --arch preact_res20 --model bare", "cifar10"),
+        ("main.py --arch preact_res20 --refine bare", "cifar100"),
+        ("resprune.py --arch preact_res20 --model bare", "cifar100"),
         ("mask-impl/main_mask.py --arch preact_res20", "cifar10"),
     ],
 )
-def test_preact_res_means_cifar10_where_neither_flag_nor_checkpoint_says(tmp_path, words, data):
+def test_preact_res_means_cifar10_where_neither_flag_nor_weights_say(tmp_path, words, data):
     contents = checkpoint.read(save_network(tmp_path / "recorded", "resnet", 20, "cifar100", 100))
     torch.save({"state_dict": contents["state_dict"]}, tmp_path / "bare")
     done = run(words, cwd=tmp_path, env=UNREACHABLE)
@@ -115,6 +115,7 @@ def type_in(monkeypatch, capsys, tmp_path, few_digits, quick):
     return type_in
 
 
+@pytest.mark.slow
 def test_the_sequence_of_preact_res20_as_it_stands(type_in, tmp_path):
     """But for the data, and for epochs to wait for."""
     short = " --epochs 1 --no-tensorboard --no-cuda"

@@ -6,8 +6,10 @@ from conftest import SMALLEST, save_network, succeed
 from slimming.storage import architecture, checkpoint
 
 PRUNER = {"vgg": "vggprune.py", "resnet": "resprune.py", "densenet": "denseprune.py"}
+TELLS = "liveness: the outputs vary from image to image"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", PRUNER)
 def test_two_passes(arch, images, tmp_path):
     data, depth, out = f"--dataset folder --data {images}", SMALLEST[arch], tmp_path / "out"
@@ -21,7 +23,15 @@ def test_two_passes(arch, images, tmp_path):
     prune = f"{PRUNER[arch]} --data {images} --percent 0.5"
     best = out / "model_best.pth.tar"
     printed = succeed(f"{prune} --dataset folder --depth {depth} --model {best} --save {out}")
-    for words in ("BN layer", "slim equals masked", "top-1", "parameters", "MFLOPs", "latency"):
+    for words in (
+        "BN layer",
+        "slim equals masked",
+        "top-1",
+        "parameters",
+        "MFLOPs",
+        "latency",
+        TELLS,
+    ):
         assert words in printed
     first = checkpoint.read(out / "pruned.pth.tar")
     _check_summary(out / "prune.txt", first)
@@ -45,6 +55,7 @@ def test_a_multiple_that_undoes_the_pruning_is_a_warning(images, tmp_path, scrip
     assert "warning: --round-to keeps 207 of the 207 channels" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch, percent", [("vgg", 0.5), ("resnet", 0.97), ("densenet", 0.97)])
 def test_the_mask_implementation(arch, percent, images, tmp_path):
     network = f"--arch {arch} --depth {SMALLEST[arch]} --data {images}"
@@ -82,6 +93,7 @@ def _check_summary(path, contents):
     assert "with the masks" in told[6] and told[7:] == [str(sum(weights + masks))]
 
 
+@pytest.mark.slow
 def test_names_of_the_other_implementations(images, tmp_path):
     """Seed folders, tags, file names and flags as people remember them."""
     data = f"--dataset folder --data {images} --epochs 1 --batch-size 32"

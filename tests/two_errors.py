@@ -1,4 +1,4 @@
-"""Run by torchrun from test_distributed.py: errors that two processes, or one of them, meet."""
+"""Two processes of test_distributed.py: errors that two processes, or one of them, meet."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Run by torchrun from test_flowprune.py: flowprune.py, each process leaving its own weights."""
+"""Two processes of test_flowprune.py: flowprune.py, each process leaving its own weights."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Run by torchrun from test_distributed.py: one epoch on two processes, looked at from inside. The
+"""Two processes of test_distributed.py: one epoch on two processes, looked at from inside. The
 device may be named."""
 
 import copy
@@ -23,6 +23,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False
     device = choose_device(sys.argv[1] if len(sys.argv) > 1 else "cpu")
+    stdout = sys.stdout
     distributed.start(device)
     rank, ranks = distributed.rank(), distributed.world_size()
     torch.manual_seed(0)
@@ -57,10 +58,12 @@ def main() -> None:
     if rank == 0:
         print("identical")
     distributed.check_same(7, device, "")
+    assert (sys.stdout is stdout) == (rank == 0), "one process prints"
     try:
         distributed.check_same(rank, device, "not the same epoch")
     except UserError:
         distributed.stop()
+        assert sys.stdout is stdout, "all print again"
     else:
         raise AssertionError("different numbers went unnoticed")
 

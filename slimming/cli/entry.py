@@ -4,12 +4,16 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
+from slimming.cli import flags
 from slimming.errors import Interrupted, UserError
-from slimming.runtime import distributed
+from slimming.runtime import distributed, failures
 from slimming.runtime.memory import keep_freed_memory
+
+DEBUG = "SLIMMING_DEBUG"  # a variable of the environment: if set, errors also show their traceback
 
 
 def run(main: Callable[[], None]) -> None:
@@ -35,7 +39,10 @@ def run(main: Callable[[], None]) -> None:
             distributed.wait_for_other_errors(explained=message is not None)
             if message is None:
                 raise
-            line = f"{os.path.basename(sys.argv[0])}: {' '.join(message.split())}\n"
+            if os.environ.get(DEBUG):
+                traceback.print_exc()
+            words = flags.named(message).split()
+            line = f"{os.path.basename(sys.argv[0])}: {' '.join(words)}\n"
             sys.stderr.write(line)  # one call: other processes write too
     else:
         status = 0
@@ -79,16 +86,13 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
         return error.status, str(error) if isinstance(error, Interrupted) else f"error: {error}"
     if isinstance(error, KeyboardInterrupt):
         return Interrupted.status, "interrupted: no results were lost; run the command again"
+    if failures.is_out_of_memory(error):
+        return 2, "error: out of memory: lower --batch-size or --test-batch-size"
+    if failures.is_dead_worker(error):
+        return 2, f"error: {failures.dead_worker_text(error)}"
     if isinstance(error, OSError):
-        return 2, f"error: {error}"
+        return 2, f"error: {error} ({DEBUG}=1 shows where)"
     if isinstance(error, RuntimeError) and "deterministic implementation" in str(error):
         operation = str(error).split()[0]
         return 2, f"error: {operation} has no deterministic CUDA kernel: omit --deterministic"
-    if isinstance(error, MemoryError | RuntimeError) and _is_out_of_memory(error):
-        return 2, "error: out of memory: lower --batch-size or --test-batch-size"
     return 1, None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    words = ("out of memory", "can't allocate memory")
-    return isinstance(error, MemoryError) or any(w in str(error) for w in words)

@@ -7,22 +7,32 @@ from typing import Any
 
 from slimming.cli.parser import Parser
 from slimming.runtime import threads
-from slimming.settings import Dataclass, Spec, boolean, flag_names, kind_inside
+from slimming.settings import Dataclass, Spec, boolean, flag_names, kind_inside, name_flags
+
+_script: type[Dataclass] | None = None  # the settings of the script that parsed its flags
 
 
 def make_parser(description: str, kind: type[Dataclass], others: tuple[str, ...] = ()) -> Parser:
     """The parser of a script whose settings are a dataclass of this ``kind``. Nested settings
     become groups of flags, named by their ``title``. ``others``: see `Parser`."""
     parser = Parser(description, others)
+    parser.kind = kind
     _add_fields(parser, parser, kind)
     return parser
 
 
 def parse(parser: Parser, words: list[str] | None = None) -> dict[str, Any]:
     """The values on the command line by field name; fields that were not given are missing."""
+    global _script
+    _script = parser.kind
     typed = vars(parser.parse_args(words))
     threads.use(typed.get("threads"))
     return typed
+
+
+def named(message: str) -> str:
+    """``message`` with the flags of the running script for `arguments` of the library."""
+    return name_flags(message, _script) if _script else message
 
 
 def _add_fields(parser: Parser, group: Any, kind: type[Dataclass]) -> None:

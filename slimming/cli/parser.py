@@ -9,6 +9,7 @@ import sys
 from typing import NoReturn
 
 from slimming.errors import UserError
+from slimming.settings import Dataclass
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,6 +26,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         self.others = others
+        self.kind: type[Dataclass] | None = None  # of the settings, if flags come from fields
 
     def error(self, message: str) -> NoReturn:
         raise UserError(self._of_others(sys.argv[1:]) or f"{message} (--help lists the flags)")
@@ -43,8 +45,8 @@ class Parser(argparse.ArgumentParser):
         return True
 
     def _of_others(self, words: list[str]) -> str | None:
-        """A message that names the script which has the flags that this one lacks, and the
-        command to run; None if there is no such script."""
+        """An error message for flags of other scripts, which names these scripts and the commands
+        to run; None if the unknown flags belong to no other script."""
         typed = dict.fromkeys(w.partition("=")[0] for w in words if w.startswith("--"))
         foreign = [name for name in typed if name not in self.flags()]
         if not foreign:

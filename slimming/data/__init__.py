@@ -1,7 +1,8 @@
 """Datasets by name, as batches on the device.
 
-- `loading.batches`, `loading.samples`, `loading.on_device`, `loading.check_classes`: a dataset by
-  name, samples of it, any loader, and whether the classes fit
+- `loading.batches`, `loading.batches_for`, `loading.samples`, `loading.on_device`,
+  `loading.check_classes`: a dataset by name or that of a network, samples of it, any loader, and
+  whether the classes fit
 - `settings.DataSettings`, `settings.dataset_field`: which dataset, and how it is loaded
 - `batches.Batches`, `batches.DeviceLoader`: batches from memory, or from any other loader
 - `stream.Stream`: batches of an image folder that does not fit into memory

@@ -1,5 +1,6 @@
 """Batches on the training device: shuffle, crop, flip and normalise whole batches of uint8."""
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from slimming.data.order import balanced, rank_slices
 from slimming.data.pixels import Split, normalize
 from slimming.runtime.randomness import epoch_generator
+from slimming.storage.preprocessing import CIFAR, Preprocessing
 
 PAD = 4
 
@@ -30,7 +32,8 @@ def flip(images: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Batches:
-    """Iterate over (normalised images (B, 3, 32, 32), labels (B,)) on ``split``'s device.
+    """Iterate over (images (B, 3, 32, 32), labels (B,)) on ``split``'s device, normalised for the
+    network with this ``preprocessing``.
 
     With ``augment`` the order, crops and flips of an epoch depend only on ``seed`` and ``epoch``;
     set ``epoch`` before iterating. Without it, the images are in order and unchanged. The last
@@ -46,6 +49,7 @@ class Batches:
     epoch: int = 0
     rank: int = 0
     ranks: int = 1
+    preprocessing: Preprocessing = CIFAR
 
     def __len__(self) -> int:
         return -(-self.num_images // self.batch_size)
@@ -64,12 +68,17 @@ class Batches:
 
     def first(self, count: int) -> torch.Tensor:
         """The first images, normalised."""
-        return normalize(self.split.images[:count])
+        return normalize(self.split.images[:count], self.preprocessing)
 
     def draw(self, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """``count`` images, normalised and not augmented, and their labels, see `balanced`."""
+        """``count`` random images, equally many of each class, not augmented, and their labels."""
         chosen = balanced(self.split.labels, count, seed).to(self.device)
-        return normalize(self.split.images[chosen]), self.split.labels[chosen]
+        images = normalize(self.split.images[chosen], self.preprocessing)
+        return images, self.split.labels[chosen]
+
+    def keeping_workers(self) -> contextlib.AbstractContextManager[None]:
+        """See `slimming.data.stream.Stream`; images in memory need no workers."""
+        return contextlib.nullcontext()
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         images, labels, _ = self.split
@@ -78,9 +87,9 @@ class Batches:
         for own in rank_slices(self):
             if self.augment:
                 batch = flip(crop(images[order[own]], shift[own]), mirrored[own])
-                yield normalize(batch), labels[order[own]]
+                yield normalize(batch, self.preprocessing), labels[order[own]]
             else:
-                yield normalize(images[own]), labels[own]
+                yield normalize(images[own], self.preprocessing), labels[own]
 
     def _draws(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Order (N,), crops (N, 2) and flips (N,) of the whole epoch, sampled on the CPU: the same
@@ -93,9 +102,9 @@ class Batches:
 
 
 class DeviceLoader:
-    """The batches of any iterable of (images, labels), such as torch's DataLoader, on ``device``.
+    """Move the batches of any iterable of (images, labels), such as a DataLoader, to ``device``.
 
-    ``num_images`` is 0 if the size of an epoch is unknown.
+    ``num_images`` is the number of images of an epoch, 0 if it is unknown.
     """
 
     rank, ranks = 0, 1
@@ -109,7 +118,7 @@ class DeviceLoader:
         ):
             whole = loader.batch_size if loader.drop_last else None
             self.num_images = len(loader) * whole if whole else len(loader.sampler)
-            self.batch_size = loader.batch_size or -(-self.num_images // len(loader))
+            self.batch_size = loader.batch_size or -(-self.num_images // max(1, len(loader)))
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         set_epoch = getattr(getattr(self.loader, "sampler", None), "set_epoch", None)

@@ -11,6 +11,7 @@ from slimming.data.image_folder import read_folder
 from slimming.data.pixels import BORDER, OFFLINE, Split, to_32x32
 from slimming.errors import UserError
 from slimming.runtime import optional
+from slimming.runtime.failures import raise_if_of_the_machine
 from slimming.storage import files
 
 
@@ -42,17 +43,18 @@ def _torchvision(name: str, folder: Path, split: str, workers: int = 1) -> Split
     from torchvision import datasets
 
     if name == "SVHN":  # torchvision would fail only after the download
-        optional.need("scipy.io", "scipy", "--dataset svhn")
+        optional.need("scipy.io", "scipy", "`dataset` svhn")
     which = {"split": split} if name == "SVHN" else {"train": split == "train"}
     inner = folder / name  # used by MNIST
     try:
         with files.no_empty_folders(inner / "raw", inner, folder, *folder.parents):
             data = getattr(datasets, name)(root=str(folder), download=True, **which)
     except Exception as error:  # torchvision raises many types: network, disk, broken files
+        raise_if_of_the_machine(error)
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"cannot load or download {name.lower()} into {folder} ({reason}): put the files "
-            f"there, or set --data to their folder; {OFFLINE}"
+            f"there, or set `data` to their folder; {OFFLINE}"
         ) from error
     images = torch.as_tensor(data.data)
     if images.shape[-1] == 3:
@@ -64,7 +66,7 @@ def _torchvision(name: str, folder: Path, split: str, workers: int = 1) -> Split
 
 def _digits(folder: Path, split: str, workers: int = 1) -> Split:
     """scikit-learn's 1,797 digits, 8x8 with 17 grey levels: 1,437 to train, 360 to test."""
-    optional.need("sklearn.datasets", "scikit-learn", "--dataset digits")
+    optional.need("sklearn.datasets", "scikit-learn", "`dataset` digits")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

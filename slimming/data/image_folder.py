@@ -14,16 +14,18 @@ import torch
 from slimming.data.pixels import OFFLINE, SIZE, Split
 from slimming.errors import UserError
 from slimming.runtime import optional
+from slimming.runtime.failures import raise_if_of_the_machine
 from slimming.storage import checkpoint, files
 
 if TYPE_CHECKING:
     from PIL import Image
 
 CACHE = ".network-slimming-{split}.pt"
+DECODING = 2  # counts the changes of what a file is decoded to, after which no older cache is used
 
 
 def scan_folder(folder: Path, split: str) -> tuple[Path, list, list[str]]:
-    """The root of a split of an image folder, its (path, label) samples, and its classes.
+    """The folder of a split, its samples as (path, label), and the names of its classes.
 
     UserError if a class has no images, or train and test do not have the same classes.
     """
@@ -44,6 +46,8 @@ def scan_folder(folder: Path, split: str) -> tuple[Path, list, list[str]]:
 
 
 def read_folder(folder: Path, split: str, workers: int) -> Split:
+    """The images of a split, resized to 32x32, from the cache in ``folder`` if its files are
+    unchanged. UserError if an image cannot be read."""
     root, samples, classes = scan_folder(folder, split)
     cache, state = folder / CACHE.format(split=split), _fingerprint(root, samples)
     images = _read_cache(cache, state)
@@ -59,12 +63,10 @@ def _split_folder(folder: Path, split: str) -> Path:
         if (folder / name).is_dir():
             return folder / name
     if not folder.is_dir():
-        raise UserError(
-            f"there is no folder {folder}: set --data DIR to your image folder; {OFFLINE}"
-        )
+        raise UserError(f"there is no folder {folder}: set `data` to your image folder; {OFFLINE}")
     kinds = "train/" if split == "train" else "test/ or val/"
     raise UserError(
-        f"{folder} has no {kinds} folder: --data DIR must contain train/<class>/… and "
+        f"{folder} has no {kinds} folder: `data` must contain train/<class>/… and "
         f"test/<class>/… (or val/); {OFFLINE}"
     )
 
@@ -133,24 +135,37 @@ def read_image(path: str) -> "Image.Image":
         with Image.open(path, formats=_formats()) as image:
             return _to_rgb(image)
     except Exception as error:  # each format of Pillow raises its own types
+        raise_if_of_the_machine(error)
         raise UserError(f"cannot read the image {path} ({error}): fix or remove it") from error
 
 
 def _to_rgb(image: "Image.Image") -> "Image.Image":
-    """A Pillow image of any mode as RGB; 16-bit grey keeps its upper 8 bits."""
+    """A Pillow image of any mode as RGB; grey with more than 8 bits keeps its upper 8 bits."""
     from PIL import Image
 
     if image.mode == "F":
         raise ValueError("its pixels are floats of unknown range: convert them to 8 bits")
     if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+        grey = np.asarray(image).astype(np.int64)
+        bits = _grey_bits(image, grey)
+        image = Image.fromarray((grey >> (bits - 8)).astype(np.uint8))
     return image.convert("RGB")
+
+
+def _grey_bits(image: "Image.Image", grey: np.ndarray) -> int:
+    """The number of bits of the pixels of a Pillow image in mode I or I;16. A 32-bit file does not
+    say how many of its bits it uses: 8 or 16, whichever its pixels fit. ValueError if neither."""
+    if image.mode != "I" or image.format in ("PNG", "PPM"):  # whose grey has at most 16 bits
+        (bits, *_) = getattr(image, "tag_v2", {}).get(258, (16,))  # BitsPerSample of a TIFF
+        return bits
+    if grey.min() < 0 or grey.max() >= 2**16:
+        raise ValueError("its pixels are integers of unknown range: convert them to 8 bits")
+    return 8 if grey.max() < 2**8 else 16
 
 
 def _fingerprint(root: Path, samples: list) -> str:
     """A digest of the name, size and modification time of every file."""
-    digest = hashlib.sha256(f"{SIZE}".encode())
+    digest = hashlib.sha256(f"{SIZE} {DECODING}".encode())
     for path, _ in samples:
         stat = os.stat(path)
         name = os.path.relpath(path, root)
@@ -162,7 +177,8 @@ def _read_cache(cache: Path, state: str) -> torch.Tensor | None:
     try:
         stored = torch.load(cache, weights_only=True)
         return stored["images"] if stored["state"] == state else None
-    except Exception:  # missing or damaged: decode the images again
+    except Exception as error:  # missing or damaged: decode the images again
+        raise_if_of_the_machine(error)
         return None
 
 

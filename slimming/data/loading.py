@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
@@ -13,8 +14,23 @@ from slimming.data.settings import DataSettings
 from slimming.data.stream import Stream
 from slimming.errors import UserError
 from slimming.runtime import distributed
+from slimming.storage.preprocessing import CIFAR, Preprocessing
 
 SAMPLING = 2**31  # offset of the epoch, so that samples differ from the batches of training
+
+
+class Description(Protocol):
+    """What `batches_for` reads of the description of a network, an
+    `architecture.Architecture`: importing that would import all networks."""
+
+    @property
+    def dataset(self) -> str: ...
+
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def preprocessing(self) -> Preprocessing: ...
 
 
 def batches(
@@ -25,8 +41,10 @@ def batches(
     image_size: int,
     settings: DataSettings,
     seed: int = 0,
+    preprocessing: Preprocessing = CIFAR,
 ) -> Batches | Stream:
-    """The 'train' batches (shuffled, augmented) or the 'test' batches of a dataset, on ``device``.
+    """The 'train' batches (shuffled, augmented) or the 'test' batches of a dataset, on ``device``,
+    for a network with this ``image_size`` and ``preprocessing``.
 
     Small images are kept in memory (`Batches`); an image folder with an ``image_size`` other than
     32 is streamed from disk (`slimming.data.stream.Stream`). Order and augmentation of an epoch
@@ -34,16 +52,17 @@ def batches(
     """
     folder = settings.folder(name)
     augment = part == "train"
-    shape = {
+    shape: dict[str, Any] = {
         "batch_size": batch_size,
         "seed": seed,
         "rank": distributed.rank(),
         "ranks": distributed.world_size(),
+        "preprocessing": preprocessing,
     }
     if image_size != SIZE:
         if name != "folder":
             raise UserError(
-                f"--image-size {image_size} needs --dataset folder: images of {name} are {SIZE}x"
+                f"`image_size` {image_size} needs `dataset` folder: images of {name} are {SIZE}x"
                 f"{SIZE}"
             )
         _, samples, classes = image_folder.scan_folder(folder, part)
@@ -56,19 +75,33 @@ def batches(
     return Batches(on_device, augment=augment, mirror=datasets.KINDS[name].mirror, **shape)
 
 
+def batches_for(
+    network: Description,
+    part: str,
+    batch_size: int,
+    device: torch.device,
+    settings: DataSettings,
+    seed: int = 0,
+) -> Batches | Stream:
+    """The `batches` of the dataset of ``network``, with its image size and preprocessing."""
+    size, preprocessing = network.image_size, network.preprocessing
+    return batches(network.dataset, part, batch_size, device, size, settings, seed, preprocessing)
+
+
 def on_device(loader: Iterable, device: torch.device) -> "Batches | Stream | DeviceLoader":
-    """``loader`` itself if it is one of this suite, whose batches are on the device already; any
-    other as `DeviceLoader`."""
+    """``loader`` wrapped in a `DeviceLoader`, unless it is a `Batches` or `Stream`, whose batches
+    are already on the device."""
     return loader if isinstance(loader, Batches | Stream) else DeviceLoader(loader, device)
 
 
 def samples(
     loader: Batches | Stream, count: int, number: int, balanced: bool = False
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of ``count`` shuffled images of a training ``loader``, sampled with its seed and
-    ``number``; ``balanced`` takes the same number from each class.
+    """Batches of ``count`` random training images of ``loader``, augmented as in training. They
+    depend only on its seed and ``number``.
 
-    The same in every process if the images are in memory.
+    With ``balanced``, ``count`` // classes images of each class, fewer if a class has fewer. If the
+    images are in memory, every process gets the same ones.
     """
     view = copy.copy(loader)
     view.epoch, view.rank, view.ranks = number + SAMPLING, 0, 1
@@ -97,11 +130,11 @@ def check_classes(
     path: str | Path,
     asked: int | None = None,
 ) -> None:
-    """UserError if the classes of the network in ``path`` are not those of the data: by number, or
-    by the names that the ``contents`` of the file record.
+    """UserError if the network in ``path`` was trained with other classes than those of the data:
+    it has another number of ``outputs``, or the ``contents`` of the file record other names.
 
-    It may have more ``outputs`` than the data has classes if it was trained that way, or if
-    --num_classes ``asked`` for it.
+    More outputs than classes are allowed if the network was trained that way, or if ``asked``, the
+    requested number of outputs, is given.
     """
     names, num_classes = contents.get("classes", ()), len(loader.classes)
     recorded = isinstance(names, list) and len(names) == num_classes
@@ -110,10 +143,10 @@ def check_classes(
             if ours != theirs:
                 raise UserError(
                     f"{path} was trained with class {ours!r} where the data has {theirs!r}: use "
-                    "the --dataset and --data that it was trained on"
+                    "the `dataset` and `data` that it was trained on"
                 )
     if outputs < num_classes or (outputs > num_classes and not recorded and not asked):
         raise UserError(
-            f"{path} has {outputs} classes, but the data has {num_classes}: use the --dataset and "
-            "--data that it was trained on"
+            f"{path} has {outputs} classes, but the data has {num_classes}: use the `dataset` and "
+            "`data` that it was trained on"
         )

@@ -1,4 +1,4 @@
-"""Which images: of an epoch for each process, of a class for a sample."""
+"""The order of images: the share of each process, and samples with equally many of each class."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -7,8 +7,8 @@ import torch
 
 
 class Loader(Protocol):
-    """A loader of batches: the images of an epoch, how many of them a step takes, and the rank of
-    this process."""
+    """A loader of batches: the number of images of an epoch, the size of a batch over all
+    processes, and the rank of this process among ``ranks``."""
 
     batch_size: int
     rank: int
@@ -47,8 +47,8 @@ def loss_weight(loader: Loader, step: int, count: int) -> float:
 
 
 def balanced(labels: torch.Tensor, count: int, seed: int) -> torch.Tensor:
-    """The indices of ``count`` images, or of all if there are fewer, drawn by ``seed``: one of each
-    class in turns, as long as it has any left."""
+    """The indices (count,) of ``count`` random images, equally many of each class: classes that run
+    out of images are made up for by the others. All images if there are fewer than ``count``."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
     shuffled = labels.cpu()[order]

@@ -6,10 +6,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from slimming.storage.preprocessing import CIFAR, Preprocessing
+
 SIZE = 32
 BORDER = 2  # black pixels around 28x28 images
 
-OFFLINE = "--dataset digits needs no download"
+OFFLINE = "`dataset` digits needs no download"
 
 
 class Split(NamedTuple):
@@ -20,27 +22,28 @@ class Split(NamedTuple):
     classes: list[str]
 
 
-MEAN = (0.4914, 0.4822, 0.4465)
+MEAN, STD = CIFAR.mean, CIFAR.std
 
 
-STD = (0.2023, 0.1994, 0.2010)
-
-
-def normalize(images: torch.Tensor) -> torch.Tensor:
-    """Normalise uint8 (N, 3, H, W) images: (x / 255 - mean) / std, as floats."""
-    mean, std = _mean_and_std(images.device)
+def normalize(images: torch.Tensor, preprocessing: Preprocessing = CIFAR) -> torch.Tensor:
+    """Normalise uint8 (N, 3, H, W) images for the network with this ``preprocessing``:
+    (x / 255 - mean) / std, as floats."""
+    mean, std = _mean_and_std(preprocessing, images.device)
     return images.float().div_(255).sub_(mean).div_(std)
 
 
-def denormalize(images: torch.Tensor) -> torch.Tensor:
+def denormalize(images: torch.Tensor, preprocessing: Preprocessing = CIFAR) -> torch.Tensor:
     """The uint8 images that `normalize` turns into these (N, 3, H, W)."""
-    mean, std = _mean_and_std(images.device)
+    mean, std = _mean_and_std(preprocessing, images.device)
     return (images.float() * std).add_(mean).mul_(255).round_().clamp_(0, 255).byte()
 
 
 @functools.cache  # a copy in each batch would synchronise with the GPU
-def _mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
+def _mean_and_std(
+    preprocessing: Preprocessing, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    both = preprocessing.mean, preprocessing.std
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in both)
     return mean, std
 
 

@@ -1,5 +1,6 @@
 """Image folders that do not fit into memory: decoded and augmented by DataLoader workers."""
 
+import contextlib
 from collections.abc import Iterator
 
 import torch
@@ -9,11 +10,18 @@ from slimming.data import image_folder
 from slimming.data.order import balanced, rank_slices
 from slimming.data.pixels import normalize
 from slimming.errors import UserError
-from slimming.runtime.randomness import epoch_generator
+from slimming.runtime.failures import (
+    dead_worker_text,
+    deaths_of_workers_wait,
+    is_dead_worker,
+)
+from slimming.runtime.randomness import AUGMENTATION, STREAMS, epoch_generator
+from slimming.storage.preprocessing import CIFAR, Preprocessing
 
 
 class Stream:
-    """The batches of an image folder at ``size`` x ``size`` pixels, like `Batches`.
+    """The batches of an image folder at ``size`` x ``size`` pixels, like `Batches`, resized,
+    cropped and normalised for the network with this ``preprocessing``.
 
     With ``augment``, random resized crops and horizontal flips; order and augmentation depend on
     ``seed`` and ``epoch``, not on the number of ``workers``. Without it, center crops.
@@ -31,43 +39,86 @@ class Stream:
         seed: int = 0,
         rank: int = 0,
         ranks: int = 1,
+        preprocessing: Preprocessing = CIFAR,
     ):
         self.classes, self.device, self.batch_size, self.size = classes, device, batch_size, size
         self.num_images, self.augment, self.seed = len(samples), augment, seed
         self.epoch, self.rank, self.ranks = 0, rank, ranks
-        self.dataset = _ImageDataset(samples, size, augment, seed)
-        self.loader = DataLoader(
+        self.preprocessing, self.workers = preprocessing, workers
+        self.dataset = _ImageDataset(samples, size, preprocessing, augment, seed)
+        self.loader = self._loader()
+
+    def _loader(self, persistent: bool = False) -> DataLoader:
+        return DataLoader(
             self.dataset,
             batch_sampler=_BatchSampler(self),
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=device.type == "cuda",
+            num_workers=self.workers,
+            persistent_workers=persistent and self.workers > 0,
+            pin_memory=self.device.type == "cuda",
+            # a start of workers draws a number: not from dropout's, as a resumed run starts them
+            # in another epoch
+            generator=torch.Generator(),
         )
+
+    @contextlib.contextmanager
+    def keeping_workers(self) -> Iterator[None]:
+        """In the block, the workers stay for the next pass; otherwise they end with each pass."""
+        self.loader = self._loader(persistent=True)
+        try:
+            yield
+        finally:
+            self.loader = self._loader()  # nothing refers to the other one, which ends its workers
 
     def __len__(self) -> int:
         return -(-self.num_images // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         try:
-            for images, labels in self.loader:
+            with deaths_of_workers_wait():
+                batches = iter(self.loader)
+            for images, labels in batches:
                 images = images.to(self.device, non_blocking=True)
-                yield normalize(images), labels.to(self.device, non_blocking=True)
+                yield (
+                    normalize(images, self.preprocessing),
+                    labels.to(self.device, non_blocking=True),
+                )
         except UserError as error:  # a worker wraps the message in a traceback
             raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
+        except RuntimeError as error:
+            if is_dead_worker(error):
+                raise UserError(dead_worker_text(error)) from error
+            raise
 
     def draw(self, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """``count`` images, normalised and not augmented, and their labels, see `balanced`."""
-        samples, workers = self.dataset.samples, self.loader.num_workers
+        """``count`` random images, equally many of each class, not augmented, and their labels."""
+        samples = self.dataset.samples
         labels = torch.tensor([label for _, label in samples])
-        chosen = [samples[i] for i in balanced(labels, count, seed).tolist()]
-        still = Stream(chosen, self.classes, self.size, self.device, workers, 64, augment=False)
-        images, numbers = (torch.cat(part) for part in zip(*still, strict=True))
+        chosen = self._center_crops(
+            [samples[i] for i in balanced(labels, count, seed).tolist()], 64
+        )
+        images, numbers = (torch.cat(part) for part in zip(*chosen, strict=True))
         return images, numbers
 
     def first(self, count: int) -> torch.Tensor:
         """The first images, normalised."""
         chosen = [self.dataset[0, i][0] for i in range(min(count, self.num_images))]
-        return normalize(torch.stack(chosen).to(self.device))
+        return normalize(torch.stack(chosen).to(self.device), self.preprocessing)
+
+    def without_augmentation(self) -> "Stream":
+        """All of its images in order, as center crops."""
+        return self._center_crops(self.dataset.samples, self.batch_size)
+
+    def _center_crops(self, samples: list, batch_size: int) -> "Stream":
+        return Stream(
+            samples,
+            self.classes,
+            self.size,
+            self.device,
+            self.workers,
+            batch_size,
+            augment=False,
+            preprocessing=self.preprocessing,
+        )
 
 
 class _BatchSampler:
@@ -92,13 +143,16 @@ class _BatchSampler:
 class _ImageDataset(Dataset):
     """(epoch, index) -> an image (3, size, size) uint8 and its label."""
 
-    def __init__(self, samples: list, size: int, augment: bool, seed: int):
+    def __init__(
+        self, samples: list, size: int, preprocessing: Preprocessing, augment: bool, seed: int
+    ):
         from torchvision.transforms import v2
 
-        self.samples, self.seed, self.augment = samples, seed, augment
-        steps = [v2.Resize(size * 8 // 7), v2.CenterCrop(size)]
+        self.samples, self.seed, self.augment, self.streams = samples, seed, augment, STREAMS
+        how = v2.InterpolationMode(preprocessing.interpolation)
+        steps = [v2.Resize(preprocessing.shorter_side(size), how), v2.CenterCrop(size)]
         if augment:
-            steps = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
+            steps = [v2.RandomResizedCrop(size, interpolation=how), v2.RandomHorizontalFlip()]
         self.transform = v2.Compose([*steps, v2.PILToTensor()])
 
     def __len__(self) -> int:
@@ -109,5 +163,7 @@ class _ImageDataset(Dataset):
         path, label = self.samples[index]
         image = image_folder.read_image(path)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(epoch_generator(self.seed, epoch, index).initial_seed())
+            numbers = self.seed, epoch, index
+            generator = epoch_generator(*numbers, purpose=AUGMENTATION, version=self.streams)
+            torch.manual_seed(generator.initial_seed())
             return self.transform(image), label

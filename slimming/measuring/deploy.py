@@ -1,14 +1,16 @@
 """The deployment form of a network, for inference only: BN folded into other layers, few copies."""
 
 import copy
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.fx.experimental import optimization
+from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from slimming.errors import UserError
 from slimming.measuring.forms import (
     DEPLOYED,
     FORMS,
@@ -17,11 +19,16 @@ from slimming.measuring.forms import (
     SelectedAffine,
     SelectedClamp,
 )
+from slimming.pruning import activations
 from slimming.pruning.coupling import is_wired
 from slimming.pruning.importance import layers
+from slimming.pruning.proof import TOLERANCE
 from slimming.pruning.scaling import batch_norms, present_channels, selections
 from slimming.pruning.unread import without_unread_channels
+from slimming.runtime.device import LAYOUT, layout_for
+from slimming.runtime.failures import raise_if_of_the_machine
 
+AVERAGES = ("mean", torch.mean, F.adaptive_avg_pool2d, torch.flatten, "flatten")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -38,18 +45,25 @@ class InPrecision(nn.Module):
 
 @torch.no_grad()
 def deploy(
-    model: nn.Module, dtype: torch.dtype = torch.float32, form: Form = DEPLOYED
+    model: nn.Module,
+    dtype: torch.dtype = torch.float32,
+    form: Form = DEPLOYED,
+    images: torch.Tensor | None = None,
 ) -> nn.Module:
     """A copy of ``model`` for inference only, whose outputs are equal up to rounding.
 
     A BN directly after the convolution that writes it is folded into that convolution. A BN before
     a channel selection is applied to the kept channels only, and becomes a clamp if the next layer
     can absorb its scale and shift; channels that every selection drops are removed from the layers
-    that write them. The copy is channels_last, in eval mode, and has no BatchNorm left: it cannot
-    be trained or pruned. With a ``dtype`` such as torch.bfloat16 it computes in that precision, and
-    still reads images and returns logits in fp32. ``form``: see `slimming.measuring.forms`.
+    that write them. The copy is in eval mode, and has no such BatchNorm left: it cannot be trained
+    or pruned. With a ``dtype`` such as torch.bfloat16 it computes in that precision, and still
+    reads images and returns logits in fp32. ``form``: see `slimming.measuring.forms`.
+
     In a network without ``wiring()`` each BN after a convolution is folded, if torch.fx can trace
-    the network and no such layer runs twice. ValueError if a network with ``wiring()`` has no BN,
+    the network, nothing else uses what the two compute with, and they run once. With ``images``
+    (N, C, H, W), normalised, the result is proved on them: its outputs are equal, or UserError.
+    Weights are channels_last, which is fastest, unless the network views a map, or, with
+    ``images``, unless it fails in that layout. ValueError if a network with ``wiring()`` has no BN,
     or for another ``dtype`` than float32, bfloat16 and float16 (which is slow on CPUs).
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)).eval()
@@ -67,7 +81,9 @@ def deploy(
         small = copy.deepcopy(model).eval()
     else:
         small = _merged(model, form) if is_wired(model) else _fused(model)
-    small = small.requires_grad_(False).to(memory_format=torch.channels_last)
+    if images is not None:
+        _prove(small, model, images)
+    small = small.requires_grad_(False).to(memory_format=_layout(model, images))
     return small if dtype == torch.float32 else InPrecision(small, dtype).eval()
 
 
@@ -93,44 +109,147 @@ def _merged(model: nn.Module, form: Form) -> nn.Module:
     assert is_wired(model)
     present, whole = present_channels(model), selections(model)
     small = copy.deepcopy(model).eval()
-    norms = batch_norms(small)
+    norms, graph = batch_norms(small), _graph(model)
     for wire in model.wiring():
-        if wire.writes:
+        if wire.writes and norms[wire.writes].running_mean is not None:
             conv = small.get_submodule(wire.layer)
             assert isinstance(conv, nn.Conv2d)  # the writer of a BatchNorm2d
             small.set_submodule(wire.layer, fuse_conv_bn_eval(conv, norms[wire.writes]))
             small.set_submodule(wire.writes, nn.Identity())
     for name, selection in whole.items():
+        if norms[name].running_mean is None:
+            continue
         keep = present[name].to(next(model.parameters()).device)
         readers = [wire.layer for wire in model.wiring() if wire.reads == name]
-        _merge(small, name, selection, readers, keep, form)
+        relu = _only_relu(small, graph, selection, readers) if graph else None
+        _merge(small, name, selection, relu, readers, keep, form)
     return small
 
 
+def _graph(model: nn.Module) -> fx.Graph | None:
+    """The operations of a network, if torch.fx can trace it."""
+    try:
+        return activations.trace(model)
+    except UserError:
+        return None
+
+
+def _only_relu(model: nn.Module, graph: fx.Graph, selection: str, readers: list[str]) -> str | None:
+    """The name of the ReLU layer behind a channel selection, if it runs nowhere else, and only the
+    ``readers`` use its output, directly or averaged."""
+    called = [model.get_submodule(str(n.target)) for n in graph.nodes if n.op == "call_module"]
+    behind = [user for n in graph.nodes if n.target == selection for user in n.users]
+    if len(behind) != 1 or behind[0].op != "call_module":
+        return None
+    name = str(behind[0].target)
+    relu, left = model.get_submodule(name), list(behind[0].users)
+    if not isinstance(relu, nn.ReLU) or called.count(relu) > 1:
+        return None
+    while left:
+        user = left.pop()
+        if user.target in AVERAGES:
+            left += user.users
+        elif user.op != "call_module" or user.target not in readers:
+            return None
+    return name
+
+
 def _fused(model: nn.Module) -> nn.Module:
-    """A copy in eval mode with BN fused into convolutions, if torch.fx can trace the network."""
+    """A copy in eval mode with BN folded into convolutions, if torch.fx can trace the network."""
     still = copy.deepcopy(model).eval()
     try:
-        nodes = torch.fx.symbolic_trace(still).graph.nodes
-        called = [still.get_submodule(n.target) for n in nodes if n.op == "call_module"]
-        folded = [layer for layer in called if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d))]
-        if len(folded) > len(set(folded)):  # a convolution that runs twice may have two BNs
-            return still
-        return optimization.fuse(still)
-    except Exception:  # data-dependent control flow, or anything else that cannot be traced
+        traced = fx.symbolic_trace(still)
+    except Exception as error:  # data-dependent control flow, or what else cannot be traced
+        raise_if_of_the_machine(error)
         return still
+    uses = Counter(_uses(traced))
+    pairs = [node for node in traced.graph.nodes if _folds(traced, node, uses)]
+    for node in pairs:
+        conv = node.all_input_nodes[0]
+        layer, norm = (traced.get_submodule(str(n.target)) for n in (conv, node))
+        assert isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)  # see `_folds`
+        traced.set_submodule(str(conv.target), fuse_conv_bn_eval(layer, norm))
+        node.replace_all_uses_with(conv)
+        traced.graph.erase_node(node)
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced if pairs else still
+
+
+def _uses(traced: fx.GraphModule) -> Iterator[nn.Module]:
+    """Each layer, as often as it is called or the forward pass reads one of its tensors."""
+    for node in traced.graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            name = str(node.target)
+            owner = name if node.op == "call_module" else name.rpartition(".")[0]
+            yield traced.get_submodule(owner)
+
+
+def _folds(traced: fx.GraphModule, node: fx.Node, uses: Mapping[nn.Module, int]) -> bool:
+    """Whether ``node`` is a BN that can be folded into the convolution whose output it reads."""
+    if node.op != "call_module" or [n.op for n in node.all_input_nodes] != ["call_module"]:
+        return False
+    (source,) = node.all_input_nodes
+    conv, norm = (traced.get_submodule(str(n.target)) for n in (source, node))
+    return (
+        type(conv) is nn.Conv2d  # a subclass may compute something else
+        and type(norm) is nn.BatchNorm2d
+        and norm.running_mean is not None
+        and len(source.users) == uses[conv] == uses[norm] == 1
+        and not any(map(_has_hooks, (conv, norm)))
+    )
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    """Whether a hook may change what the layer computes, as weight_norm and torch.nn.utils.prune
+    do. No public attribute says so."""
+    return bool(layer._forward_pre_hooks or layer._forward_hooks)  # noqa: SLF001
+
+
+def _layout(model: nn.Module, images: torch.Tensor | None) -> torch.memory_format:
+    if images is not None:
+        return layout_for(model, images[:1])
+    try:
+        views = any(node.target == "view" for node in activations.trace(model).nodes)
+    except UserError:
+        views = True  # perhaps: contiguous always works
+    flat = all(p.dim() < 5 for p in model.parameters())  # 3d convolutions have another layout
+    return torch.contiguous_format if views or not flat else LAYOUT
+
+
+def _prove(deployed: nn.Module, model: nn.Module, images: torch.Tensor) -> None:
+    """UserError if the outputs differ by more than 1e-4 of the largest."""
+    still = copy.deepcopy(model).eval()
+    ours, theirs = (_tensors(m(images.clone())) for m in (deployed, still))
+    for a, b in zip(ours, theirs, strict=True):
+        difference = float((a - b).abs().max() / b.abs().max().clamp_min(TINY))
+        if not difference <= TOLERANCE:
+            raise UserError(
+                f"the deployment form differs from the network by {difference:.1e} of the largest "
+                f"output (allowed: {TOLERANCE:.0e}): use the network itself, and report this bug"
+            )
+
+
+def _tensors(outputs: object) -> list[torch.Tensor]:
+    """All floating-point tensors in nested dicts, lists and tuples."""
+    if isinstance(outputs, torch.Tensor):
+        return [outputs] if outputs.is_floating_point() else []
+    if isinstance(outputs, dict):
+        outputs = list(outputs.values())
+    return [t for o in outputs for t in _tensors(o)] if isinstance(outputs, list | tuple) else []
 
 
 def _merge(
     small: nn.Module,
     name: str,
     selection: str,
+    relu: str | None,
     reading: list[str],
     keep: torch.Tensor,
     form: Form,
 ) -> None:
-    """Replace the BN ``name``, its selection and, if the ``reading`` layers can absorb its scale
-    and shift, its ReLU by one module."""
+    """Replace the BN ``name`` and its selection by one module; and its ReLU ``relu``, if there is
+    one that nothing else needs and the ``reading`` layers can absorb the scale and shift."""
     bn = batch_norms(small)[name]
     assert bn.running_var is not None and bn.running_mean is not None  # inference needs both
     scale = bn.weight / (bn.running_var + bn.eps).sqrt()
@@ -144,11 +263,11 @@ def _merge(
             _read_all(reader, keep)
         keep = torch.ones_like(keep)
     merged: type[SelectedAffine | SelectedClamp] = SelectedAffine
-    if form.clamp and all(map(_linear_per_pixel, readers)):
+    if form.clamp and relu and all(map(_linear_per_pixel, readers)):
         for reader in readers:
             _fold(reader, scale[keep], shift[keep])
         merged = SelectedClamp
-        small.set_submodule(selection.replace("select", "relu"), nn.Identity())
+        small.set_submodule(relu, nn.Identity())
     small.set_submodule(name, merged(scale, shift, keep))
     small.set_submodule(selection, nn.Identity())
 

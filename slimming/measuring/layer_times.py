@@ -96,7 +96,7 @@ def seconds(
     equally; equal ones are measured once. They share one input and one weight tensor, of which each
     views as much as it reads. ``clock`` waits for the device by default.
     """
-    tell, distinct = clock or functools.partial(now, device), list(dict.fromkeys(shapes))
+    read_clock, distinct = clock or functools.partial(now, device), list(dict.fromkeys(shapes))
     if not distinct:
         return {}
     inputs = max(batch * math.prod(shape.input_shape) for shape in distinct)
@@ -108,9 +108,9 @@ def seconds(
     for turn, chunk in optional.bar(turns, desc="layers", leave=False, disable=None):
         for shape in chunk:
             run = _layer(shape, batch, *memory)
-            start = tell()
+            start = read_clock()
             run()
-            taken = tell() - start
+            taken = read_clock() - start
             times[shape] += [taken] if turn else []
     return {shape: statistics.median(taken) for shape, taken in times.items()}
 

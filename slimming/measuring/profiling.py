@@ -4,6 +4,7 @@ import copy
 import functools
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slimming.measuring.deploy import deploy
 from slimming.pruning.importance import layers
-from slimming.runtime.device import LAYOUT, now
+from slimming.runtime.device import layout_for, now
 from slimming.storage import checkpoint
 
 
@@ -71,14 +72,27 @@ def flops_of_layers(model: nn.Module, size: int = 32) -> dict[str, int]:
 
 
 def _count_flops(model: nn.Module, shape: tuple[int, ...]) -> tuple[int, dict[str, int]]:
-    """FLOPs of one image: total, and of each layer by name."""
+    """FLOPs of one image: total, and of each layer by name, over all its calls.
+
+    RuntimeError if FlopCounterMode does not see a layer run: its counts would be wrong.
+    """
     still = copy.deepcopy(model).cpu().float().eval()
+    of_layer, before = Counter[str](), {}
     with FlopCounterMode(display=False) as counter, torch.no_grad():
+
+        def start(name: str) -> None:
+            before[name] = counter.get_total_flops()
+
+        def end(name: str) -> None:
+            flops = counter.get_total_flops() - before[name]
+            if flops <= 0:
+                raise RuntimeError(f"torch.utils.flop_counter counts no FLOPs of the layer {name}")
+            of_layer[name] += flops
+
+        for name, layer in layers(still).items():
+            layer.register_forward_pre_hook(lambda *_, name=name: start(name))
+            layer.register_forward_hook(lambda *_, name=name: end(name))
         still(torch.zeros(1, *shape))
-    of_layer = {
-        name.partition(".")[2]: sum(flops.values())
-        for name, flops in counter.get_flop_counts().items()
-    }
     return counter.get_total_flops(), of_layer
 
 
@@ -96,8 +110,11 @@ def latencies(
     The models take turns, so that load on the machine affects all of them equally. After one
     warm-up round, at least 5 rounds are timed, and more until ``seconds`` have passed.
     """
-    images = images.contiguous(memory_format=LAYOUT)
-    tasks = [functools.partial(deploy(model), images) for model in models]
+    tasks = []
+    for model in models:
+        layout = layout_for(model, images[:1])
+        deployed = deploy(model, images=images[:1])
+        tasks.append(functools.partial(deployed, images.contiguous(memory_format=layout)))
     return in_turns(tasks, images.device, seconds)
 
 

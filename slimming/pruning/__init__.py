@@ -21,6 +21,7 @@ Which ones stay:
 The slim network:
 - `slicing.prune`, `slicing.apply`, `slicing.sliced`, `slicing.load_slim_state`: make it, load it
 - `proof.prove_equal`: that it computes the same as the masked one
+- `liveness.liveness`: that it still tells images apart
 - `unread.without_unread_channels`: without the channels that no layer reads any more
 
 Its repair:

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from slimming.errors import UserError
 from slimming.pruning.widths import BATCH_NORMS
+from slimming.runtime.failures import raise_if_of_the_machine
 
 LEAST = 32  # images
 BATCH = 128
@@ -36,6 +37,7 @@ def trace(model: nn.Module) -> fx.Graph:
     try:
         return _Tracer().trace(model)
     except Exception as error:  # whatever the user's forward does with a proxy
+        raise_if_of_the_machine(error)
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"torch.fx cannot trace the network ({reason})") from error
 

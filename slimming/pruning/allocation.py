@@ -27,14 +27,15 @@ RANDOM = re.compile(r"random-(\d{1,9})")
 
 @dataclass(frozen=True)
 class Prunable:
-    """A network, the groups of its coupled channels that can be removed, and the multiples that
-    layers keep. Without ``at_least_one``, a network with ``wiring()`` may lose whole layers to the
-    threshold."""
+    """A network, the groups of its coupled channels that can be removed, the multiples that layers
+    keep, and the fraction ``least`` of its channels that each layer keeps (see `choice.least_of`).
+    Without ``at_least_one``, a network with ``wiring()`` may lose whole layers to the threshold."""
 
     model: nn.Module
     coupled: list[Group]
     round_to: Multiples = 1
     at_least_one: bool = True
+    least: float = 0.0  # as in the paper: one channel
 
     @property
     def total(self) -> int:
@@ -78,7 +79,9 @@ class Prunable:
     ) -> Choice:
         """The channels with the highest ``scores``; ``shares``: see `ranking.choose`."""
         scores = self.scores if scores is None else scores
-        return ranking.choose(self.living, scores, ratio, shares=shares, round_to=self.round_to)
+        return ranking.choose(
+            self.living, scores, ratio, shares=shares, round_to=self.round_to, least=self.least
+        )
 
 
 Allocation = Callable[[Prunable, float], Choice]
@@ -95,7 +98,9 @@ def allocation(function: Allocation) -> Allocation:
 def global_(network: Prunable, ratio: float) -> Choice:
     """One threshold on |γ| over the whole network (Liu et al., ICCV 2017, section 3)."""
     if is_wired(network.model):
-        return choose_channels(network.model, ratio, network.at_least_one, network.round_to)
+        return choose_channels(
+            network.model, ratio, network.at_least_one, network.round_to, network.least
+        )
     if not scaled_norms(network.model):
         raise UserError("the network has no BatchNorm, so no threshold on its scaling factors")
     return network.ranked(ratio)
@@ -115,10 +120,13 @@ def lamp(network: Prunable, ratio: float) -> Choice:
 
 def choose(network: Prunable, ratio: float, name: str = "global") -> Choice:
     """Prune the fraction ``ratio`` (0 <= ratio < 1) of the channels by the allocation ``name``: one
-    of `ALLOCATIONS`, or random-N, which draws the fractions of the layers with the seed N."""
+    of `ALLOCATIONS`, or random-N, which draws the fractions of the layers with the seed N.
+    UserError for another ratio or name."""
     drawn = RANDOM.fullmatch(name)
     if drawn:
         return network.ranked(ratio, shares=random_shares(_names(network), int(drawn[1])))
+    if name not in ALLOCATIONS:
+        raise UserError(f"unknown allocation {name!r}: use {', '.join(ALLOCATIONS)} or random-N")
     return ALLOCATIONS[name](network, ratio)
 
 

@@ -1,5 +1,6 @@
 """The channels to keep."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import torch
 
 from slimming.pruning.scaling import Masks
 
+LEAST = 0.1  # of its channels a layer keeps, where nobody asks for less: benchmarks/defaults.py
 Multiples = int | Mapping[str, int]  # of all groups, or by name; a group without an entry has 1
 
 
@@ -16,8 +18,8 @@ class Choice:
 
     ``ratio`` is the requested fraction (0 to 1) to prune, ``threshold`` the largest pruned score
     (|γ|, or that of another measure). ``rescued`` names layers of groups that would have lost
-    every channel and keep their best one, ``spared`` counts the channels that are kept only to
-    round up to a multiple.
+    more channels and keep only the least number of them, their best ones; ``spared`` counts the
+    channels that are kept only to round up to a multiple.
     """
 
     ratio: float
@@ -33,6 +35,16 @@ class Choice:
         return sum(int(a.sum()) for a in self.alive.values()), sum(
             int(k.sum()) for k in self.keep.values()
         )
+
+
+def least_of(least: float, channels: int, ratio: float = 0.0) -> int:
+    """How many of its ``channels`` a layer keeps at least: the fraction ``least`` (0 to 1), or
+    1 - ``ratio`` if more than 1 - ``least`` is to be pruned; never none.
+
+    >>> least_of(0.1, 64), least_of(0.1, 64, ratio=0.95), least_of(0.0, 64)
+    (7, 4, 1)
+    """
+    return max(1, math.ceil(min(least, 1 - ratio) * channels - 1e-9))
 
 
 def multiple_of(round_to: Multiples, name: str) -> int:

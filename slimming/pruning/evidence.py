@@ -5,7 +5,7 @@
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,22 +21,24 @@ from slimming.pruning.widths import BatchNorm
 from slimming.runtime.strides import unit_strides
 
 Tensors = dict[str, torch.Tensor]  # by name of the parameter
-NO_IMAGES = "this measure needs images with labels: pass some, or use l1"
+NO_IMAGES = "this measure needs images: pass some, or use l1"
+NO_LABELS = "this measure needs images with labels: pass some, or use obs or l1"
 
 
 @dataclass
 class Evidence:
     """A network, the images to evaluate it on, and lazily computed gradients of its parameters.
 
-    ``batches`` are normalised images (N, 3, H, W) with labels (N,) on the model's device. The loss
-    is cross_entropy(logits / ``temperature``) in eval mode. Means are over all images: minibatches
-    are weighted by their size. The mode, running statistics and ``.grad`` of the model do not
-    change. Known values can be assigned: ``evidence.gradient = {name: g}``. ``use_l2`` and
+    ``batches`` are normalised images (N, 3, H, W) with labels (N,) on the model's device. Gradients
+    need labels; with None instead of labels, they raise UserError. The loss is
+    cross_entropy(logits / ``temperature``) in eval mode. Means are over all images: minibatches are
+    weighted by their size. The mode, running statistics and ``.grad`` of the model do not change.
+    Known values can be assigned: ``evidence.gradient = {name: g}``. ``use_l2`` and
     ``use_init`` choose the `bias`; UserError if ``initial``, the θ₀ of use_init, lacks a weight.
     """
 
     model: nn.Module
-    batches: list[tuple[torch.Tensor, torch.Tensor]]
+    batches: Sequence[tuple[torch.Tensor, torch.Tensor | None]]
     temperature: float = 1.0
     initial: Tensors | None = None
     use_l2: bool = False
@@ -45,10 +47,10 @@ class Evidence:
 
     def __post_init__(self) -> None:
         if self.use_l2 and self.use_init:
-            raise UserError("--use_l2 and --use_init contradict each other: use one of them")
+            raise UserError("`use_l2` and `use_init` contradict each other: use one of them")
         known = {name: value.shape for name, value in (self.initial or {}).items()}
         if self.use_init and any(known.get(n) != v.shape for n, v in self.values.items()):
-            raise UserError("--use_init needs the initial value of every weight: omit it")
+            raise UserError("`use_init` needs the initial value of every weight: omit it")
 
     @functools.cached_property
     def parameters(self) -> Tensors:
@@ -116,9 +118,10 @@ class Evidence:
 
     def _mean(self, derive: Callable) -> Tensors:
         """The mean over all images of ``derive(loss)``, one tensor for each parameter."""
-        count = sum(len(labels) for _, labels in self.batches)
-        if not count:
-            raise UserError(NO_IMAGES)
+        batches = [(images, labels) for images, labels in self.batches if labels is not None]
+        count = sum(len(labels) for _, labels in batches)
+        if not count or len(batches) < len(self.batches):
+            raise UserError(NO_LABELS)
         mean = {name: torch.zeros_like(value) for name, value in self.values.items()}
         modes = {module: module.training for module in self.model.modules()}  # may be mixed
         frozen = [p for p in self.parameters.values() if not p.requires_grad]
@@ -126,7 +129,7 @@ class Evidence:
         try:
             for parameter in frozen:
                 parameter.requires_grad_()
-            for images, labels in self.batches:
+            for images, labels in batches:
                 with torch.enable_grad(), unit_strides(self.model):
                     logits = only_logits(self.model(images))
                     terms = derive(F.cross_entropy(logits / self.temperature, labels))

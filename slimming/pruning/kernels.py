@@ -71,7 +71,7 @@ def pattern_masks(model: nn.Module, ratio: float, local: bool = True) -> Masks:
 
 def _largest(values: Masks, ratio: float, local: bool) -> Masks:
     """Masks of the largest (1 - ratio) ``values``: over all tensors, or in each with ``local``."""
-    if local:
+    if local or not values:
         return {name: _above(value, ratio) for name, value in values.items()}
     together = _above(torch.cat([value.flatten() for value in values.values()]), ratio)
     parts = together.split([value.numel() for value in values.values()])
@@ -92,16 +92,9 @@ def zero_weights(model: nn.Module, masks: Masks) -> None:
 
 
 def zero_masks(model: nn.Module) -> dict[torch.Tensor, torch.Tensor]:
-    """Masks of the nonzero weights of convolutions, for `GradientMask`."""
+    """Masks of the nonzero weights of the convolutions that have zeros, for `GradientMask`."""
     weights = [layer.weight for layer in convolutions(model).values()]
     return {weight: (weight != 0).to(weight.dtype) for weight in weights if (weight == 0).any()}
-
-
-def held_zeros(model: nn.Module) -> dict[torch.Tensor, torch.Tensor]:
-    """`zero_masks` of a network that was pruned inside filters; for any other network, {}."""
-    weights = [layer.weight for layer in convolutions(model).values()]
-    zeros = sum(int((weight == 0).sum()) for weight in weights)
-    return zero_masks(model) if zeros > SPARSE * sum(w.numel() for w in weights) else {}
 
 
 def unread_channels(model: nn.Module, coupled: list[Group]) -> Choice:

@@ -17,6 +17,7 @@ from slimming.pruning.patches import obstacle, sample
 from slimming.pruning.scaling import Masks, batch_norms
 from slimming.pruning.statistics import mean_and_variance, move_statistics
 from slimming.pruning.widths import layer_of
+from slimming.runtime.device import layout_for
 from slimming.runtime.precision import full_fp32
 
 POSITIONS = 16_384  # of a layer's output, over all images
@@ -49,7 +50,8 @@ class OnePass:
         def move(name: str, mean: torch.Tensor, var: torch.Tensor) -> None:
             stays = kept.get(name, {}).get("out", slice(None))
             mean_before, var_before = (values[stays] for values in self.statistics[name])
-            move_statistics(norms[name], mean - mean_before, var, var_before)
+            if norms[name].running_mean is not None:
+                move_statistics(norms[name], mean - mean_before, var, var_before)
 
         input_statistics(fitted, self.images, move)
         return fitted
@@ -76,7 +78,7 @@ def input_statistics(
     ]
     try:
         with torch.no_grad():
-            model(images.contiguous(memory_format=torch.channels_last))
+            model(images.contiguous(memory_format=layout_for(model, images[:1])))
     finally:
         for hook in hooks:
             hook.remove()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 
 from slimming.errors import UserError
-from slimming.pruning.choice import Choice, Multiples, multiple_of, round_up
+from slimming.pruning.choice import Choice, Multiples, least_of, multiple_of, round_up
 from slimming.pruning.coupling import Group
 from slimming.pruning.importance import Scores
 from slimming.pruning.scaling import Masks
@@ -20,7 +20,7 @@ def choose(
     local: bool = False,
     shares: Mapping[str, float] | None = None,
     round_to: Multiples = 1,
-    least: Mapping[str, int] | None = None,
+    least: float | Mapping[str, int] = 0.0,
 ) -> Choice:
     """Choose the units of each group to keep when the fraction ``ratio`` of all filters is pruned:
     over the whole network or, with ``local``, of each group. With ``shares``, by the names of the
@@ -28,11 +28,12 @@ def choose(
 
     The score of a unit is the mean over the layers of its group that have scores; ties are spread
     evenly over all groups. Groups without scores are not pruned. Each layer that writes a group
-    keeps its best channel, or ``least[name]`` channels, and each group a multiple of ``round_to``
-    units (or all that are alive). ``rescued`` names the first layer of each group that keeps no
-    more than one channel a layer. UserError if no group has scores, or one is not finite.
+    keeps the fraction ``least`` (0 to 1) of its channels, see `choice.least_of`, or
+    ``least[name]`` channels, its best ones and at least one; each group keeps a multiple of
+    ``round_to`` units (or all that are alive). ``rescued`` names the first layer of each group of
+    which nothing more could be pruned. UserError if no group has scores, or one is not finite.
     """
-    _check(ratio, round_to)
+    _check(ratio, round_to, least)
     found = {group.name: _unit_scores(group, scores) for group in coupled}
     by_group = {name: units for name, units in found.items() if units is not None}
     scored = [group for group in coupled if group.name in by_group]
@@ -47,7 +48,7 @@ def choose(
             "some importance scores are not finite: check whether the training diverged"
         )
     alive = {group.name: group.alive for group in scored}
-    prunable = {g.name: g.alive & ~_best(g, by_group[g.name], least or {}) for g in scored}
+    prunable = {g.name: g.alive & ~_best(g, by_group[g.name], ratio, least) for g in scored}
     if local:
         cuts, threshold = _lowest_of_each(scored, by_group, prunable, ratio), math.nan
     elif shares is not None:
@@ -73,7 +74,7 @@ def choose(
     return Choice(ratio, threshold, alive, keep, rescued, spared)
 
 
-def _check(ratio: float, round_to: Multiples) -> None:
+def _check(ratio: float, round_to: Multiples, least: float | Mapping[str, int]) -> None:
     """UserError if an argument of `choose` is out of range."""
     multiples = [round_to] if isinstance(round_to, int) else list(round_to.values())
     if not 0 <= ratio < 1 or min(multiples, default=1) < 1:
@@ -81,6 +82,8 @@ def _check(ratio: float, round_to: Multiples) -> None:
             f"ratio must be at least 0 and less than 1, not {ratio}, and round_to at least 1, not "
             f"{round_to}"
         )
+    if isinstance(least, float | int) and not 0 <= least <= 1:
+        raise UserError(f"least must be between 0 and 1, not {least}")
 
 
 def _unit_scores(group: Group, scores: Scores) -> torch.Tensor | None:
@@ -102,13 +105,20 @@ def _unit_scores(group: Group, scores: Scores) -> torch.Tensor | None:
     return (sums / layers).masked_fill(~group.alive, math.inf)
 
 
-def _best(group: Group, units: torch.Tensor, least: Mapping[str, int]) -> torch.Tensor:
-    """A mask of the best units of each layer of a group: in a concatenation, each layer writes
-    only some of the units."""
+def _best(
+    group: Group, units: torch.Tensor, ratio: float, least: float | Mapping[str, int]
+) -> torch.Tensor:
+    """A mask of the best units of each layer of a group, which stay: in a concatenation, each layer
+    writes only some of the units."""
     best = torch.zeros(group.size, dtype=torch.bool)
     for member in group.members:
         own = member.units[group.alive[member.units]].unique()
-        count = 1 if member.side == "in" else least.get(member.layer, 1)
+        if member.side == "in":
+            count = 1
+        elif isinstance(least, Mapping):
+            count = least.get(member.layer, 1)
+        else:
+            count = least_of(least, len(own), ratio)
         best[own[units[own].argsort(descending=True, stable=True)[:count]]] = True
     return best
 

@@ -23,30 +23,40 @@ from slimming.pruning.side_by_side import SideBySide
 from slimming.pruning.statistics import mean_and_variance, move_statistics
 from slimming.pruning.widths import BATCH_NORMS, BatchNorm
 from slimming.runtime import optional
+from slimming.runtime.device import layout_for
+from slimming.runtime.failures import raise_if_of_the_machine
 from slimming.runtime.precision import full_fp32
 
 HELD_BACK = 8  # one image in so many, to judge the result; one batch, to choose the strength
 POSITIONS = 32_768  # of a layer's output that are fitted, over all images
 STRENGTHS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)  # of the ridge, relative to the variance of the inputs
+DIVERGENCE, RELATIVE_ERROR = "divergence (nats)", "relative error"
 CONSTANT = 1e-6  # spread of a channel, relative to its largest value, that counts as none
 
 
 @dataclass(frozen=True)
 class Repaired:
     """A slim network, repaired if that ``helped``: ``model``, in eval mode on the device of the
-    images. ``before`` and ``after``: the mean divergence (Kullback-Leibler, in nats) of its
-    predictions from the dense network's on images held back from the fit. ``images``: how many
-    were used; ``notes`` name the layers left as they were, and why."""
+    images, in the dtype that it had. ``before`` and ``after``: how far its outputs are from those
+    of the dense network on images held back from the fit, see `distance`; ``measure`` names the
+    measure. ``images``: how many were used; ``notes`` name the layers left as they were, and why.
+    """
 
     model: nn.Module
     before: float
     after: float
     images: int
     notes: list[str] = field(default_factory=list)
+    measure: str = DIVERGENCE
 
     @property
     def helped(self) -> bool:
         return self.after < self.before
+
+    def __str__(self) -> str:
+        """The distances, and what was done if they did not fall."""
+        told = f"{self.measure} from the dense network {self.before:.4g} -> {self.after:.4g}"
+        return told if self.helped else f"{told}: not closer, so the repair was discarded"
 
 
 @full_fp32()
@@ -63,26 +73,70 @@ def repair(
     bool for each channel), on ``images`` (N, 3, H, W) of the training data, normalised.
 
     Without ``weights`` only the statistics of BNs are adapted. Neither network is changed. The same
-    arguments give the same result. Of images so large that their activations would take more than
-    3 GiB, only the first are used. UserError for fewer than 32 images, or a network that torch.fx
-    cannot trace.
+    arguments give the same result. It is computed in fp64 if the network is in fp64, else in fp32,
+    and rounded to the dtype of the network. Of images so large that their activations would take
+    more than 3 GiB, only the first are used. UserError for fewer than 32 images, or a network that
+    torch.fx cannot trace or that fails on them.
     """
     if len(images) < LEAST:
         raise UserError(f"repair needs at least {LEAST} images, not {len(images)}")
-    images = images.to(memory_format=torch.channels_last)
-    slim, dense = (_ready(model, images.device) for model in (slim, dense))
+    images = images.to(torch.double if _has_fp64(slim) else torch.float)
+    layout = _layout(dense, images[:1])
+    images = images.to(memory_format=layout)
+    original, slim, dense = slim, _ready(slim, images, layout), _ready(dense, images, layout)
     images = images[: max(LEAST, count_within(MEMORY, images[:1], slim, dense))]
     judged, fitted = images.split([size := len(images) // HELD_BACK, len(images) - size])
     batches = list(fitted.split(min(BATCH, -(-len(fitted) // HELD_BACK))))
     pair = SideBySide(slim, dense, kept, batches)
     notes = _Repair(pair, seed, weights).run()
-    repaired = pair.slim.model
-    before, after = (divergence(model, dense, judged) for model in (slim, repaired))
-    return Repaired(repaired if after < before else slim, before, after, len(images), notes)
+    unchanged = copy.deepcopy(original).to(images.device).to(memory_format=layout).eval()
+    repaired = copy.deepcopy(unchanged)
+    repaired.load_state_dict(pair.slim.model.state_dict())  # rounds to the dtypes that it had
+    before, measure = distance(slim, dense, judged)
+    after, _ = distance(_ready(repaired, images, layout), dense, judged)
+    model = repaired if after < before else unchanged
+    return Repaired(model, before, after, len(images), notes, measure)
 
 
-def _ready(model: nn.Module, device: torch.device) -> nn.Module:
-    return copy.deepcopy(model).float().to(device).to(memory_format=torch.channels_last).eval()
+def _ready(model: nn.Module, images: torch.Tensor, layout: torch.memory_format) -> nn.Module:
+    """A copy that reads ``images``."""
+    return copy.deepcopy(model).to(images.device, images.dtype).to(memory_format=layout).eval()
+
+
+def _has_fp64(model: nn.Module) -> bool:
+    return any(parameter.dtype == torch.double for parameter in model.parameters())
+
+
+def _layout(dense: nn.Module, image: torch.Tensor) -> torch.memory_format:
+    """The memory layout in which the network runs. UserError if it runs in none."""
+    model = _ready(dense, image, torch.contiguous_format)
+    layout = layout_for(model, image)
+    if layout == torch.contiguous_format:
+        try:
+            model(image.clone())
+        except RuntimeError as error:  # in the forward pass of the network
+            raise_if_of_the_machine(error)
+            dtype, reason = str(image.dtype).removeprefix("torch."), " ".join(str(error).split())
+            raise UserError(
+                f"repair runs the network in {dtype}, where it fails: {reason[:200]}"
+            ) from error
+    return layout
+
+
+@torch.no_grad()
+def distance(model: nn.Module, dense: nn.Module, images: torch.Tensor) -> tuple[float, str]:
+    """How far the outputs of ``model`` are from those of ``dense``, and the name of the measure:
+    `divergence`, or the relative error ‖ours - theirs‖ / ‖theirs‖ of outputs without several
+    classes (N, 1, ...) or (N,), whose softmax is always 1."""
+    theirs = only_logits(dense(images[:1]))
+    if theirs.dim() > 1 and theirs.shape[1] > 1:
+        return divergence(model, dense, images), DIVERGENCE
+    error = total = 0.0
+    for batch in images.split(BATCH):
+        ours, theirs = (only_logits(m(batch)).double() for m in (model, dense))
+        error += float((ours - theirs).square().sum())
+        total += float(theirs.square().sum())
+    return (error / total) ** 0.5 if total else error**0.5, RELATIVE_ERROR
 
 
 @torch.no_grad()
@@ -177,8 +231,8 @@ class _Repair:
 
     def _recalibrate(self, norm: BatchNorm, node: fx.Node) -> None:
         """Move the running statistics of a BN as those of its input have moved."""
-        if not (self.differs or self.shifted):
-            return
+        if not (self.differs or self.shifted) or norm.running_mean is None:
+            return  # without running statistics a BN uses those of each batch
         source = node.all_input_nodes[0]
         if self.differs:
             pair, name = self.pair, str(node.target)
@@ -187,5 +241,4 @@ class _Repair:
             mean_before, var_before = mean_and_variance(target)
             move_statistics(norm, mean - mean_before, var, var_before)
         else:
-            assert norm.running_mean is not None  # eval mode needs it
             norm.running_mean -= self._shift(source, str(node.target))

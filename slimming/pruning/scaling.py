@@ -45,24 +45,28 @@ def present_channels(model: nn.Module) -> Masks:
 
 
 def alive_channels(model: nn.Module) -> Masks:
-    """The present channels whose output is not always zero: those without γ = β = 0."""
-    present = present_channels(model)
-    return {
-        name: present[name] & ((bn.weight != 0) | (bn.bias != 0)).detach().cpu()
-        for name, bn in batch_norms(model).items()
-    }
+    """The present channels whose output is not always zero: those without γ = β = 0. A BN without
+    γ and β has no others."""
+    alive = present_channels(model)
+    for name, bn in batch_norms(model).items():
+        if bn.affine:
+            alive[name] &= ((bn.weight != 0) | (bn.bias != 0)).detach().cpu()
+    return alive
 
 
 def scaling_factors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """|γ| of every channel of each BN: name -> (C,) fp32 on the CPU."""
-    return {name: bn.weight.detach().float().cpu().abs() for name, bn in batch_norms(model).items()}
+    """|γ| of every channel of each BN that has γ: name -> (C,) fp32 on the CPU."""
+    norms = batch_norms(model).items()
+    return {name: bn.weight.detach().float().cpu().abs() for name, bn in norms if bn.affine}
 
 
 @torch.no_grad()
 def zero_channels(model: nn.Module, keep: Masks) -> nn.Module:
     """Set γ and β of every channel that is not in ``keep`` (BN -> (C,) bool) to zero, in place;
-    return the model."""
+    return the model. A BN without γ and β stays as it is."""
     for name, bn in batch_norms(model).items():
+        if not bn.affine:
+            continue
         mask = keep[name].to(bn.weight.device)
         bn.weight.mul_(mask)
         bn.bias.mul_(mask)

@@ -53,9 +53,7 @@ class SideBySide:
     def wanted(self, node: fx.Node, batch: int, layer: str | None = None) -> torch.Tensor:
         """What the dense network puts out at ``node`` in the channels that are left after
         ``layer``, by default the one that ``node`` calls."""
-        value = self.dense.value(self._twin(node), batch)
-        out = self.kept.get(layer or str(node.target), {}).get("out")
-        return value if out is None else value[:, out.to(value.device)]
+        return self._kept(self.dense.value(self._twin(node), batch), layer or str(node.target))
 
     def target(self, node: fx.Node, batch: int, layer: str | None = None) -> torch.Tensor:
         """What the slim network should put out at ``node``: what is `wanted`.
@@ -67,7 +65,10 @@ class SideBySide:
         if end is None:
             return self.wanted(node, batch, layer)
         norm, total, shortcut = end
-        value = self.wanted(total, batch, str(node.target)) - self.slim.value(shortcut, batch)
+        branch, both = (self.dense.value(self._twin(n), batch) for n in (node, total))
+        if branch.shape != both.shape:  # the sum broadcasts the branch
+            return self.wanted(node, batch, layer)
+        value = self._kept(both, str(node.target)) - self.slim.value(shortcut, batch)
         return value if norm is None else _before(norm, value)
 
     def _end_of_branch(self, node: fx.Node) -> tuple[BatchNorm | None, fx.Node, fx.Node] | None:
@@ -76,24 +77,31 @@ class SideBySide:
         norm, last, users = None, node, list(node.users)
         behind = self.slim.module(users[0]) if len(users) == 1 else None
         if isinstance(behind, BATCH_NORMS):
+            if behind.running_mean is None:  # it normalises by the statistics of each batch
+                return None
             norm, last = behind, users[0]
             users = list(last.users)
-        if len(users) != 1 or users[0].target not in SUMS:
-            return None
+        if len(users) != 1 or users[0].target not in SUMS or users[0].kwargs:
+            return None  # with alpha= the sum is weighted
         others = [operand for operand in users[0].all_input_nodes if operand is not last]
         if len(others) != 1 or not self.slim.is_known(others[0]):
             return None
         return norm, users[0], others[0]
+
+    def _kept(self, value: torch.Tensor, layer: str) -> torch.Tensor:
+        """The channels of ``value`` (N, C, ...) that are left after a layer."""
+        out = self.kept.get(layer, {}).get("out")
+        return value if out is None else value[:, out.to(value.device)]
 
     def _twin(self, node: fx.Node) -> fx.Node:
         return self.dense.nodes[node.name]
 
 
 def _before(norm: BatchNorm, value: torch.Tensor) -> torch.Tensor:
-    """What a BN in eval mode turns into ``value``; its running mean where γ is 0."""
-    assert norm.running_mean is not None and norm.running_var is not None  # eval mode needs both
-    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    """The input for which a BN in eval mode returns ``value``; its running mean where γ is 0."""
+    assert norm.running_mean is not None and norm.running_var is not None  # see _end_of_branch
+    deviation, shape = (norm.running_var + norm.eps).sqrt(), (-1, 1, 1)
+    scale = norm.weight / deviation if norm.affine else 1 / deviation
     inverse = torch.where(scale.abs() > torch.finfo(scale.dtype).eps, 1 / scale, 0)
-    shape = (-1, 1, 1)
-    centred = (value - norm.bias.view(shape)) * inverse.view(shape)
-    return centred + norm.running_mean.view(shape)
+    centred = value - norm.bias.view(shape) if norm.affine else value
+    return centred * inverse.view(shape) + norm.running_mean.view(shape)

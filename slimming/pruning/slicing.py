@@ -29,6 +29,7 @@ from slimming.pruning.widths import (
     width,
     widths,
 )
+from slimming.runtime.failures import raise_if_of_the_machine
 
 Kept = dict[str, Masks]  # layer -> side ('out', 'in', 'mask') -> one bool for each channel
 
@@ -57,14 +58,16 @@ def prune(
     *,
     local: bool = False,
     round_to: Multiples = 1,
+    least: float = 0.0,
     ignore: Iterable[str] = (),
 ) -> Slimmed:
     """Remove the least important fraction ``ratio`` (0 to 1) of the filters, and prove the result.
 
     ``scores`` come from a measure of `importance`; they are ranked over the whole network or, with
     ``local``, within each group. Coupled layers keep a multiple of ``round_to`` channels, and at
-    least one. The classifier and the layers in ``ignore`` are not pruned. ``images`` (N, 3, H, W)
-    are inputs of the network. UserError if the network cannot be slimmed exactly.
+    least the fraction ``least`` of their channels. The classifier and the layers in ``ignore`` are
+    not pruned. ``images`` (N, 3, H, W) are inputs of the network. UserError if the network cannot
+    be slimmed exactly.
 
     >>> from slimming.pruning.importance import Evidence, l1
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 900, 10))
@@ -72,7 +75,7 @@ def prune(
     Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))
     """
     coupled = groups(model, images, ignore)
-    choice = ranking.choose(coupled, scores, ratio, local=local, round_to=round_to)
+    choice = ranking.choose(coupled, scores, ratio, local=local, round_to=round_to, least=least)
     return apply(model, coupled, choice, images)
 
 
@@ -85,6 +88,7 @@ def apply(model: nn.Module, coupled: list[Group], choice: Choice, images: torch.
     try:
         difference, failure = prove_equal(slim, reference, images), None
     except Exception as error:  # the user's forward may raise anything at unexpected widths
+        raise_if_of_the_machine(error)
         difference, failure = math.nan, error
     where = first_difference(slim, reference, kept, images)  # the logits may not depend on it
     if where or failure:
@@ -150,6 +154,9 @@ def slice_tensors(
         if "mask" in sides:
             indexes = f"{masks[name]}.indexes"
             left |= {indexes: sides["mask"].to(left[indexes])} if indexes in left else {}
+            for part in (f"{name}.weight", f"{name}.bias"):  # γ and β that nothing reads any more
+                if part in left:
+                    left[part] = left[part] * sides["mask"].to(left[part])
             continue
         for part in ("weight", "bias", "running_mean", "running_var"):
             tensor = left.get(f"{name}.{part}")
@@ -187,9 +194,9 @@ def without_dead_channels(model: nn.Module) -> nn.Module:
     return sliced(model, living(model))
 
 
-def spread(slim: nn.Module, masked: nn.Module, kept: Kept) -> nn.Module:
-    """A copy of the ``masked`` network, on the CPU in eval mode, with the weights of the ``slim``
-    network that is equal to it, each in its place."""
+def scatter(slim: nn.Module, masked: nn.Module, kept: Kept) -> nn.Module:
+    """A copy of the ``masked`` network, on the CPU in eval mode, with the weights of the equal
+    ``slim`` network written to the channels that are kept: the inverse of `sliced`."""
     state = {name: value.clone() for name, value in masked.state_dict().items()}
     for name, value in slim.state_dict().items():
         layer, _, part = name.rpartition(".")

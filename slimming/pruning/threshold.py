@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from slimming.errors import UserError
-from slimming.pruning.choice import Choice, Multiples, multiple_of, round_up
+from slimming.pruning.choice import Choice, Multiples, least_of, multiple_of, round_up
 from slimming.pruning.scaling import (
     Masks,
     alive_channels,
@@ -14,7 +14,11 @@ from slimming.pruning.scaling import (
 
 
 def choose_channels(
-    model: nn.Module, ratio: float, at_least_one: bool = True, round_to: Multiples = 1
+    model: nn.Module,
+    ratio: float,
+    at_least_one: bool = True,
+    round_to: Multiples = 1,
+    least: float = 0.0,
 ) -> Choice:
     """Choose the channels to keep when the fraction ``ratio`` (0 <= ratio < 1) of those alive is
     pruned.
@@ -22,27 +26,47 @@ def choose_channels(
     Masks have the name of their BN, like the groups of a network with ``wiring()``. The threshold
     is the value at position int(total · ratio) of the sorted |γ| of the whole network; a channel
     is kept if its |γ| is strictly greater. With ``at_least_one`` a layer that would lose every
-    channel keeps its largest |γ|. With ``round_to`` each layer keeps more channels, the largest
-    first, up to a multiple of it (or all that are alive). UserError if a scaling factor is not
-    finite.
+    channel keeps its largest |γ|. With ``least`` (0 to 1) it keeps that fraction of its channels,
+    see `choice.least_of`, and the threshold is a value of the other channels. With ``round_to``
+    each layer keeps more channels, the largest first, up to a multiple of it (or all that are
+    alive). A BN without γ keeps its channels. UserError if a scaling factor is not finite, or the
+    ratio is out of range.
     """
+    if not 0 <= ratio < 1:
+        raise UserError(f"ratio must be at least 0 and less than 1, not {ratio}")
     factors, alive = scaling_factors(model), alive_channels(model)
-    ranked = torch.cat([factors[name][alive[name]] for name in factors]).sort().values
+    left = [factors[name][alive[name]] for name in factors]
+    ranked = torch.cat([torch.zeros(0), *left]).sort().values
     if not len(ranked) or not ranked.isfinite().all():
         raise UserError(
             "the scaling factors of the network are not finite, or it has none: prune a "
             "checkpoint with BatchNorm of a run that did not diverge"
         )
-    threshold = ranked[int(len(ranked) * ratio)]
-    keep = {name: alive[name] & (factors[name] > threshold) for name in factors}
-    rescued = [name for name, mask in keep.items() if at_least_one and not mask.any()]
+    place, stays = int(len(ranked) * ratio), {n: torch.zeros_like(alive[n]) for n in factors}
+    if least:
+        stays = {n: _largest(factors[n], alive[n], ratio, least) for n in factors}
+        others = torch.cat([factors[n][alive[n] & ~mask] for n, mask in stays.items()])
+        ranked = others.sort().values if len(others) else ranked[:1]
+    threshold = ranked[min(place, len(ranked) - 1)]
+    above = {name: alive[name] & (factors[name] > threshold) for name in factors}
+    keep = {name: mask | stays[name] for name, mask in above.items()}
     keep = keep_one(model, keep) if at_least_one else keep
+    rescued = [name for name, mask in keep.items() if (mask & ~above[name]).any()]
     rounded = {
         name: round_up(mask, factors[name], alive[name], multiple_of(round_to, name))
         for name, mask in keep.items()
     }
     spared = sum(int(rounded[n].sum() - mask.sum()) for n, mask in keep.items())
-    return Choice(ratio, float(threshold), alive, rounded, rescued, spared)
+    return Choice(ratio, float(threshold), alive, {**alive, **rounded}, rescued, spared)
+
+
+def _largest(
+    factors: torch.Tensor, alive: torch.Tensor, ratio: float, least: float
+) -> torch.Tensor:
+    """The mask of the alive channels with the largest ``factors`` that stay, see `least_of`."""
+    count = min(int(alive.sum()), least_of(least, int(alive.sum()), ratio))
+    best = factors.masked_fill(~alive, -1).argsort(descending=True, stable=True)[:count]
+    return torch.zeros_like(alive).index_fill_(0, best, True)
 
 
 def keep_one(model: nn.Module, keep: Masks) -> Masks:

@@ -19,6 +19,7 @@ from slimming.errors import UserError
 from slimming.pruning.coupling import Group, Member, inside, is_wired
 from slimming.pruning.widths import LAYERS, is_depthwise, width
 from slimming.runtime import optional
+from slimming.runtime.failures import raise_if_of_the_machine
 
 if TYPE_CHECKING:
     from torch_pruning import Dependency, DependencyGraph
@@ -78,7 +79,8 @@ def _dependencies(model: nn.Module, images: torch.Tensor) -> "DependencyGraph":
         ):
             warnings.simplefilter("ignore")
             return torch_pruning.DependencyGraph().build_dependency(model, image, verbose=False)
-    except Exception as error:  # the library raises many types of exceptions
+    except Exception as error:  # whatever the library, or the user's forward in it, raises
+        raise_if_of_the_machine(error)
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(
             f"Torch-Pruning cannot trace the channels of {type(model).__name__} ({reason}): if it "
@@ -94,9 +96,12 @@ def _only_in_training(model: nn.Module, images: torch.Tensor) -> list[str]:
     for name, layer in copied.named_modules():
         if isinstance(layer, LAYERS):
             layer.register_forward_hook(lambda *_, name=name: ran[copied.training].add(name))
-    with torch.random.fork_rng(devices=[]), contextlib.suppress(Exception):
-        for mode in (False, True):
-            copied.train(mode)(images[:1].repeat(2, 1, 1, 1).cpu().float())
+    try:
+        with torch.random.fork_rng(devices=[]):
+            for mode in (False, True):
+                copied.train(mode)(images[:1].repeat(2, 1, 1, 1).cpu().float())
+    except Exception as error:  # of the user's forward: the layers that ran before it count
+        raise_if_of_the_machine(error)
     return sorted(ran[True] - ran[False])
 
 

@@ -13,6 +13,7 @@ from slimming.pruning.activations import trace
 from slimming.pruning.scaling import Masks, selections
 from slimming.pruning.slicing import Kept, sliced
 from slimming.pruning.widths import BATCH_NORMS, is_depthwise
+from slimming.runtime.failures import raise_if_of_the_machine
 
 THROUGH_MODULES = (
     *(nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.Dropout, nn.Identity),
@@ -36,7 +37,8 @@ def without_unread_channels(model: nn.Module, size: int = 32) -> nn.Module:
     try:
         follow = _Follow(model)
         follow.run(torch.zeros(1, 3, size, size, device=device))
-    except Exception:  # whatever the forward of a network of the user's own does
+    except Exception as error:  # whatever the forward of a network of the user's own does
+        raise_if_of_the_machine(error)
         return model
     kept = follow.kept()
     if not kept:

@@ -24,7 +24,8 @@ class TensorBoard:
             return
         for name, value in self.trainer.history[-1].items():
             self.writer.add_scalar(name.replace("_", "/", 1), value, epoch)
-        for name, bn in batch_norms(self.trainer.model).items():
+        norms = batch_norms(self.trainer.model)
+        for name, bn in {name: bn for name, bn in norms.items() if bn.affine}.items():
             self.writer.add_histogram(f"gamma/{name}", bn.weight.detach().float().cpu(), epoch)
         self.writer.flush()
 

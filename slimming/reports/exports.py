@@ -28,7 +28,8 @@ class Row:
 
 
 def as_text(rows: Sequence[Row], images: int) -> str:
-    """A line for each file; lower precisions were judged on so many ``images``."""
+    """A row for each file. ``images``: the number of test images that lower precisions were
+    evaluated on."""
     batches = list(rows[0].seconds)
     last = batches[-1]
     header = ["file", "form", "MB", "difference", "top-1"]
@@ -40,7 +41,7 @@ def as_text(rows: Sequence[Row], images: int) -> str:
     devices = ", ".join(dict.fromkeys(f"{row.format} on {row.device}" for row in rows))
     return f"""{table(header, lines)}
 {judged}measured: {devices}, and the dense network in PyTorch there
-at batch {last}, `micro-batch`: images that run at a time
+at batch {last}, `micro-batch`: number of images that run at once
 `vs dense`, `vs dense PyTorch`: speed-up over the dense network, fp32, in that engine, in PyTorch
 `realised`: `vs dense PyTorch` / the ratio of FLOPs, {rows[0].flop_ratio:.2f}"""
 

@@ -58,10 +58,17 @@ def flat(record: Mapping) -> dict:
 
 
 def rows_of(records: Iterable[Mapping]) -> dict[str, Row]:
-    """The rows of flat records by key: ROWS, then one for the latency at each batch size."""
+    """The rows of flat records by key: ROWS, then one for the latency at each batch size; effective
+    counts only if some weights are zero."""
+    records = list(records)
     keys = dict.fromkeys(key for record in records for key in record)
+
+    def differs(row: Row) -> bool:
+        return any(r.get(row.key) not in (None, r.get(row.part_of)) for r in records)
+
     latency = [_latency_row(key) for key in keys if key.startswith("latency ")]
-    return {row.key: row for row in (*ROWS, *latency)}
+    rows = [row for row in ROWS if not row.part_of or differs(row)]
+    return {row.key: row for row in (*rows, *latency)}
 
 
 def _latency_row(key: str) -> Row:
@@ -73,8 +80,8 @@ def before_after_text(before: Figures, after: Figures) -> str:
     """A table that compares both networks: before, after, ratio and difference."""
     old, new = flat(before.record()), flat(after.record())
     lines = []
-    for key, row in rows_of([old]).items():
-        if key in old and not row.part_of:
+    for key, row in rows_of([old, new]).items():
+        if key in old:
             cells = [form(old[key], new[key]) for form in (ratio, row.difference)]
             lines.append([row.title, row.text(old[key]), row.text(new[key]), *cells])
     return tables.table(["", "before", "after", "before/after", "change"], lines)
@@ -88,6 +95,16 @@ def scores_text(scores: Mapping[str, tuple[float, float]]) -> str:
         for name, (loss, top1) in scores.items()
     ]
     return tables.table(["", "top-1", "loss"], lines)
+
+
+def liveness_text(ratio: float | None) -> str:
+    """A line on how much a slim network's outputs depend on the image: see `liveness.liveness`."""
+    if ratio is None:
+        return "liveness: unknown without two images that the dense network tells apart"
+    return (
+        f"liveness: the outputs vary from image to image {ratio:.3g} times as much as those of the "
+        "dense network"
+    )
 
 
 def ratio(first: float, second: float) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from slimming.reports.figures import SECONDS, Row, flat, rows_of
+from slimming.reports.figures import SECONDS, Row, flat, liveness_text, rows_of
 from slimming.storage import files
 
 NONE = "–"
@@ -82,6 +82,9 @@ def page(config: dict, metrics: dict, pictures: dict[str, bytes]) -> str:
         *(f'<p class="warning">{text(warning)}</p>' for warning in metrics.get("warnings") or []),
         stages_table(stages) if stages else "",
         f'<p class="soft">{PROOF.format(difference)}</p>' if difference is not None else "",
+        f'<p class="soft">{text(liveness_text(metrics["liveness"]))}</p>'
+        if "liveness" in metrics
+        else "",
         *(picture(caption, png) for caption, png in pictures.items()),
         *(layers_table(*layers) for layers in (metrics.get("layers") or {}).items()),
         f"<h2>Repeat this run</h2>\n<pre>{text(command)}</pre>" if command else "",
@@ -102,13 +105,8 @@ def entries(stage: dict) -> dict:
 
 
 def shown_rows(stages: list[dict]) -> dict[str, Row]:
-    """The rows for these stages by key; effective counts only if some weights are zero."""
-
-    def says_more(key: str, row: Row) -> bool:
-        return any(stage.get(key) not in (None, stage.get(row.part_of)) for stage in stages)
-
-    rows = {k: row for k, row in rows_of(stages).items() if not row.part_of or says_more(k, row)}
-    return {**rows, SECONDS.key: SECONDS}
+    """The rows for these stages by key, and their time."""
+    return {**rows_of(stages), SECONDS.key: SECONDS}
 
 
 def cell(stage: dict, row: Row) -> str:

@@ -48,7 +48,7 @@ def draw_curves(history: list[dict], title: str) -> bytes:
         accuracies.plot(epochs, [100 * value for value in prec1], style, label=part)
     for axes, name in ((losses, "cross entropy"), (accuracies, "top-1 (%)")):
         axes.set(xlabel="epoch", ylabel=name)
-        axes.set_xlim(0.5, len(history) + 0.5)
+        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
@@ -88,17 +88,17 @@ def draw_rounds(
 @picture
 def draw_pruning(choice: Choice, factors: torch.Tensor, title: str) -> bytes:
     """A PNG picture of the kept channels per layer and the distribution of |γ| with threshold."""
-    figure, (layers, spread) = blank_figure(1, 2, (12, 4.2))
+    figure, (layers, histogram) = blank_figure(1, 2, (12, 4.2))
     before = [int(mask.sum()) for mask in choice.alive.values()]
     after = [int(mask.sum()) for mask in choice.keep.values()]
     draw_bars(layers, list(choice.keep), before, after)
     layers.set(xlabel="BN layer, in the order of the forward pass", ylabel="channels")
-    spread.hist(factors.double().numpy(), bins=100, color="#1f5a96")
+    histogram.hist(factors.double().numpy(), bins=100, color="#1f5a96")
     if not math.isnan(choice.threshold):
         label = f"threshold {choice.threshold:.3g} ({choice.ratio:.0%})"
-        spread.axvline(choice.threshold, color="#c23b22", label=label)
-        spread.legend()
-    spread.set(xlabel="|γ|", ylabel="channels", yscale="log")
+        histogram.axvline(choice.threshold, color="#c23b22", label=label)
+        histogram.legend()
+    histogram.set(xlabel="|γ|", ylabel="channels", yscale="log")
     return to_png(figure, title)
 
 

@@ -12,8 +12,8 @@ COSTS = {"flops": "FLOPs", "params": "parameters", "latency": "latency"}
 
 
 def by_allocation(facts: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The points of each allocation by rising cost; of the random candidates, called search, only
-    those that no other one of them beats."""
+    """The points of each allocation in order of cost; of the random candidates, called search,
+    only their Pareto front."""
     cost = facts["cost"]
     curves: dict[str, list[dict[str, Any]]] = {name: [] for name in COLORS}
     for point in sorted(facts["points"], key=lambda p: (p[cost], -p["repaired"])):

@@ -41,21 +41,31 @@ def layers_text(choice: Choice) -> str:
     rows = []
     for name, alive in choice.alive.items():
         before, after = int(alive.sum()), int(choice.keep[name].sum())
-        rows.append(
-            [name, str(before), str(after), f"{max(0, 1 - after / before) if before else 0:.1%}"]
-        )
-    before, after = choice.channels
-    rows.append(["all", str(before), str(after), f"{1 - after / before:.1%}"])
+        rows.append(_layer_row(name, before, after))
+    rows.append(_layer_row("all", *choice.channels))
     return table(["BN layer", "before", "after", "pruned"], rows)
 
 
+def _layer_row(name: str, before: int, after: int) -> list[str]:
+    pruned = max(0, 1 - after / before) if before else 0
+    return [name, str(before), str(after), f"{pruned:.1%}"]
+
+
+def least_warnings(choice: Choice) -> list[str]:
+    """A warning if layers keep only what they must."""
+    if not choice.rescued:
+        return []
+    names = ", ".join(choice.rescued)
+    return [f"these layers would lose more channels, but keep the least allowed: {names}"]
+
+
 def rounding_warnings(choice: Choice) -> list[str]:
-    """A warning if --round-to undoes most of the pruning."""
+    """A warning if rounding undoes most of the pruning."""
     before, after = choice.channels
     if not choice.ratio or choice.spared <= before - after:
         return []
     would = choice.spared + before - after
     return [
-        f"--round-to keeps {choice.spared} of the {would} channels that would have been pruned: "
+        f"`round_to` keeps {choice.spared} of the {would} channels that would have been pruned: "
         "use a smaller multiple, or prune a larger fraction, to remove more"
     ]

@@ -1,5 +1,6 @@
 """The device, its memory layout, and torch.compile."""
 
+import copy
 import os
 import shutil
 import time
@@ -9,6 +10,7 @@ from torch import nn
 
 from slimming.errors import UserError
 from slimming.runtime import distributed, optional
+from slimming.runtime.failures import raise_if_of_the_machine
 
 LAYOUT = torch.channels_last  # of weights and images: fastest with oneDNN and cuDNN
 
@@ -20,16 +22,29 @@ def choose_device(name: str | None = None, no_cuda: bool = False) -> torch.devic
     """
     name = distributed.local_device(name, no_cuda)
     if no_cuda and (name or "cpu") != "cpu":
-        raise UserError(f"--no-cuda and --device {name} contradict each other: use one of them")
+        raise UserError(f"`no_cuda` and `device` {name} contradict each other: use one of them")
     automatic = "cuda" if torch.cuda.is_available() and not no_cuda else "cpu"
     try:
         device = torch.device(name or automatic)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
-            f"device {name!r} is unavailable: omit --device, or use --device cpu"
+            f"device {name!r} is unavailable: omit `device`, or use `device` cpu"
         ) from error
     return device
+
+
+@torch.no_grad()
+def layout_for(model: nn.Module, images: torch.Tensor) -> torch.memory_format:
+    """`LAYOUT`; contiguous, if ``model`` cannot run ``images`` (N, C, H, W) in that layout in eval
+    mode: ``x.view(len(x), -1)`` of a channels_last map raises RuntimeError."""
+    try:
+        tried = copy.deepcopy(model).to(memory_format=LAYOUT).eval()
+        tried(images.clone(memory_format=LAYOUT))
+    except RuntimeError as error:
+        raise_if_of_the_machine(error)
+        return torch.contiguous_format
+    return LAYOUT
 
 
 def now(device: torch.device) -> float:
@@ -47,15 +62,15 @@ def compiled(model: nn.Module, device: torch.device) -> nn.Module:
     """
     if device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
         raise UserError(
-            "--compile needs a C++ compiler on the CPU: install g++, set CXX to another compiler, "
-            "or omit --compile"
+            "`compile` needs a C++ compiler on the CPU: install g++, set CXX to another compiler, "
+            "or omit `compile`"
         )
     if device.type == "cuda":
-        optional.need("triton", "triton", "--compile on CUDA")
+        optional.need("triton", "triton", "`compile` on CUDA")
         if not any(map(shutil.which, [os.environ.get("CC", "gcc"), "clang"])):
             raise UserError(
-                "--compile on CUDA needs a C compiler, for Triton: install gcc, set CC to another "
-                "compiler, or omit --compile"
+                "`compile` on CUDA needs a C compiler, for Triton: install gcc, set CC to another "
+                "compiler, or omit `compile`"
             )
     mode = "reduce-overhead" if device.type == "cuda" else "default"
     fast = torch.compile(model, mode=mode, dynamic=False)

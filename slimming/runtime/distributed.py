@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from slimming.errors import UserError
 
 PATIENCE = 10  # seconds between the same error in one process and in another
+_silence = contextlib.ExitStack()  # while it is open, this process does not print
 
 
 def launched() -> bool:
@@ -87,7 +87,8 @@ def start(device: torch.device) -> None:
     if device.type == "cuda" and name == "gloo":
         print(f"note: several processes share {device}, so they communicate by gloo, not by NCCL")
     if rank():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        nowhere = _silence.enter_context(open(os.devnull, "w"))  # noqa: SIM115
+        _silence.enter_context(contextlib.redirect_stdout(nowhere))
 
 
 def store_of_this_attempt(
@@ -120,10 +121,12 @@ def store_of_this_attempt(
 
 
 def stop() -> None:
-    """Leave the group together: a process must not exit while others still communicate."""
+    """Leave the group together: a process must not exit while others still communicate. Then each
+    of them prints again."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+    _silence.close()
 
 
 @contextlib.contextmanager
@@ -181,5 +184,5 @@ def wrap(model: nn.Module) -> nn.Module:
 def synchronize_bn(model: nn.Module, device: torch.device) -> nn.Module:
     """Compute batch statistics over all processes. UserError unless ``device`` is CUDA."""
     if device.type != "cuda":
-        raise UserError("--sync-bn needs CUDA: SyncBatchNorm of PyTorch runs only there; omit it")
+        raise UserError("`sync_bn` needs CUDA: SyncBatchNorm of PyTorch runs only there; omit it")
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -53,6 +53,7 @@ class _Silent:
     """A disabled progress bar with the part of tqdm's interface that is used here."""
 
     disable = True
+    n = 0
 
     def __init__(self, items: Iterable):
         self.items = items
@@ -66,5 +67,11 @@ class _Silent:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def update(self, n: float = 1) -> None:
+        pass
+
     def clear(self) -> None:
+        pass
+
+    def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
         pass

@@ -23,4 +23,4 @@ def print_load_note(device: torch.device) -> None:
         return
     if device.type == "cpu" and load > cores and torch.get_num_threads() > 1:
         note = f"note: the load of this machine is {load:.1f} (cores: {cores})"
-        print(f"{note}: concurrent runs are faster with --threads 1", flush=True)
+        print(f"{note}: concurrent runs are faster with one thread each", flush=True)

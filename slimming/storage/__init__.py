@@ -5,5 +5,7 @@
 - `architecture.contents_of`: the contents of a checkpoint to write
 - `checkpoint.read`, `checkpoint.write`, `checkpoint.save_checkpoint`: checkpoints; reading runs no
   code
+- `claim.claimed`: one run at a time in a folder
+- `preprocessing.Preprocessing`: how pictures become the input of a network
 - `files.write_bytes`, `files.find`, `files.no_empty_folders`: any file
 """

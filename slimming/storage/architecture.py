@@ -3,6 +3,9 @@
 A checkpoint records its `Architecture`, so that it loads without flags.
 """
 
+import functools
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,17 @@ from torch import nn
 
 from models import NETWORKS, PAPER_DEPTH, constructor
 from slimming.errors import UserError
-from slimming.storage.checkpoint import read
+from slimming.storage import checkpoint
+from slimming.storage.checkpoint import MASKS, fitted, read
+from slimming.storage.preprocessing import CIFAR, Preprocessing
 
-MASKS = ".indexes"
-
-
+# the convolutions that are counted, depth = layers for each of them + others
+BLOCKS = {
+    "vgg": (r"feature\.\d+\.weight", 1, 3),
+    "resnet": (r"layer1\.\d+\.conv1\.weight", 9, 2),
+    "densenet": (r"dense1\.\d+\.conv1\.weight", 3, 4),
+}
+OF_CLASSES = {10: "cifar10", 100: "cifar100"}  # by the number of classes
 STORED = {
     "arch": (str,),
     "depth": (int,),
@@ -37,6 +46,7 @@ class Architecture:
     ``depth`` is None if the architecture has one depth only. ``cfg`` is a list for the networks of
     the paper, and a dict of the widths of each layer for all others (`models.resize`). ``options``
     are further arguments of the constructor, such as the growthRate of a DenseNet.
+    ``preprocessing``: how pictures become its input, that of its weights if they were pretrained.
     """
 
     arch: str
@@ -46,6 +56,7 @@ class Architecture:
     cfg: list | dict | None = None
     image_size: int = 32
     options: dict | None = None
+    preprocessing: Preprocessing = CIFAR
 
     def __str__(self) -> str:
         slim = "slim " if self.cfg else ""
@@ -74,7 +85,7 @@ class Architecture:
         if self.arch in PAPER_DEPTH:
             shape["depth"] = self.depth
         elif self.depth:
-            raise UserError(f"{self.arch} has only one depth: omit --depth {self.depth}")
+            raise UserError(f"{self.arch} has only one depth: omit `depth` {self.depth}")
         elif self.arch not in NETWORKS:
             shape["image_size"] = self.image_size
         if self.options and self.arch != "densenet":
@@ -91,8 +102,9 @@ def describe(path: str | Path | None, contents: dict, given: dict) -> dict[str, 
     """What the checkpoint records of its network, completed by the flags in ``given``.
 
     Flags that are None were not given. Files of the original suite record less; the flags fill in
-    the rest. If neither gives a dataset, ``--arch preact_res<depth>`` (``spelled``) implies
-    CIFAR-10. UserError, with both values, if a flag contradicts the file.
+    the rest, and then what the weights tell (`infer`), which is printed. If nothing gives a
+    dataset, ``--arch preact_res<depth>`` (``spelled``) implies CIFAR-10. UserError, with both
+    values, if a flag contradicts the file.
     """
     known: dict[str, Any] = {}
     for field in fields(Architecture):
@@ -100,15 +112,70 @@ def describe(path: str | Path | None, contents: dict, given: dict) -> dict[str, 
         if field.name == "options" and isinstance(stored, dict | None):
             known["options"] = _options(path, stored, flag)
             continue
+        if field.name == "preprocessing":
+            known["preprocessing"] = _preprocessing(path, contents, flag)
+            continue
         if stored is not None and type(stored) not in STORED[field.name]:
             raise UserError(f"{path} is damaged: its {field.name} is {stored!r}")
         if flag is not None and stored is not None and flag != stored:
             name = field.name.replace("_", " ")
             raise UserError(f"{path} has {name} {stored!r}, but {flag!r} was requested")
         known[field.name] = flag if stored is None else stored
+    known |= infer(path, contents.get("state_dict"), known)
     if known["dataset"] is None and str(given.get("spelled")).startswith("preact_res"):
         known["dataset"] = "cifar10"  # the default of the suite that uses this name
     return known
+
+
+def infer(path: str | Path | None, state: object, known: dict[str, Any]) -> dict[str, Any]:
+    """What is not ``known`` of the network with the weights ``state``, from their names and shapes;
+    prints it. The original suite records neither architecture nor depth nor dataset.
+
+    The architecture is one of the paper's, if the file has exactly its names. 10 or 100 classes of
+    a network of this suite mean CIFAR, which is all that the original trains on.
+    """
+    if not isinstance(state, dict) or not checkpoint.is_state_dict(state):
+        return {}
+    found: dict[str, Any] = {}
+    if known["arch"] is None or (known["depth"] is None and known["arch"] in PAPER_DEPTH):
+        arch, depth = next(_with_names(state, known["arch"], known["depth"]), (None, None))
+        found = {"arch": arch, "depth": depth} if arch else {}
+    if known["dataset"] is None and (known | found)["arch"] in NETWORKS:
+        dataset = OF_CLASSES.get(known["num_classes"] or _count_outputs(state) or 0)
+        found |= {"dataset": dataset} if dataset else {}
+    new = {name: value for name, value in found.items() if known[name] is None}
+    if new:
+        told = ", ".join(f"{name} {value}" for name, value in new.items())
+        advice = "; if it was trained on other data, give its dataset" if "dataset" in new else ""
+        _print_once(f"note: {path} does not record its network. Its weights are of {told}{advice}")
+    return new
+
+
+def _with_names(
+    state: dict[str, torch.Tensor], arch: str | None, depth: int | None
+) -> Iterator[tuple[str, int]]:
+    """The networks of the paper whose state dict has the names of ``state``; counts of batches and
+    masks of channel selection do not matter."""
+    for name in [arch] if arch else PAPER_DEPTH:
+        first, per_block, others = BLOCKS[name]
+        count = sum(bool(re.fullmatch(first, key)) and state[key].dim() == 4 for key in state)
+        guess = depth or per_block * count + others
+        try:
+            with torch.device("meta"):
+                own = Architecture(name, guess, "cifar10", 10).build().state_dict()
+        except UserError:
+            continue
+        if _essential(own) == _essential(state):
+            yield name, guess
+
+
+def _essential(names: Iterable[str]) -> set[str]:
+    return {name for name in names if not name.endswith((MASKS, "num_batches_tracked"))}
+
+
+@functools.cache  # a file may be described several times
+def _print_once(text: str) -> None:
+    print(text, flush=True)
 
 
 def _options(path: str | Path | None, stored: dict | None, asked: dict | None) -> dict | None:
@@ -121,6 +188,20 @@ def _options(path: str | Path | None, stored: dict | None, asked: dict | None) -
     return {**(asked or {}), **stored} or None
 
 
+def _preprocessing(
+    path: str | Path | None, contents: dict, default: Preprocessing | None
+) -> Preprocessing:
+    """The preprocessing that a file stores. Files of this suite before it was stored, which record
+    their architecture, used that of CIFAR; for others it is the ``default``."""
+    stored = contents.get("preprocessing")
+    if stored is None:
+        return CIFAR if contents.get("arch") or default is None else default
+    try:
+        return Preprocessing.read(stored)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: its preprocessing is {stored!r}") from error
+
+
 def load_network(
     path: str | Path, contents: dict, network: Architecture, networks: dict = NETWORKS
 ) -> nn.Module:
@@ -130,14 +211,12 @@ def load_network(
     load into both. UserError if the weights do not fit ``network``.
     """
     model = network.build(networks)
-    state = _match_masks(contents["state_dict"], model)
+    state = fitted(contents["state_dict"], model)
     own = model.state_dict()
     masks = {name for name in state.keys() - own.keys() if name.endswith(MASKS)}
     if masks and state.keys() - masks <= own.keys():
         raise UserError(f"{path} uses channel selection: load it with main.py, not with mask-impl")
     for name in {**state, **own}:
-        if name.endswith("num_batches_tracked"):
-            continue  # missing in files of PyTorch before 0.4.1
         if name not in state or name not in own:
             where = "has no" if name not in state else "has an unexpected"
             raise UserError(f"{path} does not contain a {network}: it {where} {name}")
@@ -147,8 +226,7 @@ def load_network(
                 f"{tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
             )
     try:
-        own.update(state)  # in place: `own` has the version metadata of the layers
-        model.load_state_dict(own)
+        model.load_state_dict(state)
         with torch.no_grad():
             images = torch.zeros(1, 3, network.image_size, network.image_size)
             model.eval()(images)  # the selected channels must fit the next layer
@@ -184,7 +262,7 @@ def rebuild(
     if missing:
         raise UserError(
             f"{path} does not record its {' and '.join(missing)}: add "
-            f"{' '.join('--' + name for name in missing)}"
+            f"{' '.join(f'`{name}`' for name in missing)}"
         )
     known["num_classes"] = known["num_classes"] or _count_outputs(contents["state_dict"])
     known["image_size"] = known["image_size"] or Architecture.image_size
@@ -234,24 +312,9 @@ def contents_of(
         "best_prec1": float(best_prec1),
         "optimizer": optimizer,
         **asdict(network),
+        "preprocessing": network.preprocessing.to_store(),
         **more,
     }
-
-
-def _match_masks(state: dict, model: nn.Module) -> dict:
-    """Add masks of ones that are missing in ``state``; drop those that the model does not have."""
-    own = model.state_dict()
-    full = {
-        name: torch.ones_like(own[name])
-        for name in own
-        if name.endswith(MASKS) and name not in state
-    }
-    extra = {
-        name
-        for name in state
-        if name.endswith(MASKS) and name not in own and bool(state[name].all())
-    }
-    return {**{n: v for n, v in state.items() if n not in extra}, **full}
 
 
 def _count_outputs(state: dict) -> int | None:

@@ -4,15 +4,26 @@ A checkpoint is a dict of tensors, numbers, strings, lists and dicts.
 """
 
 import io
+import struct
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from slimming.errors import UserError
+from slimming.runtime.failures import raise_if_of_the_machine
 from slimming.storage import files
 
+# what zipfile raises for a damaged header, entry or stream
+DAMAGED_ZIP = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError),
+    *(NotImplementedError, RuntimeError, OverflowError),
+)
+
+MASKS = ".indexes"  # how the names of the masks of channel selection end
 WRAPPED = "module."  # the prefix that DataParallel and DistributedDataParallel add to each name
 
 
@@ -44,7 +55,8 @@ def read(path: str | Path) -> dict:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error below says what is wrong
             contents = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many types of exceptions
+    except Exception as error:  # unpickling damaged data can raise anything
+        raise_if_of_the_machine(error)
         pickled = data.startswith((b"PK", b"\x80"))
         if pickled and "weights_only" in str(error).lower():
             raise UserError(
@@ -54,12 +66,12 @@ def read(path: str | Path) -> dict:
         raise UserError(
             f"{path} is not a readable checkpoint: it is empty, truncated or another type of file"
         ) from error
-    if isinstance(contents, dict) and contents and _is_state_dict(contents):
+    if isinstance(contents, dict) and contents and is_state_dict(contents):
         contents = {"state_dict": contents}
     if not isinstance(contents, dict) or not isinstance(contents.get("state_dict"), dict):
         raise UserError(f"{path} is not a checkpoint of this suite: it has no state_dict")
     state = contents["state_dict"]
-    if not _is_state_dict(state):
+    if not is_state_dict(state):
         raise UserError(
             f"{path} is not a checkpoint of this suite: its state_dict has values that are not "
             "tensors"
@@ -76,7 +88,8 @@ def _check_sums(path: str | Path, data: bytes) -> None:
         return  # of a version before 1.6, or what `read` refuses
     try:
         damaged = zipfile.ZipFile(io.BytesIO(data)).testzip()
-    except Exception:  # whatever a damaged header leads to
+    except DAMAGED_ZIP as error:
+        raise_if_of_the_machine(error)
         damaged = "its header"
     if damaged:
         raise UserError(
@@ -84,7 +97,31 @@ def _check_sums(path: str | Path, data: bytes) -> None:
         )
 
 
-def _is_state_dict(value: object) -> bool:
+def fitted(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """``state`` under the names of ``model``'s state dict, whatever program wrote it.
+
+    `read` has removed the prefix of DataParallel: it comes back if it is the name of a child. Masks
+    of channel selection that are missing are ones, and those of ones that the model does not have
+    are left out. Counts of batches, which files of PyTorch before 0.4.1 lack, are the model's.
+    """
+    own = model.state_dict()
+    if own and all(name.startswith(WRAPPED) for name in own):
+        state = {name if name in own else WRAPPED + name: value for name, value in state.items()}
+    found = own.copy()
+    found.clear()
+    for name, value in state.items():
+        if name in own or not name.endswith(MASKS) or not bool(value.all()):
+            found[name] = value
+    for name, value in own.items():
+        if name.endswith(MASKS):
+            found.setdefault(name, torch.ones_like(value))
+        elif name.endswith("num_batches_tracked"):
+            found.setdefault(name, value)
+    vars(found).update(vars(own))  # the version metadata of the layers
+    return found
+
+
+def is_state_dict(value: object) -> bool:
     """Whether ``value`` is a dict of tensors by name."""
     return isinstance(value, dict) and all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items()

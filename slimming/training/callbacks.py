@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from slimming.data.batches import Batches
 from slimming.data.stream import Stream
@@ -18,18 +19,23 @@ class Callback(Protocol):
 
     >>> class Clip:
     ...     "Keep gradients small."
-    ...     def __init__(self, model, limit):
-    ...         self.model, self.limit = model, limit
+    ...     def __init__(self, trainer, limit):
+    ...         self.trainer, self.limit = trainer, limit
     ...     def on_gradients(self, batch):
-    ...         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.limit)
+    ...         torch.nn.utils.clip_grad_norm_(self.trainer.model.parameters(), self.limit)
 
-    ``name`` is the key of its state in a checkpoint; a callback without state needs none.
+    The network and its parameters may be replaced during training: find them in the trainer in
+    each call, or implement `on_replace`. ``name`` is the key of its state in a checkpoint; a
+    callback without state needs none.
     """
 
     name: str
 
     def before_epoch(self, epoch: int) -> None:
         """Called before epoch ``epoch``, from 0. It may replace the network of the trainer."""
+
+    def on_replace(self, model: nn.Module) -> None:
+        """Called when the trainer continues with another network, ``model``."""
 
     def on_gradients(self, batch: Batch) -> None:
         """Called between backward and step, when gradients are final: unscaled under mixed
@@ -81,7 +87,7 @@ class EarlyStopping:
         if max(scores[-self.patience :]) <= max(scores[: -self.patience]):
             self.trainer.stopped = True
             reason = f"top-1 has not improved for {self.patience} epochs"
-            print(f"{reason}: training stops after {len(scores)}")
+            print(f"{reason}: training stops after {epoch}")
 
 
 class CheckpointWriter:

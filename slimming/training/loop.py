@@ -14,7 +14,7 @@ from torch import nn
 from slimming.data import loading
 from slimming.data.batches import Batches
 from slimming.data.order import Loader, loss_weight
-from slimming.errors import Diverged
+from slimming.errors import Diverged, UserError
 from slimming.runtime import distributed, optional
 from slimming.runtime.device import LAYOUT
 from slimming.runtime.precision import Precision
@@ -46,7 +46,7 @@ def train(
     They get final gradients: unscaled under mixed precision, and averaged over the processes if
     ``model`` comes from `distributed.wrap`. Raises Diverged if the loss is not finite, which is
     checked whenever a line is printed and at the end of the epoch. Minimises the cross entropy of
-    logits / ``temperature``, and returns that of the logits.
+    logits / ``temperature``, and returns that of the logits. UserError if there are no batches.
     """
     device = next(model.parameters()).device
     precision = precision or Precision(device)
@@ -110,6 +110,11 @@ class _Meter:
         """The score of all processes together."""
         counted = torch.tensor([float(self.count)], device=self.sums.device)
         loss, hits, count = distributed.all_reduce_sum(torch.cat((self.sums, counted))).tolist()
+        if not count:
+            raise UserError(
+                "the loader has no batches: it needs at least one image (with drop_last, one "
+                "whole batch; with several processes, an image for each)"
+            )
         return Score(loss / count, hits / count)
 
 
@@ -117,8 +122,8 @@ def check_finite(score: Score, epoch: int) -> Score:
     """``score``, or Diverged if its loss is not finite."""
     if not math.isfinite(score.loss):
         raise Diverged(
-            f"the loss is {score.loss} in epoch {epoch}: the run diverged. Lower --lr "
-            "(or --s), and resume from the last checkpoint or start again"
+            f"the loss is {score.loss} in epoch {epoch}: the run diverged. Lower `lr` "
+            "(or `s`), and resume from the last checkpoint or start again"
         )
     return score
 

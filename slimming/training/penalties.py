@@ -1,19 +1,34 @@
 """The L1 subgradient of the scaling factors, and a gradient mask that keeps pruned weights zero."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
 from slimming.errors import UserError
-from slimming.pruning.scaling import batch_norms
-from slimming.training.callbacks import Batch
+
+if TYPE_CHECKING:  # so that `import slimming` does not import all of slimming.data
+    from slimming.training.callbacks import Batch
+
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+Keep = dict[torch.Tensor, torch.Tensor]  # parameter -> mask of its shape, 0 where it is pruned
+
+
+def affine_norms(model: nn.Module) -> list[BatchNorm]:
+    """Every BatchNorm of ``model`` with a scaling factor, for inputs of any dimension."""
+    return [m for m in model.modules() if isinstance(m, BatchNorm) and m.affine]
 
 
 class L1Penalty:
     """Add the subgradient of s · Σ|γ| to the gradients: grad(γ) += s · sign(γ).
 
-    γ are the trainable weights of every BatchNorm2d of ``model`` (Network Slimming, eq. 1); those
-    without a gradient are skipped. A training callback, between backward and step, when the
-    gradients are final: unscaled, reduced and accumulated.
+    γ are the trainable weights of every BatchNorm of ``model`` (Network Slimming, eq. 1); those
+    without a gradient are skipped. Call `on_gradients` between backward and step, when gradients
+    are final: unscaled, reduced and accumulated. As a callback of a trainer, it follows the network
+    when that is replaced. UserError if the network has no such weights.
 
     >>> bn = nn.BatchNorm2d(2)
     >>> bn.weight.grad = torch.zeros(2)
@@ -24,54 +39,95 @@ class L1Penalty:
 
     def __init__(self, model: nn.Module, s: float):
         self.s = s
-        weights = [bn.weight for bn in batch_norms(model).values() if bn.affine]
-        self.gammas: list[torch.Tensor] = [weight for weight in weights if weight.requires_grad]
-        if not self.gammas:
-            raise UserError("the network has no BatchNorm, so -sr has no scaling factors: omit it")
+        self.on_replace(model)
+        if not any(norm.weight.requires_grad for norm in self.norms):
+            raise UserError(
+                "the network has no BatchNorm with trainable scaling factors: train it without "
+                "the sparsity penalty"
+            )
+
+    def on_replace(self, model: nn.Module) -> None:
+        self.norms = affine_norms(model)  # not their weights, which may be replaced, too
 
     @torch.no_grad()
     def on_gradients(self, batch: Batch | None = None) -> None:
-        gammas = [gamma for gamma in self.gammas if gamma.grad is not None]
-        grads = [gamma.grad for gamma in self.gammas if gamma.grad is not None]
+        gammas, grads = _with_gradients(norm.weight for norm in self.norms)
         if grads:
             torch._foreach_add_(grads, torch._foreach_sign(gammas), alpha=self.s)
 
 
 class GradientMask:
-    """Zero the gradients of pruned weights: γ and β of the channels with γ = β = 0, or the
-    parameters in ``keep`` where their mask is 0.
+    """Zero the gradients of pruned weights, so that they stay exactly zero: the weight decay of
+    zero is zero, and their momentum in ``optimizer`` is cleared.
 
-    The pruned weights are determined once, in the constructor. Without gradient, momentum and
-    weight decay (that of zero is zero) they stay exactly zero, so their momentum in ``optimizer``
-    is cleared too.
+    By default, γ and β of each channel with γ = 0, as in the original scripts (a β that is not zero
+    only decays). With ``keep``, the parameters where their mask is 0: the masks by parameter, or a
+    function of the network that returns them, which is called again when a trainer replaces its
+    network.
     """
 
-    @torch.no_grad()
     def __init__(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None = None,
-        keep: dict[torch.Tensor, torch.Tensor] | None = None,
+        keep: Keep | Callable[[nn.Module], Keep] | None = None,
     ):
-        keep = _live_channels(model) if keep is None else keep
-        self.parameters, self.keep = list(keep), list(keep.values())
-        for parameter, mask in zip(self.parameters, self.keep, strict=True):
-            state = optimizer.state[parameter] if optimizer else {}
-            if (momentum := state.get("momentum_buffer")) is not None:
-                momentum.mul_(mask)
+        self.find = keep if callable(keep) else None
+        self.fixed = keep if isinstance(keep, dict) else None
+        self._look_at(model)
+        if optimizer is not None:
+            self._clear_momentum(optimizer)
+
+    def on_replace(self, model: nn.Module) -> None:
+        if self.fixed and not self.find:
+            raise UserError(
+                "GradientMask has the masks of a network that was replaced: pass a function of "
+                "the network as keep, which returns its masks"
+            )
+        self._look_at(model)
 
     @torch.no_grad()
     def on_gradients(self, batch: Batch | None = None) -> None:
-        if self.keep:
-            grads = [p.grad for p in self.parameters if p.grad is not None]
-            torch._foreach_mul_(grads, self.keep)
+        masks = self._masks()
+        parameters, grads = _with_gradients(masks)
+        if grads:
+            torch._foreach_mul_(grads, [masks[parameter] for parameter in parameters])
+
+    def summary(self) -> str:
+        """What is held, in words; empty if nothing is."""
+        if self.fixed is None:
+            channels = sum(int((norm.weight == 0).sum()) for norm in self.norms)
+            return f"{channels:,} channels with γ = 0 are not trained" if channels else ""
+        weights = sum(int((mask == 0).sum()) for mask in self.fixed.values())
+        return f"{weights:,} pruned weights stay zero" if weights else ""
+
+    def _look_at(self, model: nn.Module) -> None:
+        self.norms = affine_norms(model)
+        if self.find:
+            self.fixed = self.find(model)
+
+    def _masks(self) -> Keep:
+        """The masks of this step. Those of channels are functions of γ, so that a resumed run has
+        the same ones."""
+        if self.fixed is not None:
+            return self.fixed
+        masks = {norm: (norm.weight != 0).to(norm.weight.dtype) for norm in self.norms}
+        return {p: mask for norm, mask in masks.items() for p in (norm.weight, norm.bias)}
+
+    @torch.no_grad()
+    def _clear_momentum(self, optimizer: torch.optim.Optimizer) -> None:
+        for parameter, mask in self._masks().items():
+            momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if momentum is not None:  # a β that decays keeps its momentum
+                momentum.mul_(mask if self.fixed is not None else (mask != 0) | (parameter != 0))
 
 
-def _live_channels(model: nn.Module) -> dict[torch.Tensor, torch.Tensor]:
-    keep: dict[torch.Tensor, torch.Tensor] = {}
-    for bn in batch_norms(model).values():
-        keep[bn.weight] = keep[bn.bias] = ((bn.weight != 0) | (bn.bias != 0)).to(bn.weight.dtype)
-    return keep
+def _with_gradients(
+    parameters: Iterable[torch.Tensor],
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The trainable ``parameters`` that have a gradient, and their gradients."""
+    pairs = [(p, p.grad) for p in parameters if p.requires_grad and p.grad is not None]
+    return [parameter for parameter, _ in pairs], [grad for _, grad in pairs]
 
 
 def updateBN(model: nn.Module, s: float = 1e-4) -> None:
@@ -82,11 +138,7 @@ def updateBN(model: nn.Module, s: float = 1e-4) -> None:
 update_bn = updateBN  # the name in the suite of preact_res20
 
 
-@torch.no_grad()
 def BN_grad_zero(model: nn.Module) -> None:
-    """Zero the gradients of γ and β of every channel whose γ is exactly zero, as the original
-    scripts do in each step. `GradientMask` determines such channels once, before training."""
-    for bn in batch_norms(model).values():
-        for parameter in (bn.weight, bn.bias):
-            if parameter is not None and parameter.grad is not None:
-                parameter.grad.mul_(bn.weight != 0)
+    """One call of `GradientMask`, with the name and signature of the original scripts: zero the
+    gradients of γ and β of every channel with γ = 0."""
+    GradientMask(model).on_gradients()

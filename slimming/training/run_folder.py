@@ -1,5 +1,6 @@
 """The files of a training run."""
 
+import contextlib
 import os
 import shlex
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from slimming.errors import UserError
 from slimming.runtime import distributed
+from slimming.storage.claim import claimed
 
 START_FLAGS = ("--refine", "--resume", "--start-epoch")  # dropped when a run continues
 
@@ -24,11 +26,16 @@ class RunFolder:
     ):
         self.resumed = Path(resumed) if resumed else None
         self.path = Path(path or (self.resumed.parent if self.resumed else "logs"))
-        name = name or self._name_of_resumed(elsewhere=bool(path))
+        self.name = name = name or self._name_of_resumed(elsewhere=bool(path))
         self.last = self.path / f"{name or 'checkpoint'}.pth.tar"
         self.best = self.path / f"{name + '_best' if name else 'model_best'}.pth.tar"
         self.curves = self.path / f"{name + '_' if name else ''}curves.png"
         self.events = self.path / (f"tensorboard_{name}" if name else "tensorboard")
+
+    def claimed(self) -> contextlib.AbstractContextManager[None]:
+        """Claim the folder for a block, see `slimming.storage.claim.claimed`. Processes of torchrun
+        are one run: the first one claims it."""
+        return contextlib.nullcontext() if distributed.rank() else claimed(self.path, self.name)
 
     def prepare(self) -> None:
         """Create the folder. Results of another run in it are moved aside, not overwritten.
@@ -39,7 +46,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise UserError(
-                f"cannot create the folder {self.path}: {error.strerror}; use another --save"
+                f"cannot create the folder {self.path}: {error.strerror}; use another `save`"
             ) from error
         older = [p for p in (self.best, self.curves, self.events, self.last) if p.exists()]
         continued = self.resumed and self.last.exists() and self.last.samefile(self.resumed)

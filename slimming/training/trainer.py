@@ -16,7 +16,7 @@ from slimming.pruning.sparsity import near_zero
 from slimming.runtime import distributed
 from slimming.runtime.device import LAYOUT, compiled
 from slimming.runtime.precision import Precision
-from slimming.runtime.randomness import epoch_generator
+from slimming.runtime.randomness import DROPOUT, STREAMS, epoch_generator
 from slimming.storage import checkpoint
 from slimming.storage.architecture import Architecture, contents_of
 from slimming.training import loop
@@ -35,7 +35,8 @@ class Trainer:
     ``temperature`` is that of the training loss; ``kept`` are the settings to save in checkpoints.
     The ``callbacks`` (see `slimming.training.callbacks`) may `replace` the network. ``history`` has
     a record (RECORD) of each epoch, ``full_score`` the score of the network before it was pruned,
-    if it was.
+    if it was. ``holds_zeros``: a callback keeps the zeros of convolutions at zero, and checkpoints
+    say so; ``streams``: the version of its random numbers.
     """
 
     def __init__(
@@ -60,12 +61,14 @@ class Trainer:
         self.callbacks: list[Any] = []
         self.history: list[dict[str, Any]] = []
         self.full_score: Score | None = None
+        self.holds_zeros, self.streams = False, STREAMS
         self.epoch, self.seconds, self.stopped = settings.start_epoch or 0, 0.0, False
         self.resumed: dict[str, Any] = {}  # the checkpoint that is resumed
         self.replace(model, architecture)
 
     def replace(self, model: nn.Module, architecture: Architecture) -> None:
-        """Train ``model`` from now on, with a new optimizer and a new best accuracy."""
+        """Train ``model`` from now on, with a new optimizer and a new best accuracy. Callbacks are
+        told (``on_replace``)."""
         settings = self.settings
         self.architecture, self.best_prec1, self.best_is_older = architecture, 0.0, True
         self.model = model.to(self.device).to(memory_format=LAYOUT)
@@ -75,34 +78,45 @@ class Trainer:
         self.optimizer = make_optimizer(
             self.model, settings.lr, settings.momentum, settings.weight_decay
         )
+        call(self.callbacks, "on_replace", self.model)
 
     def add(self, *callbacks: Any) -> None:
-        """Add ``callbacks``. Those with a state get that of the resumed run, if any."""
+        """Add ``callbacks``. Those with a state get that of the resumed run; prints a note if it
+        has none for one of them."""
         for callback in callbacks:
             name = getattr(callback, "name", None)
             if name and self.resumed and hasattr(callback, "load_state_dict"):
-                callback.load_state_dict(self.resumed.get(name))
+                if name in self.resumed:
+                    callback.load_state_dict(self.resumed[name])
+                else:
+                    print(f"note: the resumed run has no state of {name!r}, which starts anew")
             self.callbacks.append(callback)
 
     def fit(self) -> None:
         """Train to the last epoch. Raises Diverged if a loss is not finite."""
         try:
-            for epoch in range(self.epoch, self.settings.epochs):
-                started = time.perf_counter()
-                call(self.callbacks, "before_epoch", epoch)
-                if self.stopped:
-                    break
-                train_score, score = self.one_epoch(epoch)
-                self._add_record(epoch, train_score, score)
-                self.seconds = time.perf_counter() - started
-                call(self.callbacks, "after_epoch", epoch)
+            with self.train_loader.keeping_workers(), self.test_loader.keeping_workers():
+                self._epochs()
         finally:
             call(self.callbacks, "close")
 
+    def _epochs(self) -> None:
+        for epoch in range(self.epoch, self.settings.epochs):
+            started = time.perf_counter()
+            call(self.callbacks, "before_epoch", epoch)
+            if self.stopped:
+                break
+            train_score, score = self.one_epoch(epoch)
+            self._add_record(epoch, train_score, score)
+            self.seconds = time.perf_counter() - started
+            call(self.callbacks, "after_epoch", epoch)
+
     def one_epoch(self, epoch: int) -> tuple[Score, Score]:
         """Train one epoch and evaluate."""
-        seed = epoch_generator(self.settings.seed, epoch, distributed.rank()).initial_seed()
-        torch.manual_seed(seed)  # dropout depends on the epoch, so that a resumed run repeats it
+        # dropout depends on the epoch, so that a resumed run repeats it
+        numbers = self.settings.seed, epoch, distributed.rank()
+        generator = epoch_generator(*numbers, purpose=DROPOUT, version=self.streams)
+        torch.manual_seed(generator.initial_seed())
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(epoch)
         train_score = loop.train(
@@ -150,18 +164,23 @@ class Trainer:
             classes=self.test_loader.classes,
             before_pruning=self.full_score and self.full_score._asdict(),
             settings=self.kept,
+            holds_zeros=self.holds_zeros,
+            streams=self.streams,
         )
 
     def from_contents(self, path: str, contents: dict[str, Any]) -> None:
         """Resume the run of the checkpoint at ``path``, whose weights are already in the network.
         UserError if its state is damaged or missing."""
         if not contents.get("epoch") and not contents.get("optimizer"):
-            raise UserError(f"{path} has only weights, no run to resume: train them with --refine")
+            raise UserError(f"{path} has only weights, no run to resume: train them with `refine`")
         try:
             self.epoch, self.best_prec1 = int(contents["epoch"]), float(contents["best_prec1"])
             self.best_is_older, self.resumed = False, contents
-            if self.epoch < 0:
-                raise ValueError(self.epoch)
+            self.streams = int(contents.get("streams", 1))
+            if self.epoch < 0 or not 1 <= self.streams <= STREAMS:
+                raise ValueError(self.epoch, self.streams)
+            if isinstance(self.train_loader, Stream):
+                self.train_loader.dataset.streams = self.streams
             if self.settings.start_epoch is not None:
                 self.epoch = self.settings.start_epoch
             for saved in contents.get("history", ()):
@@ -173,7 +192,7 @@ class Trainer:
         except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise UserError(
                 f"{path} cannot be resumed, because the state of its run is damaged or missing: "
-                "use --refine to start from its weights"
+                "use `refine` to start from its weights"
             ) from error
         if not load_momentum(self.optimizer, contents.get("optimizer")):
             print(f"note: {path} has no momentum that fits: training continues without it")

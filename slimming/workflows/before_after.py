@@ -1,5 +1,6 @@
 """Load a network to prune, compare it with the result, and write the result."""
 
+import contextlib
 import math
 import os
 import shlex
@@ -25,13 +26,16 @@ from slimming.pruning.allocation import Prunable
 from slimming.pruning.choice import Choice, Multiples
 from slimming.pruning.coupling import is_wired
 from slimming.pruning.groups import declared
+from slimming.pruning.liveness import liveness, liveness_warning
 from slimming.pruning.slicing import Kept
 from slimming.pruning.sparsity import alive_factors
 from slimming.reports import plots, tables
-from slimming.reports.figures import before_after_text, scores_text
+from slimming.reports.figures import before_after_text, liveness_text, scores_text
 from slimming.runtime.device import choose_device
+from slimming.settings import name_flags
 from slimming.storage import architecture, checkpoint, files
 from slimming.storage.architecture import Architecture
+from slimming.storage.claim import claimed
 from slimming.training import loop
 from slimming.workflows import rounding
 from slimming.workflows.settings import PruningRun
@@ -58,6 +62,10 @@ class Dense:
     contents: dict
     test_loader: Batches | Stream
 
+    def claimed(self) -> contextlib.AbstractContextManager[None]:
+        """Claim the folder of the target for a block, see `slimming.storage.claim.claimed`."""
+        return claimed(self.target.parent, self.run.output.filename)
+
     @property
     def images(self) -> torch.Tensor:
         """Normalised test images for the proof, on the device of the test data."""
@@ -66,7 +74,8 @@ class Dense:
     @cached_property
     def prunable(self) -> Prunable:
         """The network with its coupled channels, and the multiples of --round-to."""
-        plain, round_to = Prunable(self.model, declared(self.model)), self.run.prune.round_to
+        plain = Prunable(self.model, declared(self.model), least=self.run.prune.least)
+        round_to = self.run.prune.round_to
         if isinstance(round_to, int):
             return replace(plain, round_to=round_to)
         ratio, name = self._ratio(plain, rounding.WITHOUT), self.run.prune.allocation
@@ -91,9 +100,8 @@ class Dense:
 
     def repaired(self, slim: nn.Module, kept: Kept) -> nn.Module:
         """``slim`` as --repair leaves it."""
-        data, network, device = self.run.data, self.network, self.test_loader.device
-        size = data.test_batch_size
-        loader = loading.batches(network.dataset, "train", size, device, network.image_size, data)
+        data, device = self.run.data, self.test_loader.device
+        loader = loading.batches_for(self.network, "train", data.test_batch_size, device, data)
         return self.run.repairing.of(slim, self.model, kept, loader).model
 
 
@@ -114,9 +122,7 @@ def load(run: PruningRun, arch: str | None, networks: dict = NETWORKS) -> Dense:
         raise UserError(f"{target} would be overwritten: use another --save or --filename")
     model, network, contents = architecture.load(path, asked, networks)
     device = choose_device(run.data.device, run.data.no_cuda)
-    loader = loading.batches(
-        network.dataset, "test", run.data.test_batch_size, device, network.image_size, run.data
-    )
+    loader = loading.batches_for(network, "test", run.data.test_batch_size, device, run.data)
     loading.check_classes(loader, network.num_classes, contents, path)
     return Dense(run, path, target, model, network, contents, loader)
 
@@ -158,15 +164,19 @@ def save_pruned(
     stages = {"dense": dense.model, "pruned": slim}
     if dense.run.repairing.repair:
         stages["repaired"] = slim = dense.repaired(slim, kept)
-        masked = masked and slicing.spread(slim, masked, kept)
+        masked = masked and slicing.scatter(slim, masked, kept)
     tested = {name: _timed_test(model, dense.test_loader) for name, model in stages.items()}
     scores = {name: score for name, (score, _) in tested.items()}
     last, images = next(reversed(scores)), dense.images
     score = scores[last]
+    alive = liveness(slim, dense.model, images)
     before, after = measure([dense.model, slim], images, (len(images),), [scores["dense"], score])
     if dense.run.repairing.repair:
         print(f"{scores_text(scores)}\n")
     print(before_after_text(before, after))
+    print(liveness_text(alive))
+    if dead := liveness_warning(alive, kept):
+        print(f"warning: {dead}")
     if masked:
         print("after: the equivalent slim network; the file contains the masked one in full shape")
     cfg = slicing.cfg_of(dense.model, choice.keep)
@@ -194,6 +204,8 @@ def _write_network(
 ) -> Path:
     """Write the pruned ``model``; in a masked file ``cfg`` is the channels that the mask keeps."""
     more: dict[str, Any] = {"classes": dense.test_loader.classes, "cfg": network.cfg or cfg}
+    if dense.contents.get("holds_zeros") and "repaired" not in scores:  # which fits all weights
+        more["holds_zeros"] = True
     first = dense.contents.get("before_pruning") or scores["dense"]._asdict()
     if "repaired" in scores:
         more["repair"] = {name: score._asdict() for name, score in scores.items()}
@@ -232,13 +244,8 @@ def print_choice(choice: Choice) -> None:
     threshold = "" if math.isnan(choice.threshold) else f"threshold {choice.threshold:.6g}: "
     print(f"{threshold}{choice.ratio:.0%} of {before} channels")
     print(tables.layers_text(choice))
-    for name in choice.rescued:
-        print(
-            f"warning: {name} would lose every channel; it keeps the one with the largest scaling "
-            "factor"
-        )
-    for line in tables.rounding_warnings(choice):
-        print(f"warning: {line}")
+    for line in tables.least_warnings(choice) + tables.rounding_warnings(choice):
+        print(f"warning: {name_flags(line, PruningRun)}")
     if 1 - after / before > choice.ratio + 0.01:
         print(
             f"warning: {1 - after / before:.0%} of the channels were pruned, because many scaling "

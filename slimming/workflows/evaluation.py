@@ -135,12 +135,10 @@ def score(subject: Subject, part: str) -> dict[str, float]:
             f"{network.dataset} is not in {folder}: add --download, set --data to its folder, or "
             "use only --flops or --compression, which need no data"
         )
-    loader = loading.batches(network.dataset, part, batch, device, network.image_size, settings)
+    loader = loading.batches_for(network, part, batch, device, settings)
     loader.augment = False
-    if isinstance(loader, Stream):  # it would still use random crops
-        samples, classes = loader.dataset.samples, loader.classes
-        size, workers = network.image_size, settings.workers
-        loader = Stream(samples, classes, size, device, workers, batch, augment=False)
+    if isinstance(loader, Stream):  # its dataset would still use random crops
+        loader = loader.without_augmentation()
     asked = None if subject.contents.get("classes") else subject.run.subject.num_classes
     loading.check_classes(loader, network.num_classes, subject.contents, subject.path, asked)
     return loop.test(subject.model, loader)._asdict()

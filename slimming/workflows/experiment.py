@@ -10,9 +10,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from slimming.data.pixels import SIZE
 from slimming.errors import Interrupted
 from slimming.settings import flat
 from slimming.storage import files
+from slimming.storage.claim import claimed
 from slimming.workflows.experiment_settings import ExperimentSettings
 from slimming.workflows.record import Record
 
@@ -42,24 +44,25 @@ class Experiment:
 def begin_experiment(settings: ExperimentSettings) -> Iterator[Experiment]:
     """Start a new experiment or, with --resume, continue an unfinished one. Printed output is also
     written to log.txt; Ctrl-C prints the command that continues it."""
-    folder = _choose_folder(settings)
-    files.write_bytes(folder / "config.json", json.dumps(config_of(settings), indent=1).encode())
-    method = {}
+    folder, method = _choose_folder(settings), {}
     if not settings.execution.skip_pruning:
         pruning = settings.pruning
         method = {"method": pruning.pruning_method, "ratio": pruning.pruning_ratio}
-    with _logged(folder / "log.txt"), _interruption(folder):
+    config = json.dumps(config_of(settings), indent=1).encode()
+    with claimed(folder), _logged(folder / "log.txt"), _interruption(folder):
+        files.write_bytes(folder / "config.json", config)
         yield Experiment(settings, folder, Record(folder / "metrics.json", **method))
 
 
 def config_of(settings: ExperimentSettings) -> dict[str, Any]:
     """All settings of the experiment by name, and the command that repeats it."""
+    size = settings.asked()["image_size"]
     values = flat(settings) | {
         "importance": settings.pruning.importance_or_default,
         "ignore": list(settings.pruning.ignore),
         "dataset": settings.data.name,
         "data": settings.data.source.data,
-        "image_size": settings.data.source.image_size,
+        "image_size": settings.data.image_size or (size if size != SIZE else None),
     }
     config = {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
     return {**config, "command": shlex.join(["python", *sys.argv])}
@@ -93,11 +96,15 @@ def _choose_folder(settings: ExperimentSettings) -> Path:
         print("note: there is no unfinished experiment with these settings: starting a new one")
     name, number = f"{stem}_{datetime.now():%Y%m%d_%H%M%S}", 1
     folder = parent / name
-    while folder.exists():
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # of another experiment that began in this second
+            if not folder.is_dir():
+                raise
         number += 1
         folder = folder.with_name(f"{name}-{number}")
-    folder.mkdir(parents=True)
-    return folder
 
 
 @contextlib.contextmanager

@@ -1,14 +1,18 @@
 """Settings of run.py."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from models import PAPER_DEPTH
+from models import NETWORKS, PAPER_DEPTH, zoo
 from slimming.data.datasets import NAMES
+from slimming.data.pixels import SIZE
 from slimming.data.settings import DataSettings, dataset_field
 from slimming.errors import UserError
+from slimming.pruning.choice import LEAST
 from slimming.pruning.importance import MEASURES
 from slimming.settings import (
     build,
@@ -23,14 +27,21 @@ from slimming.settings import (
 )
 from slimming.storage import files
 from slimming.storage.architecture import Architecture
+from slimming.storage.preprocessing import CIFAR, IMAGENET, Preprocessing
 from slimming.workflows.budgets import BudgetSettings
 from slimming.workflows.methods import METHODS
 from slimming.workflows.repairing import RepairSettings
 from slimming.workflows.rounding import round_to_field
-from slimming.workflows.settings import NetworkSettings, allocation_field, architecture_name
+from slimming.workflows.settings import (
+    NetworkSettings,
+    allocation_field,
+    architecture_name,
+    least_field,
+)
 
 _DEPTHS = ", ".join(f"{arch} {depth}" for arch, depth in PAPER_DEPTH.items())
 UNTRACKED = tuple(name for name in MEASURES if name != "biased_loss_tracked")  # needs training
+IMAGENET_SIZE = 224
 epochs_or_none = number(int, 0, 10**6)
 
 
@@ -56,7 +67,8 @@ class ModelSettings:
     )
     weights: str | None = setting(
         None,
-        "start from these weights of torchvision instead of random ones, such as DEFAULT",
+        "start from these weights of torchvision instead of random ones, such as DEFAULT; images "
+        "are normalised and, in folders, resized as the weights expect",
         metavar="NAME",
     )
     output_dir: Path = setting(
@@ -127,6 +139,7 @@ class PruningSettings:
     allocation: str | None = allocation_field(
         None, " (instead of --global-pruning and --importance)"
     )
+    least: float = least_field()
     round_to: int | Literal["auto"] = round_to_field()
     ignore: Sequence[str] = setting(
         (),
@@ -145,6 +158,8 @@ class PruningSettings:
             raise UserError("--allocation needs --pruning-method channel or slimming: omit it")
         if self.round_to != 1 and self.masks:
             raise UserError("--round-to needs --pruning-method channel or slimming: omit it")
+        if self.least != LEAST and self.masks:
+            raise UserError("--least needs --pruning-method channel or slimming: omit it")
 
     @property
     def masks(self) -> bool:
@@ -235,8 +250,7 @@ class ExperimentDataSettings(DataSettings):
         """The data to load; ``dataset`` is None if the checkpoint may give it."""
         if self.dataset != "imagenet":
             return self
-        folder, pixels = self.data or "./data.imagenet", self.image_size or 224
-        return replace(self, dataset="folder", data=folder, image_size=pixels)
+        return replace(self, dataset="folder", data=self.data or "./data.imagenet")
 
 
 @dataclass(frozen=True)
@@ -261,18 +275,44 @@ class ExperimentSettings:
         if self.budget.given and self.pruning.masks:
             raise UserError("a budget needs --pruning-method channel or slimming: omit it")
 
-    def asked(self) -> dict[str, Any]:
-        """The requested network, see `slimming.workflows.settings.NetworkSettings`."""
+    def asked(self, contents: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The requested network, see `slimming.workflows.settings.NetworkSettings`; ``contents`` of
+        its checkpoint, if any, say what was not requested."""
         network = NetworkSettings(arch=self.network.model, depth=self.network.depth)
-        return network.asked(self.data.source)
+        asked = network.asked(self.data.source)
+        size, preprocessing = self._input(asked["arch"])
+        size = self.data.image_size or (contents or {}).get("image_size") or size
+        return asked | {"image_size": size, "preprocessing": preprocessing}
+
+    def _input(self, arch: str) -> tuple[int, Preprocessing]:
+        """The image size and preprocessing of a base network without a checkpoint: those of its
+        pretrained weights, if it starts from any. Only pictures in a folder come in any size."""
+        imagenet, execution = self.data.dataset == "imagenet", self.execution
+        size, preprocessing = (IMAGENET_SIZE, IMAGENET) if imagenet else (SIZE, CIFAR)
+        weights = self.network.weights or ("DEFAULT" if execution.skip_base_training else None)
+        if weights is None or execution.model_path or arch in NETWORKS or arch not in zoo.names():
+            return size, preprocessing
+        with contextlib.suppress(ValueError):  # unknown weights are an error when they are loaded
+            preset = zoo.transforms(arch, weights)
+            (own,), (side,) = preset.crop_size, preset.resize_size
+            preprocessing = Preprocessing(
+                tuple(preset.mean),
+                tuple(preset.std),
+                Fraction(own, side).as_integer_ratio(),
+                preset.interpolation.value,
+            )
+            size = own if self.data.source.dataset == "folder" else size
+        return size, preprocessing
 
     def architecture(self, num_classes: int) -> Architecture:
         """The network, if there is no checkpoint that describes it."""
         asked = self.asked()
         arch, dataset = asked["arch"], asked["dataset"] or self.data.name
         depth = asked["depth"] or PAPER_DEPTH.get(arch)
-        pixels = asked["image_size"] or Architecture.image_size
-        return Architecture(arch, depth, dataset, num_classes, None, pixels)
+        size, preprocessing = asked["image_size"], asked["preprocessing"]
+        return Architecture(
+            arch, depth, dataset, num_classes, image_size=size, preprocessing=preprocessing
+        )
 
 
 def read_settings(typed: Mapping[str, Any]) -> ExperimentSettings:

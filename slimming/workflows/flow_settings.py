@@ -183,7 +183,7 @@ class FlowRun:
         """The requested network, for `slimming.storage.architecture.describe`; ``contents`` of its
         checkpoint, if any."""
         rounds, data, depth = self.rounds, self.data, self.rounds.depth
-        if contents.get("depth") is None:
+        if not contents:
             depth = depth or DEPTHS.get(rounds.model)
         asked = {"arch": rounds.model, "depth": depth, "num_classes": data.num_classes}
         return {**asked, "dataset": data.dataset, "image_size": data.image_size}

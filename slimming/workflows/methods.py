@@ -13,7 +13,7 @@ from slimming.data.batches import Batches
 from slimming.data.stream import Stream
 from slimming.pruning import allocation, importance, kernels, ranking, slicing
 from slimming.pruning.allocation import Prunable
-from slimming.pruning.choice import Choice, Multiples
+from slimming.pruning.choice import LEAST, Choice, Multiples
 from slimming.pruning.coupling import Group, count_filters, inside
 from slimming.pruning.groups import groups
 from slimming.pruning.scaling import Masks
@@ -29,7 +29,8 @@ class Task:
     """A dense network on the CPU, and how to prune it.
 
     The fraction ``ratio`` (0 <= ratio < 1) is pruned: of each layer if ``local``, else in one
-    ranking over the network. ``measure`` is a name in `slimming.pruning.importance`. ``images``
+    ranking over the network; each layer keeps at least the fraction ``least`` of its channels.
+    ``measure`` is a name in `slimming.pruning.importance`. ``images``
     (N, 3, H, W) are test images for the proof, on the device to use; ``training`` loads the
     training batches, for measures that need them. ``allocation``, see
     `slimming.pruning.allocation`, replaces ``measure`` and ``local``. ``fit(prune, total,
@@ -43,6 +44,7 @@ class Task:
     ratio: float
     measure: str
     local: bool = True
+    least: float = LEAST
     round_to: RoundTo = 1
     budget: BudgetSettings = field(default_factory=BudgetSettings)
     ignore: Sequence[str] = ()
@@ -71,9 +73,11 @@ def channels(task: Task) -> Pruned:
 
     def choose(ratio: float, multiples: Multiples) -> Choice:
         if task.allocation:
-            prunable = Prunable(model, coupled, multiples)
+            prunable = Prunable(model, coupled, multiples, least=task.least)
             return allocation.choose(prunable, ratio, task.allocation)
-        return ranking.choose(coupled, scores, ratio, local=task.local, round_to=multiples)
+        return ranking.choose(
+            coupled, scores, ratio, local=task.local, round_to=multiples, least=task.least
+        )
 
     multiples = _multiples(task, model, coupled, choose)
     ratio = _ratio(task, model, coupled, partial(choose, multiples=multiples))

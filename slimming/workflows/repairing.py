@@ -50,13 +50,6 @@ class RepairSettings:
         repaired = repair(slim, dense, dict(kept), images, self.repair_seed)
         for note in repaired.notes:
             print(f"note: {note}")
-        print(
-            f"repair on {repaired.images} training images: divergence from the dense network "
-            f"{repaired.before:.4g} -> {repaired.after:.4g} nats"
-        )
-        if not repaired.helped:
-            print(
-                "warning: the repair was discarded, because predictions did not get closer to "
-                "those of the dense network"
-            )
+        warning = "" if repaired.helped else "warning: "
+        print(f"{warning}repair on {repaired.images} training images: {repaired}")
         return repaired

@@ -13,9 +13,11 @@ from slimming.measuring.figures import measure
 from slimming.pruning import ranking, slicing
 from slimming.pruning.coupling import count_filters
 from slimming.pruning.groups import groups
+from slimming.pruning.liveness import liveness, liveness_warning
 from slimming.pruning.slicing import Slimmed
 from slimming.pruning.tracing import need_library
 from slimming.reports import plots
+from slimming.reports.figures import liveness_text
 from slimming.runtime import distributed
 from slimming.settings import build, kept
 from slimming.storage import files
@@ -39,8 +41,8 @@ def flow_run(typed: Mapping[str, Any]) -> tuple[FlowRun, Start]:
     """
     rounds, output = build(RoundsSettings, typed), build(FlowOutputSettings, typed)
     pretrained = None if rounds.pretrained_path == "0" else rounds.pretrained_path
-    last = output.folder(rounds.label).last
-    start = find_start(pretrained, typed.get("resume"), last, PRETRAINED)
+    folder = output.folder(rounds.label)
+    start = find_start(pretrained, typed.get("resume"), lambda: folder.last, PRETRAINED)
     resume = start.path if start.resumes else None
     run = build(FlowRun, {**recorded(FlowRun, start, typed), **typed, "resume": resume})
     return replace(run, data=run.data.resolved(known=start.resumes)), start
@@ -79,6 +81,8 @@ class Rounds:
         self.dense: dict[str, Any] = {}
         self.least: dict[str, int] = {}  # the minimal number of channels of each layer
         self.scores = FilterScores(run, trainer)
+        if trainer.resumed and self.name not in trainer.resumed:
+            raise self._without_state()
 
     def before_epoch(self, epoch: int) -> None:
         """Prune if the epoch starts with a round; track importance if the next one does."""
@@ -107,11 +111,13 @@ class Rounds:
             self.least = dict(state["least"])
             self.scores.load_state_dict(state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            path = self.run.train.resume
-            raise UserError(
-                f"{path} has no state of pruning rounds to resume: start a new run from it with "
-                "--pretrained_path"
-            ) from error
+            raise self._without_state() from error
+
+    def _without_state(self) -> UserError:
+        return UserError(
+            f"{self.run.train.resume} has no state of pruning rounds to resume: start a new run "
+            "from it with --pretrained_path"
+        )
 
     def write_results(self) -> None:
         """Write a picture of the rounds and, with --track_stats, stats.json."""
@@ -144,12 +150,14 @@ class Rounds:
         ratio = max(0.0, 1 - stay / left)
         choice = ranking.choose(coupled, self.scores.of_filters(epoch), ratio, least=self.least)
         slimmed = self._repaired(slicing.apply(model, coupled, choice, images))
+        alive = liveness(slimmed.model, model, images)
         self._replace(slimmed)
         gone = sum(
             int(g.filters[~choice.keep[g.name]].sum()) for g in coupled if g.name in choice.keep
         )
         size = size_of(trainer, left - gone)
-        self.done.append({"epoch": epoch, **size, "difference": slimmed.difference})
+        proof = {"difference": slimmed.difference, "liveness": alive}
+        self.done.append({"epoch": epoch, **size, **proof})
         self._print_round(left, slimmed)
 
     def _repaired(self, slimmed: Slimmed) -> Slimmed:
@@ -184,9 +192,12 @@ class Rounds:
         print(
             f"round {len(self.done)} of {self.run.rounds.n_rounds}: {before} -> {left} of {full} "
             f"filters ({left / full:.1%}), {size['parameters']:,} parameters, "
-            f"{size['flops'] / 1e6:.1f} MFLOPs; slim equals masked: {slimmed.difference:.1e}",
+            f"{size['flops'] / 1e6:.1f} MFLOPs; slim equals masked: {slimmed.difference:.1e}; "
+            f"{liveness_text(size['liveness'])}",
             flush=True,
         )
+        if dead := liveness_warning(size["liveness"], slimmed.kept):
+            print(f"warning: {dead}")
         if slimmed.choice.rescued:
             names = ", ".join(slimmed.choice.rescued)
             print(f"warning: these layers keep only the minimal number of channels: {names}")

@@ -10,7 +10,7 @@ from slimming.data.batches import Batches
 from slimming.data.stream import Stream
 from slimming.reports.figures import stage_text
 from slimming.runtime.device import choose_device
-from slimming.storage import architecture
+from slimming.storage import architecture, checkpoint
 from slimming.storage.architecture import Architecture
 from slimming.training import loop
 from slimming.workflows.experiment_settings import ExperimentSettings
@@ -30,14 +30,14 @@ def batches(settings: ExperimentSettings, network: Architecture, part: str) -> B
     data = settings.data.source
     device = choose_device(data.device, data.no_cuda)
     size = data.test_batch_size if part == "test" else settings.base.batch_size
-    seed = settings.base.seed
-    return loading.batches(network.dataset, part, size, device, network.image_size, data, seed)
+    return loading.batches_for(network, part, size, device, data, settings.base.seed)
 
 
 def evaluate(settings: ExperimentSettings, path: Path) -> Evaluated:
     """Evaluate the network in ``path``. UserError if it is not the requested one, or its classes
     are not those of the data."""
-    model, network, contents = architecture.load(path, settings.asked())
+    contents = checkpoint.read(path)
+    model, network = architecture.rebuild(path, contents, settings.asked(contents))
     loader = batches(settings, network, "test")
     loading.check_classes(loader, network.num_classes, contents, str(path))
     score = loop.test(model.to(loader.device), loader)

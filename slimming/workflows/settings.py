@@ -11,6 +11,7 @@ from slimming.data.datasets import ON_DISK
 from slimming.data.settings import DataSettings, dataset_field
 from slimming.errors import UserError
 from slimming.pruning.allocation import allocation_name
+from slimming.pruning.choice import LEAST
 from slimming.settings import count, fraction, number, part, plain_name, setting
 from slimming.training.run_folder import RunFolder
 from slimming.training.settings import TrainSettings
@@ -207,6 +208,12 @@ class TrainingRun:
             path = Path("ckpts") / "_".join(part for part in parts if part)
         return RunFolder(path, self.output.filename, resumed)
 
+    @property
+    def named_by_file(self) -> bool:
+        """Whether the name of the folder contains the network of the file to fine-tune."""
+        output = self.output
+        return bool(self.start.refine and output.tag and not output.save and not self.network.arch)
+
     def starting_from(self, **files: str | None) -> "TrainingRun":
         """The same run with different ``refine`` and ``resume``."""
         return replace(self, start=StartSettings(**files))
@@ -217,6 +224,14 @@ def allocation_field(default: str | None, more: str = "") -> Any:
     text = "which layers lose the channels with the smallest |γ|: global, one threshold over the "
     text += "network; uniform, all alike; lamp, by LAMP scores; random-N, a candidate of sweep.py"
     return setting(default, text + more, metavar="A", parse=allocation_name)
+
+
+def least_field(default: float = LEAST) -> Any:
+    """The field of the fraction of its channels that each layer keeps."""
+    text = "each layer keeps at least this fraction of its channels, or 1 - P if that is less"
+    text += "; 0: one channel"
+    text += "" if default else ", as in the paper"
+    return setting(default, text, metavar="F", parse=number(float, 0, 1))
 
 
 @dataclass(frozen=True)
@@ -234,6 +249,7 @@ class PruneSettings:
         parse=fraction,
     )
     allocation: str = allocation_field("global", " (default: global)")
+    least: float = least_field(0.0)
     round_to: int | Literal["auto"] = round_to_field()
 
 

@@ -5,7 +5,7 @@ Each stage saves its network in the folder of the experiment, and is skipped if 
 
 import platform
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -17,15 +17,17 @@ from torch import nn
 from models import widths
 from slimming.data.batches import Batches
 from slimming.data.stream import Stream
-from slimming.pruning import kernels, slicing
+from slimming.pruning import slicing
+from slimming.pruning.liveness import liveness, liveness_warning
 from slimming.reports import tables
+from slimming.reports.figures import liveness_text
 from slimming.runtime.device import choose_device
-from slimming.settings import kept
+from slimming.settings import kept, name_flags
 from slimming.storage import architecture, checkpoint, files
 from slimming.storage.architecture import Architecture
 from slimming.training import loop
 from slimming.training.callbacks import EarlyStopping
-from slimming.training.penalties import GradientMask, L1Penalty
+from slimming.training.penalties import L1Penalty
 from slimming.training.run_folder import RunFolder
 from slimming.training.settings import TrainSettings
 from slimming.training.trainer import Trainer
@@ -47,14 +49,19 @@ def train_base(experiment: Experiment, given: Path | None) -> Path:
         assert given, "--skip-base-training needs a network to start from"
         print(f"the base network is {given}")
         record.update(base_from=str(given))
-        files.write_bytes(base, given.read_bytes())
-        score, history = evaluate(settings, base).score, checkpoint.read(base).get("history", ())
+        _, network, score = evaluate(settings, given)
+        contents = checkpoint.read(given)
+        if contents.get("arch"):
+            files.write_bytes(base, given.read_bytes())
+        else:  # of the original suite: the next stages need no flags
+            checkpoint.write(base, {**contents, **asdict(network)})
+        history = contents.get("history", ())
     else:
         slimming = settings.pruning.pruning_method == "slimming"
         sparse = slimming and not settings.execution.skip_pruning
         epochs, lr = settings.base.base_train_epochs, settings.base.learning_rate
         train = _train_settings(settings, epochs, lr, sparse)
-        trainer, folder = _open(experiment, "base", train, given)
+        trainer, _, folder = _open(experiment, "base", train, given)
         penalty = [L1Penalty(trainer.model, train.s)] if sparse else []
         _fit(experiment, trainer, penalty, folder)
         files.write_bytes(base, folder.best.read_bytes())
@@ -69,7 +76,7 @@ def prune(experiment: Experiment, base: Path) -> Path:
     target, began = experiment.network_file("pruned"), time.perf_counter()
     if record.done("pruned"):
         return target
-    model, network, _ = architecture.load(base)
+    model, network, of_base = architecture.load(base)
     loader = batches(settings, network, "test")
     task = _task(settings, model, network, loader)
     pruned = METHODS[settings.pruning.pruning_method](task)
@@ -84,18 +91,23 @@ def prune(experiment: Experiment, base: Path) -> Path:
         score.prec1,
         classes=loader.classes,
         before_pruning={"loss": before["loss"], "prec1": before["top-1"]},
+        holds_zeros=settings.pruning.masks or bool(of_base.get("holds_zeros")),
         **({"kept": pruned.kept} if settings.repairing.repair else {}),
     )
     checkpoint.write(target, contents)
     layers = layer_by_layer(model, pruned.model, settings.pruning.masks)
-    warnings = _warnings(settings, pruned, layers)
+    alive = liveness(pruned.model, model, task.images)
+    warnings = _warnings(settings, pruned, layers, alive)
     for line in warnings:
         print(f"warning: {line}")
-    difference = pruned.difference
     record.add(
-        "pruned", target, score, began, difference=difference, layers=layers, warnings=warnings
+        *("pruned", target, score, began),
+        difference=pruned.difference,
+        liveness=alive,
+        layers=layers,
+        warnings=warnings,
     )
-    _print_pruned(pruned, layers)
+    _print_pruned(pruned, layers, alive)
     return target
 
 
@@ -110,6 +122,7 @@ def repair(experiment: Experiment, base: Path, pruned: Path) -> Path:
     repaired = settings.repairing.of(slim, dense, contents.pop("kept"), training)
     score = loop.test(repaired.model, test)
     contents |= {"state_dict": repaired.model.cpu().state_dict(), "best_prec1": score.prec1}
+    contents["holds_zeros"] = False  # repair fits all weights
     checkpoint.write(target, contents)
     record.add("repaired", target, score, began, divergence=[repaired.before, repaired.after])
     return target
@@ -123,9 +136,9 @@ def fine_tune(experiment: Experiment, pruned: Path) -> Path:
         return rebuilt
     tuning = settings.fine_tuning
     train = _train_settings(settings, tuning.finetune_epochs, tuning.finetune_lr)
-    trainer, folder = _open(experiment, "finetune", train, pruned)
-    zeros = kernels.zero_masks(trainer.model)
-    _fit(experiment, trainer, [GradientMask(trainer.model, trainer.optimizer, zeros)], folder)
+    trainer, start, folder = _open(experiment, "finetune", train, pruned)
+    start.contents.setdefault("holds_zeros", settings.pruning.masks)  # of an older version
+    _fit(experiment, trainer, training.hold_zeros(trainer, start), folder)
     files.write_bytes(rebuilt, folder.best.read_bytes())
     record.add("fine-tuned", rebuilt, _best_score(trainer), began, trainer.history)
     return rebuilt
@@ -149,18 +162,18 @@ def _train_settings(
 
 def _open(
     experiment: Experiment, name: str, train: TrainSettings, weights: Path | None
-) -> tuple[Trainer, RunFolder]:
-    """The trainer of a stage and its folder: resumed if the stage was interrupted, else from
-    ``weights``, else from random ones."""
+) -> tuple[Trainer, training.Start, RunFolder]:
+    """The trainer of a stage, where it starts, and its folder: resumed if the stage was
+    interrupted, else from ``weights``, else from random ones."""
     settings, path = experiment.settings, experiment.folder / name
     last = RunFolder(path).last
     start = training.Start.at(refine=weights, resume=last if last.exists() else None)
     data = settings.data.source
-    asked = settings.asked() | {"dataset": settings.architecture(1).dataset}
+    asked = settings.asked(start.contents) | {"dataset": settings.architecture(1).dataset}
     model, network, loaders = training.open_network(train, data, asked, start)
     trainer = Trainer(model, network, *loaders, train, kept=kept(train))
     folder = RunFolder(path, resumed=start.path if start.resumes else None)
-    return training.begin(trainer, start), folder
+    return training.begin(trainer, start), start, folder
 
 
 def _fit(experiment: Experiment, trainer: Trainer, callbacks: list[Any], folder: RunFolder) -> None:
@@ -194,6 +207,7 @@ def _task(
         pruning.pruning_ratio,
         pruning.measure,
         local=not pruning.global_pruning,
+        least=pruning.least,
         round_to=pruning.round_to,
         budget=settings.budget,
         ignore=pruning.ignore,
@@ -203,12 +217,15 @@ def _task(
     )
 
 
-def _warnings(settings: ExperimentSettings, pruned: Pruned, layers: dict[str, list]) -> list[str]:
-    """Warnings if something else was pruned than requested."""
-    choice, lines = pruned.choice, []
+def _warnings(
+    settings: ExperimentSettings, pruned: Pruned, layers: dict[str, list], alive: float | None
+) -> list[str]:
+    """Warnings if something else was pruned than requested, or if the network is dead."""
+    choice, dead = pruned.choice, liveness_warning(alive, pruned.kept)
+    lines = [dead] if dead else []
     if choice:
-        lines += [f"{name} keeps only one channel" for name in choice.rescued]
-        lines += tables.rounding_warnings(choice)
+        more = tables.least_warnings(choice) + tables.rounding_warnings(choice)
+        lines += [name_flags(line, ExperimentSettings) for line in more]
     if settings.pruning.masks:
         lines += _short_of(settings, layers[WEIGHTS])
     return lines
@@ -230,10 +247,11 @@ def _short_of(settings: ExperimentSettings, rows: list) -> list[str]:
     ]
 
 
-def _print_pruned(pruned: Pruned, layers: dict[str, list]) -> None:
+def _print_pruned(pruned: Pruned, layers: dict[str, list], alive: float | None) -> None:
     if pruned.difference is not None:
         difference = f"{pruned.difference:.1e}"
         print(f"slim equals masked: largest difference of the logits {difference} (relative)")
+    print(liveness_text(alive))
     for counted, rows in layers.items():
         texts = [[name, f"{before:,}", f"{after:,}"] for name, before, after in rows]
         print(tables.table([counted, "before", "after"], texts))

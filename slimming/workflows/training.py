@@ -1,7 +1,7 @@
 """main.py: train a network, fine-tune a pruned one, or resume a run."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +9,25 @@ import torch
 from torch import nn
 
 from models import NETWORKS, PAPER_DEPTH
-from slimming import settings as fields_of
 from slimming.data import loading
 from slimming.data.batches import Batches
 from slimming.data.settings import DataSettings
 from slimming.data.stream import Stream
 from slimming.errors import Interrupted, UserError
 from slimming.measuring.figures import measure
+from slimming.pruning import kernels
 from slimming.reports import plots, tables
 from slimming.reports.board import TensorBoard
 from slimming.reports.figures import size_text
 from slimming.runtime import distributed, threads
 from slimming.runtime.device import choose_device
 from slimming.runtime.randomness import seed_everything
-from slimming.settings import Dataclass, Spec, flag_names, specs
+from slimming.settings import Dataclass, Spec, build, flag_names, kept, specs
 from slimming.storage import architecture, checkpoint, files
 from slimming.storage.architecture import Architecture
 from slimming.training.callbacks import CheckpointWriter, EpochPrinter
 from slimming.training.loop import Score
+from slimming.training.penalties import GradientMask
 from slimming.training.run_folder import RunFolder
 from slimming.training.settings import TrainSettings
 from slimming.training.trainer import Trainer
@@ -63,22 +64,33 @@ def main_run(typed: Mapping[str, Any]) -> tuple[TrainingRun, Start]:
     With ``--resume``, other settings come from the checkpoint. UserError if files are missing or
     contradict the flags.
     """
-    run = fields_of.build(TrainingRun, typed)
-    last = run.starting_from(refine=run.start.refine, resume=None).folder().last
-    start = find_start(run.start.refine, run.start.resume, last)
-    run = fields_of.build(TrainingRun, {**recorded(TrainingRun, start, typed), **typed})
+    run = build(TrainingRun, typed)
+    start = find_start(run.start.refine, run.start.resume, lambda: _last_of(run))
+    run = build(TrainingRun, {**recorded(TrainingRun, start, typed), **typed})
     path = {"refine": None, "resume": start.path} if start.resumes else {"refine": start.path}
     return run.starting_from(**{"resume": None, **path}), start
 
 
+def _last_of(run: TrainingRun) -> Path:
+    """The checkpoint that --resume auto looks for: the one that a new run would write."""
+    arch, refine = None, run.start.refine
+    if refine and run.named_by_file:
+        start = Start.at(files.find(Path(refine), *TO_REFINE), None)
+        arch = architecture.describe(start.path, start.contents, {})["arch"]
+    return run.starting_from(refine=refine, resume=None).folder(arch).last
+
+
 def find_start(
-    refine: str | None, resume: str | None, last: Path, patterns: tuple[str, ...] = TO_REFINE
+    refine: str | None,
+    resume: str | None,
+    last: Callable[[], Path],
+    patterns: tuple[str, ...] = TO_REFINE,
 ) -> Start:
-    """Where a run starts: from the checkpoint to ``resume`` ("auto" is ``last``, if it exists),
+    """Where a run starts: from the checkpoint to ``resume`` ("auto" is ``last()``, if it exists),
     else from the file to ``refine``, or the first of ``patterns`` in that folder. UserError if the
     file is missing."""
     if resume == "auto":
-        resume = str(last) if last.exists() else None
+        resume = str(path) if (path := last()).exists() else None
     if resume:
         return Start.at(None, files.find(Path(resume), *TO_RESUME))
     return Start.at(refine and files.find(Path(refine), *patterns), None)
@@ -121,7 +133,7 @@ def prepare(run: TrainingRun, start: Start, networks: dict = NETWORKS) -> Traine
     """
     asked = run.network.asked(run.data)
     model, network, loaders = open_network(run.train, run.data, asked, start, networks)
-    trainer = Trainer(model, network, *loaders, run.train, kept=fields_of.kept(run))
+    trainer = Trainer(model, network, *loaders, run.train, kept=kept(run))
     return begin(trainer, start)
 
 
@@ -148,17 +160,18 @@ def open_network(
     wanted["spelled"] = asked.get("spelled")
     if start.path:
         model, network = architecture.rebuild(start.path, start.contents, wanted, networks)
-        loaders = _load_data(train, data, network.dataset, network.image_size, device)
+        loaders = _load_data(train, data, network, device)
         outputs = network.num_classes
         loading.check_classes(
             loaders[1], outputs, start.contents, start.path, asked.get("num_classes")
         )
     else:
         del wanted["spelled"]
-        Architecture(**wanted | {"num_classes": 1}).check(networks)  # before any download
-        loaders = _load_data(train, data, wanted["dataset"], wanted["image_size"], device)
+        network = Architecture(**wanted | {"num_classes": 1})
+        network.check(networks)  # before any download
+        loaders = _load_data(train, data, network, device)
         outputs = _outputs(wanted["num_classes"], len(loaders[1].classes))
-        network = Architecture(**wanted | {"num_classes": outputs})
+        network = replace(network, num_classes=outputs)
         model = network.build(networks)
     if train.sync_bn:
         model = distributed.synchronize_bn(model, device)
@@ -173,6 +186,7 @@ def _with_defaults(known: dict[str, Any]) -> dict[str, Any]:
         "dataset": known["dataset"] or "cifar100",
         "image_size": known["image_size"] or Architecture.image_size,
         "options": known["options"],
+        "preprocessing": known["preprocessing"],
         "num_classes": known["num_classes"],
     }
 
@@ -187,11 +201,11 @@ def _outputs(asked: int | None, classes: int) -> int:
 
 
 def _load_data(
-    train: TrainSettings, data: DataSettings, dataset: str, image_size: int, device: torch.device
+    train: TrainSettings, data: DataSettings, network: Architecture, device: torch.device
 ) -> tuple[Batches | Stream, Batches | Stream]:
     sizes = {"test": data.test_batch_size, "train": train.batch_size}
     test, training = (
-        loading.batches(dataset, part, size, device, image_size, data, train.seed)
+        loading.batches_for(network, part, size, device, data, train.seed)
         for part, size in sizes.items()  # the smaller split first, to raise errors early
     )
     return training, test
@@ -209,6 +223,23 @@ def begin(trainer: Trainer, start: Start, refines: bool = True) -> Trainer:
         print(f"note: {start.path} is not pruned: training continues with the full network")
     distributed.check_same(trainer.epoch, trainer.device, DIFFERENT_EPOCHS)
     return trainer
+
+
+def hold_zeros(trainer: Trainer, start: Start) -> list[GradientMask]:
+    """A callback that keeps the zeros of convolutions at zero if the file of ``start`` says that
+    pruning made them, as those of run.py --pruning-method kernel and intra-kernel do; else none.
+    Prints a note if it has many zeros and does not say so."""
+    trainer.holds_zeros = bool(start.contents.get("holds_zeros"))
+    if trainer.holds_zeros:
+        return [GradientMask(trainer.model, trainer.optimizer, kernels.zero_masks)]
+    weights = [layer.weight for layer in kernels.convolutions(trainer.model).values()]
+    zeros = sum(int((weight == 0).sum()) for weight in weights)
+    if zeros > kernels.SPARSE * sum(weight.numel() for weight in weights):
+        print(
+            f"note: {zeros:,} weights of convolutions are zero. {start.path} does not say that "
+            "they were pruned, so they are trained like all others"
+        )
+    return []
 
 
 def _score_before_pruning(start: Start) -> Score | None:
@@ -229,12 +260,20 @@ def fit(
 ) -> None:
     """Train to the last epoch with ``callbacks``; after each epoch, evaluate and save checkpoints
     to ``folder``; then print the results. Raises Interrupted on Ctrl-C, Diverged if a loss is not
-    finite; the checkpoint of the last complete epoch is kept in both cases."""
+    finite; the checkpoint of the last complete epoch is kept in both cases. UserError if another
+    run writes to the folder."""
     trainer.add(*callbacks)  # first: if one cannot resume, the folder stays unchanged
+    with folder.claimed():
+        _fit(trainer, folder, data, tensorboard)
+    distributed.stop()
+
+
+def _fit(trainer: Trainer, folder: RunFolder, data: DataSettings, tensorboard: bool) -> None:
+    held = [mask.summary() for mask in trainer.callbacks if isinstance(mask, GradientMask)]
     first = distributed.rank() == 0  # only this process writes and prints
     if first:
         folder.prepare()
-    print(summary(trainer, folder), flush=True)
+    print("\n".join(filter(None, [summary(trainer, folder), *held])), flush=True)
     if trainer.epoch < trainer.settings.epochs and not data.threads:
         threads.print_load_note(trainer.device)
     trainer.add(CheckpointWriter(trainer, folder.last, folder.best))
@@ -247,7 +286,6 @@ def fit(
             print_results(trainer, folder)
     except KeyboardInterrupt:
         raise Interrupted(folder.how_to_continue()) from None
-    distributed.stop()
 
 
 def summary(trainer: Trainer, folder: RunFolder) -> str:
@@ -277,7 +315,7 @@ def print_results(trainer: Trainer, folder: RunFolder) -> None:
     print(f"\nbest top-1 {trainer.best_prec1:.2%}; {results if wrote else 'nothing was trained'}")
     if history and trainer.full_score:
         last = Score(history[-1]["test_loss"], history[-1]["test_prec1"])
-        print("\nbefore: the full network when it was pruned, after: the slim network now")
+        print("\nbefore: the full network when it was pruned, after: the pruned network now")
         network, loader = trainer.architecture, trainer.test_loader
         score = trainer.full_score
         print(before_after.against_full(trainer.model, network, last, score, loader))

@@ -37,7 +37,7 @@ class Format:
         """UserError if a package that it needs is not installed."""
         for module in (*self.modules, *(self.for_int8 if precision == "int8" else ())):
             with quietly():
-                purpose = f"--format {name} --precision {precision}"
+                purpose = f"`format` {name} `precision` {precision}"
                 optional.need(module, module, purpose, f"-r {REQUIREMENTS}")
 
     def dtype(self, precision: str) -> torch.dtype:

@@ -6,25 +6,28 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from slimming.data.pixels import MEAN, STD, denormalize
+from slimming.data.pixels import denormalize
+from slimming.storage.preprocessing import CIFAR, Preprocessing
 
 
 @dataclass(frozen=True)
 class Feed:
     """What a program feeds: images (N, 3, size, size), normalised, fp32. With ``uint8`` raw pixels,
-    which the graph normalises; with ``nhwc`` as (N, size, size, 3). ``batch``: N; None for any."""
+    which the graph normalises as ``preprocessing`` says; with ``nhwc`` as (N, size, size, 3).
+    ``batch``: N; None for any."""
 
     size: int = 32
     uint8: bool = False
     nhwc: bool = False
     batch: int | None = None
+    preprocessing: Preprocessing = CIFAR
 
     def __str__(self) -> str:
         return f"{'uint8' if self.uint8 else 'float32'} {'NHWC' if self.nhwc else 'NCHW'}"
 
     def of(self, images: torch.Tensor) -> torch.Tensor:
         """Normalised ``images`` (N, 3, H, W) as a program feeds them."""
-        fed = denormalize(images) if self.uint8 else images
+        fed = denormalize(images, self.preprocessing) if self.uint8 else images
         return (fed.permute(0, 2, 3, 1) if self.nhwc else fed).contiguous()
 
 
@@ -37,8 +40,8 @@ class _Fed(nn.Module):
     def __init__(self, model: nn.Module, feed: Feed):
         super().__init__()
         self.model, self.feed = model, feed
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1))
+        self.register_buffer("mean", torch.tensor(feed.preprocessing.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(feed.preprocessing.std).view(3, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         images = images.permute(0, 3, 1, 2) if self.feed.nhwc else images

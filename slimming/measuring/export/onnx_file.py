@@ -66,14 +66,15 @@ def compact(graph: Any) -> None:
     for node in graph.node:
         node.name = ""
         if node.op_type == "DequantizeLinear" and len(node.input) == 3:
-            point = values[node.input[2]]
-            if point.dtype != np.uint8 and not point.any():  # uint8: that of the quantizer before
+            point = values.get(node.input[2])
+            # uint8: that of the quantizer before
+            if point is not None and point.dtype != np.uint8 and not point.any():
                 del node.input[2]
     read = {name for node in graph.node for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
     graph.initializer.extend(kept)
-    named = {value.name for value in (*graph.input, *graph.output)}
+    named = {"", *(value.name for value in (*graph.input, *graph.output))}  # "": an omitted input
     named |= {name for name, value in values.items() if is_weight(value.shape)}
     short: dict[str, str] = {}
     for node in graph.node:

@@ -14,6 +14,7 @@ from slimming.measuring.export import engines
 from slimming.measuring.export.formats import FORMATS
 from slimming.measuring.export.graph import traced
 from slimming.measuring.forms import FORMS
+from slimming.runtime.failures import raise_if_of_the_machine
 from slimming.workflows.exporting.subject import Subject
 
 
@@ -74,5 +75,6 @@ def _explained(problem: str, advice: str = "") -> Iterator[None]:
     except (UserError, OSError):
         raise
     except Exception as error:
+        raise_if_of_the_machine(error)
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{problem}: {reason}{advice}") from error

@@ -10,6 +10,7 @@ from slimming.measuring.export.formats import FORMATS, PRECISIONS
 from slimming.measuring.export.graph import Feed
 from slimming.measuring.forms import FORMS
 from slimming.settings import count, number, part, seed, setting, some_of
+from slimming.storage.preprocessing import Preprocessing
 from slimming.workflows.checkpoint_settings import CheckpointSettings
 from slimming.workflows.evaluation_settings import IN_FOLDER
 from slimming.workflows.settings import save_field
@@ -71,10 +72,10 @@ class GraphSettings:
         """The (format, precision) of each file."""
         return [(name, precision) for name in self.format for precision in self.precision]
 
-    def feed(self, size: int) -> Feed:
+    def feed(self, size: int, preprocessing: Preprocessing) -> Feed:
         """What programs feed, for images of ``size`` pixels."""
         batch = None if self.dynamic_batch else self.batch
-        return Feed(size, self.uint8, self.layout == "nhwc", batch)
+        return Feed(size, self.uint8, self.layout == "nhwc", batch, preprocessing)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import nn
 
 from slimming.data import datasets, loading
 from slimming.data.batches import Batches
-from slimming.data.pixels import MEAN, SIZE, STD
+from slimming.data.pixels import SIZE
 from slimming.data.stream import Stream
 from slimming.measuring import profiling
 from slimming.measuring.export.graph import Feed
@@ -63,9 +63,8 @@ class Subject:
         """Batches of training images, as programs feed them."""
         run, network = self.run, self.network
         size = self.feed.batch or BATCH
-        training = loading.batches(
-            network.dataset, "train", size, self.test.device, self.feed.size, run.data
-        )
+        fed = replace(network, image_size=self.feed.size)
+        training = loading.batches_for(fed, "train", size, self.test.device, run.data)
         judging = run.judging
         images, _ = training.draw(judging.calibration_images, judging.calibration_seed)
         rows = torch.arange(-(-len(images) // size) * size) % len(images)
@@ -108,8 +107,9 @@ class Subject:
             "input": str(self.feed),
             "image_size": str(self.feed.size),
             "crop": self._crop(),
-            "mean": json.dumps(MEAN),
-            "std": json.dumps(STD),
+            "interpolation": self.network.preprocessing.interpolation,
+            "mean": json.dumps(self.network.preprocessing.mean),
+            "std": json.dumps(self.network.preprocessing.std),
             "precision": precision,
             "form": form,
             "source": f"{self.path.name} (SHA-256 {self.digest})",
@@ -118,7 +118,8 @@ class Subject:
     def _crop(self) -> str:
         """How a picture becomes an image of the network's size: as in training."""
         if self.feed.size != SIZE:
-            return "center 7/8"
+            left, whole = self.network.preprocessing.crop
+            return f"center {left}/{whole}"
         border = datasets.KINDS[self.network.dataset].border
         return f"pad {border}" if border else "whole"
 
@@ -139,6 +140,8 @@ def load(run: ExportRun) -> Subject:
     dense = replace(network, cfg=None).build().eval()
     device = choose_device(data.device, data.no_cuda)
     threads.print_load_note(device)
-    test = loading.batches(network.dataset, "test", data.test_batch_size, device, size, data)
+    fed = replace(network, image_size=size)
+    test = loading.batches_for(fed, "test", data.test_batch_size, device, data)
     loading.check_classes(test, network.num_classes, contents, path)
-    return Subject(run, path, read, network, slim, dense, run.graph.feed(size), test)
+    feed = run.graph.feed(size, network.preprocessing)
+    return Subject(run, path, read, network, slim, dense, feed, test)

@@ -8,6 +8,7 @@ from slimming.errors import Interrupted
 from slimming.measuring import profiling
 from slimming.pruning import slicing
 from slimming.pruning.front import front, knee
+from slimming.pruning.liveness import liveness, liveness_warning
 from slimming.pruning.proof import prove_equal
 from slimming.reports import sweep_page, sweep_plot, sweep_text
 from slimming.runtime import optional
@@ -41,8 +42,8 @@ def candidates(subject: Subject) -> list[Candidate]:
     if subject.run.budget.given:
         return made
     count = len(subject.searched)
-    spread = [ratios[int((i + 0.5) / count * len(ratios))] for i in range(count)]
-    return made + [Candidate(*pair) for pair in zip(subject.searched, spread, strict=True)]
+    ratios_tried = [ratios[int((i + 0.5) / count * len(ratios))] for i in range(count)]
+    return made + [Candidate(*pair) for pair in zip(subject.searched, ratios_tried, strict=True)]
 
 
 def within_budget(subject: Subject) -> list[Candidate]:
@@ -121,6 +122,9 @@ def test(subject: Subject, point: dict[str, Any]) -> None:
     _, slim, kept = subject.slim(Candidate(point["allocation"], point["ratio"]))
     difference = prove_equal(slim, slicing.masked(model, kept), subject.test.first(64))
     repaired = (subject.layer_by_layer if exact else subject.one_pass.repaired)(slim, kept)
+    dead = liveness_warning(liveness(repaired, model, subject.calibration[:64]), kept)
+    if dead:
+        print(f"warning: {dead}")
     stages = {"dense": model, "pruned": slim, "repaired": repaired}
     scores = {n: loop.test(m.to(subject.test.device), subject.test) for n, m in stages.items()}
     model.cpu()
@@ -177,6 +181,7 @@ def _point(subject: Subject, candidate: Candidate) -> dict[str, Any]:
         "params": counts.parameters / dense["parameters"],
         "latency": ours / theirs,
         "ms": 1e3 * ours,
+        "liveness": liveness(slim, subject.prunable.model, subject.calibration[:64]),
         "pruned": subject.top1(slim),
         "repaired": subject.top1(repaired),
         "layers": [

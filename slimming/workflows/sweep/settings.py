@@ -12,7 +12,7 @@ from slimming.reports.sweep_plot import COSTS
 from slimming.settings import count, number, part, seed, setting, some_of
 from slimming.workflows.budgets import BudgetSettings
 from slimming.workflows.checkpoint_settings import CheckpointSettings
-from slimming.workflows.settings import save_field
+from slimming.workflows.settings import least_field, save_field
 
 SEARCH = "search"
 LOWEST, HIGHEST = 0.05, 0.95
@@ -40,6 +40,7 @@ class PointsSettings:
     candidates: int = setting(
         100, "number of random candidates of --allocation search", metavar="N", parse=count
     )
+    least: float = least_field()
     round_to: int = setting(
         1, "keep a multiple of N channels in each layer", metavar="N", parse=count
     )

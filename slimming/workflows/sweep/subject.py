@@ -26,7 +26,9 @@ from slimming.storage import architecture
 from slimming.storage.architecture import Architecture
 from slimming.training import loop
 from slimming.workflows.before_after import one_process
+from slimming.workflows.experiment_settings import PruningSettings
 from slimming.workflows.repairing import RepairSettings
+from slimming.workflows.settings import PruneSettings
 from slimming.workflows.sweep.record import SweepRecord, digest
 from slimming.workflows.sweep.settings import SEARCH, SweepRun
 
@@ -109,8 +111,7 @@ def load(run: SweepRun) -> Subject:
     device = choose_device(data.device, data.no_cuda)
     size = data.test_batch_size
     training, test = (
-        loading.batches(network.dataset, part, size, device, network.image_size, data)
-        for part in ("train", "test")
+        loading.batches_for(network, part, size, device, data) for part in ("train", "test")
     )
     loading.check_classes(test, network.num_classes, contents, path)
     wanted = judging.held_back + judging.repair_images
@@ -126,7 +127,8 @@ def load(run: SweepRun) -> Subject:
     judged = list(
         zip(images[:held_back].split(BATCH), labels[:held_back].split(BATCH), strict=True)
     )
-    prunable = Prunable(model, groups(model, test.first(1)), run.points.round_to)
+    coupled = groups(model, test.first(1))
+    prunable = Prunable(model, coupled, run.points.round_to, least=run.points.least)
     basis: dict[str, Any] = {
         "checkpoint": digest(path),
         "dataset": network.dataset,
@@ -134,6 +136,7 @@ def load(run: SweepRun) -> Subject:
         "--held-back": judging.held_back,
         "--repair-images": judging.repair_images,
         "--repair-seed": judging.repair_seed,
+        "--least": run.points.least,
         "--round-to": run.points.round_to,
         "--latency-batch": run.budget.latency_batch,
         "--device": device.type,
@@ -158,7 +161,9 @@ def command(subject: Subject, candidate: Candidate) -> str:
         words += ["--skip-base-training", "--model-path", str(subject.path)]
         words += ["--pruning-ratio", ratio, "--allocation", name, "--finetune-epochs", "0"]
     defaults = vars(RepairSettings())
+    least = (PruneSettings if network.arch in SCRIPTS else PruningSettings).least  # the default
     more: dict[str, Any] = {
+        "--least": run.points.least if run.points.least != least else None,
         "--round-to": run.points.round_to if run.points.round_to > 1 else None,
         "--depth": network.depth if network.arch not in SCRIPTS else run.subject.depth,
         "--image-size": network.image_size if network.image_size != SIZE else None,

@@ -1,0 +1,70 @@
+"""Whether a slim network still tells images apart.
+
+The proof cannot show it: if what is left of a network is constant, so is the masked network, and
+both are equal.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from slimming.pruning.proof import only_logits
+from slimming.pruning.scaling import Masks
+
+FAINT = 0.01  # of the dense network's spread: less is hardly any, see benchmarks/defaults.py
+NOISE = 1e-6  # of the largest output: a smaller spread is rounding
+
+
+def spread_ratio(slim: Sequence[torch.Tensor], dense: Sequence[torch.Tensor]) -> float | None:
+    """The spread over images of a slim network's outputs, as a fraction of the dense network's.
+
+    Both are lists of the same output tensors (N, ...), for the same N images. The spread of one is
+    the root mean square, over its elements, of the standard deviation over images; of several
+    outputs the smallest fraction counts. None if it cannot be told: fewer than 2 images, or dense
+    outputs that are constant themselves.
+    """
+    ratios = []
+    for ours, theirs in zip(slim, dense, strict=True):
+        if theirs.dim() == 0 or len(theirs) < 2 or not theirs.is_floating_point():
+            continue
+        before = _spread(theirs)
+        if before > NOISE * float(theirs.abs().max()):
+            ratios.append(_spread(ours) / before)
+    return min(ratios, default=None)
+
+
+@torch.no_grad()
+def liveness(slim: nn.Module, dense: nn.Module, images: torch.Tensor) -> float | None:
+    """The `spread_ratio` of both networks' outputs for ``images`` (N, 3, H, W), in fp32 in eval
+    mode on the device of the images."""
+    copies = [copy.deepcopy(model).to(images.device).float().eval() for model in (slim, dense)]
+    ours, theirs = ([only_logits(model(images.float()))] for model in copies)
+    return spread_ratio(ours, theirs)
+
+
+def liveness_warning(ratio: float | None, kept: Mapping[str, Masks]) -> str | None:
+    """What to tell the user if the outputs hardly depend on the image any more, with the narrowest
+    of the layers that ``kept`` (layer -> side -> one bool for each channel) holds."""
+    if ratio is None or ratio >= FAINT:
+        return None
+    text = (
+        "the outputs of the slim network hardly depend on the image: their spread is "
+        f"{ratio:.1e} of that of the dense network"
+    )
+    masks = {
+        name: mask
+        for name, sides in kept.items()
+        for side, mask in sides.items()
+        if side != "in"  # of the layers that write channels or select them
+    }
+    if not masks:
+        return text
+    name = min(masks, key=lambda name: float(masks[name].float().mean()))
+    left, total = int(masks[name].sum()), len(masks[name])
+    return f"{text}; the narrowest layer, {name}, keeps {left} of {total} channels: prune less"
+
+
+def _spread(outputs: torch.Tensor) -> float:
+    return float(outputs.double().std(0, correction=0).square().mean().sqrt())
