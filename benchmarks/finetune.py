@@ -22,13 +22,13 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import measure
 from benchmarks.repair import WAYS, Trial, opened
+from slimming import slicing
 from slimming.cli import entry
 from slimming.data import loading
 from slimming.data.batches import Batches
 from slimming.data.order import balanced
 from slimming.data.pixels import Split
 from slimming.measuring import profiling
-from slimming.pruning import slicing
 from slimming.pruning.allocation import allocation_name
 from slimming.runtime.device import choose_device
 from slimming.settings import build, fraction, plain_name
@@ -78,7 +78,7 @@ def starts(args: argparse.Namespace) -> None:
     loaders[0] = some(loaders[0], args.train_images)
     for ratio in args.ratio or [0.5]:
         choice = trial.choose("threshold", ratio)
-        kept = slicing.kept_channels(model, trial.coupled, choice.keep)
+        kept = slicing.kept_channels(trial.coupled, choice.keep)
         slim = slicing.sliced(model, kept)
         for way in args.way or WAYS:
             begun = trial.by(way)(slim, kept).to(device)

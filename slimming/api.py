@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from slimming import slicing
 from slimming.errors import UserError
 from slimming.measuring import figures
 from slimming.measuring.deploy import deploy
 from slimming.measuring.figures import Figures
-from slimming.pruning import importance, slicing
+from slimming.pruning import importance
 from slimming.pruning.choice import LEAST
 from slimming.pruning.liveness import liveness, liveness_warning
 from slimming.pruning.repair import repair as fit

@@ -7,17 +7,17 @@ import torch
 from conftest import NARROW, SMALLEST, fails, keep_only, save_network, succeed, zero_others
 
 from models import constructor
+from slimming.channels.groups import count_filters
 from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.pruning import allocation
 from slimming.pruning.allocation import ALLOCATIONS, Prunable
 from slimming.pruning.choice import Choice
-from slimming.pruning.coupling import count_filters
-from slimming.pruning.groups import declared, groups
-from slimming.pruning.proof import prove_equal
-from slimming.pruning.slicing import masked
 from slimming.pruning.threshold import choose_channels
 from slimming.reports import tables
+from slimming.slicing import masked
+from slimming.slicing.proof import prove_equal
+from slimming.slicing.prunable import declared, groups
 from slimming.storage import architecture
 from slimming.workflows.budgets import BudgetSettings
 

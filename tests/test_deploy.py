@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn.utils import prune
 
 from models import NETWORKS, PAPER_DEPTH, Wire, channel_selection
+from slimming.channels.scaling import batch_norms
 from slimming.errors import UserError
 from slimming.measuring import deploy, profiling
-from slimming.pruning.proof import prove_equal
-from slimming.pruning.scaling import batch_norms
 from slimming.pruning.threshold import choose_channels
+from slimming.slicing.proof import prove_equal
 
 IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 

@@ -15,9 +15,9 @@ from warm import ROOT
 
 import slimming
 from models import NETWORKS
+from slimming.channels.scaling import batch_norms
 from slimming.errors import UserError
 from slimming.pruning.importance import MEASURES
-from slimming.pruning.scaling import batch_norms
 from slimming.storage import architecture, checkpoint
 from slimming.storage.architecture import Architecture
 from slimming.training import penalties

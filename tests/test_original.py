@@ -21,8 +21,8 @@ from models import channel_selection, densenet, resnet, vgg
 from models.channel_selection import Mask
 from models.densenet import BasicBlock, Transition
 from models.preresnet import Bottleneck
+from slimming.channels.scaling import batch_norms
 from slimming.measuring import deploy, profiling
-from slimming.pruning.scaling import batch_norms
 from slimming.storage import architecture, checkpoint
 from slimming.training.optimizer import load_momentum, make_optimizer
 

@@ -16,6 +16,7 @@ from slimming.channels.inputs import Inputs
 from slimming.channels.kinds import OPAQUE, Opaque, is_depthwise, is_selection, kind_of, select
 from slimming.channels.labels import OUTPUT, Axis, Split, Trace, compact, varied
 from slimming.channels.partition import components, pairs
+from slimming.channels.scaling import selections
 from slimming.errors import UserError
 
 NONE = torch.empty(0, 2, dtype=torch.long)
@@ -76,7 +77,7 @@ class Channels:
 def traced(model: nn.Module, inputs: Inputs) -> Trace:
     """The labels of a copy of ``model``, on the CPU in eval mode, for one sample of ``inputs``.
     UserError with the reason if the model itself fails."""
-    network = copied(model).cpu().float().eval()
+    network = with_selections(model).cpu().float().eval()
     one = arguments.like(arguments.first(inputs, 1), "cpu", torch.float32)
     whole = arguments.like(inputs, "cpu", torch.float32)
     for attempt in [small for small in [_smaller(one)] if small is not None] + [one, whole]:
@@ -136,7 +137,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def hooked(model: nn.Module, trace: Trace) -> Iterator[None]:
-    """Tell ``trace`` which module runs, and follow as a whole those that have a rule of their own."""
+    """Tell ``trace`` which module runs, and follow as a whole those that have a rule."""
     handles = []
     for name, module in model.named_modules():
         rule = next((r for kinds, r in OPAQUE.items() if isinstance(module, kinds)), None)
@@ -171,13 +172,15 @@ def _leave(
     trace.stack.pop()
 
 
-class _Found:
+class Found:
     """What a trace found, in units: numbers of the components of its labels."""
 
     def __init__(self, model: nn.Module, trace: Trace):
         self.model, self.trace = model, trace
         self.units = components(trace.count, torch.cat([*trace.pairs, NONE]))
         self.axes = dict(trace.axes)
+        self.norms = {name: norm for norm, name in selections(trace.model).items()}
+        self.present = {self.norms.get(n, n): present for n, (_, present) in trace.gates.items()}
         for name, labels in trace.elements.items():
             self._place(name, labels)
         for split in trace.splits:
@@ -210,7 +213,8 @@ class _Found:
         """Of the two ways to prune a dimension that becomes several, take the one that leaves more
         units: all parts lose equal positions, or whole parts go."""
         units = self.of(split.labels)
-        pinned = self.of(torch.cat([NONE[:, 0], *(p for found in self.trace.pins.values() for p in found)]))
+        pins = [labels for found in self.trace.pins.values() for labels in found]
+        pinned = self.of(torch.cat([NONE[:, 0], *pins]))
         if torch.isin(units, pinned).all():
             return
         ways = []
@@ -238,7 +242,7 @@ def _along(units: torch.Tensor, dim: int) -> torch.Tensor:
 Side = tuple[str, str]  # the name of a layer, and the side of a `Member`
 
 
-def _sides(found: _Found) -> dict[Side, torch.Tensor]:
+def sides_of(found: Found) -> dict[Side, torch.Tensor]:
     """The unit of each channel on each side of each layer, in the order of the modules."""
     sides: dict[Side, torch.Tensor] = {}
     modules = found.trace.modules
@@ -255,7 +259,7 @@ def _sides(found: _Found) -> dict[Side, torch.Tensor]:
         else:
             sides[axis.name, f"dim {axis.dim}"] = units
     for name, (labels, _) in found.trace.gates.items():
-        sides[name, "mask"] = found.of(labels)
+        sides[found.norms.get(name, name), "mask"] = found.of(labels)
     for name, count, labels in found.trace.sizes:
         if holds(modules[name], count):
             sides.setdefault((name, f"size {count}"), found.of(labels))
@@ -278,13 +282,13 @@ def _numbers(value: Any) -> list[int]:
 
 
 def _grouped(
-    model: nn.Module, found: _Found, ignore: list[str]
+    model: nn.Module, found: Found, ignore: list[str]
 ) -> tuple[list[Group], dict[str, list[str]], list[str]]:
     for name, count, labels in found.trace.sizes:  # one number, one set of channels
         same = [other for n, c, other in found.trace.sizes if (n, c) == (name, count)]
         if same[0] is not labels and holds(found.trace.modules[name], count):
             found.join(torch.stack([found.of(same[0]), found.of(labels)], 1))
-    sides, reasons = _sides(found), found.pinned()
+    sides, reasons = sides_of(found), found.pinned()
     free = torch.ones(len(found.units), dtype=torch.bool)
     free[0] = False
     for units in reasons.values():
@@ -362,7 +366,7 @@ def _linked(units: torch.Tensor) -> torch.Tensor:
 
 def _group(
     model: nn.Module,
-    found: _Found,
+    found: Found,
     own: dict[Side, torch.Tensor],
     writers: dict[Side, torch.Tensor],
     inside: torch.Tensor,
@@ -382,7 +386,7 @@ def _group(
         places = inside[units].nonzero().flatten()
         numbers = number[units[places]]
         if side == "mask":
-            present = found.trace.gates[name][1]
+            present = found.present[name]
             alive[numbers] = present[places]
             filters[numbers] = present[places].long()
         elif side == "out" and isinstance(found.trace.modules[name], (_ConvNd, nn.Linear)):
@@ -401,9 +405,22 @@ def _called(model: nn.Module, members: list[Member]) -> str:
     return norms[0] if norms else members[0].layer
 
 
+def with_selections(model: nn.Module) -> nn.Module:
+    """A copy of a network; one of the mask implementation becomes its ``slim_form``, which has a
+    channel selection behind each BN that keeps its width."""
+    build = getattr(model, "slim_form", None)
+    if build is None:
+        return copied(model)
+    assert isinstance(model.cfg, list)
+    options = getattr(model, "options", {})
+    form = build(depth=model.depth, cfg=model.cfg, num_classes=model.num_classes, **options)
+    form.load_state_dict({**form.state_dict(), **model.state_dict()})
+    return form.to(next(model.parameters()).device).train(model.training)
+
+
 def lists_widths(model: object) -> bool:
-    """Whether a network, or its class, has a ``cfg`` that lists the kept channels of each BN."""
-    return isinstance(getattr(model, "cfg", None), list)
+    """Whether the ``cfg`` of a network lists the kept channels of each BN, as the paper's do."""
+    return bool(getattr(model, "cfg_per_norm", False))
 
 
 def _ignored(group: Group, words: list[str]) -> bool:
@@ -421,7 +438,7 @@ def channels(model: nn.Module, inputs: Inputs, ignore: Iterable[str] = ()) -> Ch
     """
     check_names(model, ignore)
     trace = traced(model, inputs)
-    found = _Found(model, trace)
+    found = Found(model, trace)
     return Channels(*_grouped(model, found, list(ignore)))
 
 

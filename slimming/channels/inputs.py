@@ -1,6 +1,5 @@
 """The arguments of a network, and the tensors in what it returns."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,9 +26,8 @@ def tensors(value: Any) -> list[torch.Tensor]:
     for leaf in tree_leaves(value):
         if isinstance(leaf, torch.Tensor):
             found.append(leaf)
-        elif dataclasses.is_dataclass(leaf) or hasattr(leaf, "__dict__"):
-            if not isinstance(leaf, (nn.Module, type)) and not callable(leaf):
-                found += [t for part in vars(leaf).values() for t in tensors(part)]
+        elif hasattr(leaf, "__dict__") and not callable(leaf):  # a dataclass, a box of results
+            found += [t for part in vars(leaf).values() for t in tensors(part)]
     return found
 
 

@@ -76,6 +76,7 @@ class Trace(TorchDispatchMode):
 
     def __init__(self, model: nn.Module):
         super().__init__()
+        self.model = model
         self.count = 1
         self.pairs: list[torch.Tensor] = []
         self.pins: dict[tuple[str, str], list[torch.Tensor]] = defaultdict(list)  # (module, why)
@@ -285,7 +286,9 @@ class Trace(TorchDispatchMode):
             return
         place = tensor.untyped_storage().data_ptr()
         others = [t for ref in self._sharing[place] if (t := ref()) is not None and t is not tensor]
-        others = [t for t in others if t in self._labels and t.untyped_storage().data_ptr() == place]
+        others = [
+            t for t in others if t in self._labels and t.untyped_storage().data_ptr() == place
+        ]
         if not others or all(_covers(tensor, t) for t in others):
             for t in (tensor, *others):
                 self.put(t, new.as_strided(t.shape, new.stride()) if t.dim() == new.dim() else new)

@@ -75,7 +75,16 @@ def view(trace: Trace, call: Call) -> None:
 
 
 PERMUTATIONS = {"t", "transpose", "permute", "detach", "alias", "numpy_T"}
-PARTS = {"split", "split_with_sizes", "chunk", "slice", "narrow", "select", "unbind", "tensor_split"}
+PARTS = {
+    "split",
+    "split_with_sizes",
+    "chunk",
+    "slice",
+    "narrow",
+    "select",
+    "unbind",
+    "tensor_split",
+}
 
 
 def _order(call: Call, tensor: torch.Tensor) -> list[int]:
@@ -192,7 +201,14 @@ def _on_labels(trace: Trace, call: Call, *args: Any, **kwargs: Any) -> list[Labe
 @rule("index", "index_select", "gather", "take_along_dim", "masked_select", "_unsafe_index")
 @rule("roll", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d")
 @rule("replication_pad2d", "replication_pad3d", "index_put", "scatter", "slice_scatter")
-@rule("select_scatter", "index_copy", "index_add", "scatter_add", "repeat_interleave", "masked_scatter")
+@rule(
+    "select_scatter",
+    "index_copy",
+    "index_add",
+    "scatter_add",
+    "repeat_interleave",
+    "masked_scatter",
+)
 def picked(trace: Trace, call: Call) -> list[Labels]:
     """Positions that are computed or in the code: the labels along these dimensions stay."""
     for tensor in call.tensors:
@@ -305,8 +321,31 @@ def roi(trace: Trace, call: Call) -> Labels | list[Labels]:
 # --- sums over dimensions
 
 
-@rule("mean", "sum", "amax", "amin", "var", "std", "var_mean", "std_mean", "norm", "prod", "any", "all")
-@rule("linalg_vector_norm", "logsumexp", "max", "min", "argmax", "argmin", "nansum", "median", "aminmax")
+@rule(
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+    "var",
+    "std",
+    "var_mean",
+    "std_mean",
+    "norm",
+    "prod",
+    "any",
+    "all",
+)
+@rule(
+    "linalg_vector_norm",
+    "logsumexp",
+    "max",
+    "min",
+    "argmax",
+    "argmin",
+    "nansum",
+    "median",
+    "aminmax",
+)
 @rule("mode", "count_nonzero", "nanmedian")
 def reduction(trace: Trace, call: Call) -> list[Labels]:
     """Free where labels do not vary along the dimensions that are reduced."""
@@ -350,11 +389,37 @@ def along_dim(trace: Trace, call: Call) -> list[Labels]:
 # --- pointwise operations
 
 
-@rule("where", "copy", "masked_fill", "gelu", "silu", "mish", "hardswish", "hardsigmoid", "elu", "fill")
-@rule("leaky_relu", "hardtanh", "softplus", "log_sigmoid_forward", "clamp", "rrelu_with_noise", "zero")
-@rule("_prelu_kernel", "prelu", "celu", "selu", "relu6", "threshold", "__and__", "__or__", "__xor__")
-@rule("bitwise_and", "bitwise_or", "log_sigmoid", "nan_to_num", "rsub", "floor_divide", "isnan", "isinf")
-@rule("fake_quantize_per_tensor_affine", "lerp", "addcmul", "addcdiv", "polar", "complex", "isclose")
+@rule(
+    "where",
+    "copy",
+    "masked_fill",
+    "gelu",
+    "silu",
+    "mish",
+    "hardswish",
+    "hardsigmoid",
+    "elu",
+    "fill",
+)
+@rule(
+    "leaky_relu", "hardtanh", "softplus", "log_sigmoid_forward", "clamp", "rrelu_with_noise", "zero"
+)
+@rule(
+    "_prelu_kernel", "prelu", "celu", "selu", "relu6", "threshold", "__and__", "__or__", "__xor__"
+)
+@rule(
+    "bitwise_and",
+    "bitwise_or",
+    "log_sigmoid",
+    "nan_to_num",
+    "rsub",
+    "floor_divide",
+    "isnan",
+    "isinf",
+)
+@rule(
+    "fake_quantize_per_tensor_affine", "lerp", "addcmul", "addcdiv", "polar", "complex", "isclose"
+)
 def pointwise(trace: Trace, call: Call) -> Labels:
     """Ties operands element by element; pins one that is broadcast over channels."""
     shape = call.outputs[0].shape
@@ -518,7 +583,12 @@ def convolved(
 
 
 def _filters(
-    trace: Trace, reads: torch.Tensor, weight: torch.Tensor, transposed: bool, groups: int, width: int
+    trace: Trace,
+    reads: torch.Tensor,
+    weight: torch.Tensor,
+    transposed: bool,
+    groups: int,
+    width: int,
 ) -> torch.Tensor:
     """The labels of what a convolution writes, tied to its weight's."""
     if not trace.is_weight(weight):  # computed: standardised, masked, or from the input
@@ -580,7 +650,9 @@ def layer_norm(trace: Trace, call: Call) -> list[Labels]:
     """Pins what varies over the dimensions that it normalises."""
     x, shape = call.args[:2]
     labels = trace.of(x)
-    trace.reduce(labels, range(x.dim() - len(shape), x.dim()), "normalised over all channels (LayerNorm)")
+    trace.reduce(
+        labels, range(x.dim() - len(shape), x.dim()), "normalised over all channels (LayerNorm)"
+    )
     for part in call.tensors[1:]:
         trace.tie(labels, trace.of(part).expand(x.shape))
     return [labels, *[None] * (len(call.outputs) - 1)]

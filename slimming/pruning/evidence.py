@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from slimming.channels.scaling import batch_norms
+from slimming.channels.widths import BatchNorm
 from slimming.errors import UserError
 from slimming.pruning.least_squares import Gram
 from slimming.pruning.one_pass import input_grams
-from slimming.pruning.proof import only_logits
-from slimming.pruning.scaling import batch_norms
-from slimming.pruning.widths import BatchNorm
 from slimming.runtime.strides import unit_strides
+from slimming.slicing.proof import only_logits
 
 Tensors = dict[str, torch.Tensor]  # by name of the parameter
 NO_IMAGES = "this measure needs images: pass some, or use l1"

@@ -2,7 +2,7 @@
 and patterns of weights inside kernels.
 
 Pruned weights are exactly zero. `GradientMask` keeps them at zero during fine-tuning; input
-channels that no filter reads any more are removed by `slimming.pruning.slicing`.
+channels that no filter reads any more are removed by `slimming.slicing`.
 """
 
 import math
@@ -10,10 +10,10 @@ import math
 import torch
 from torch import nn
 
+from slimming.channels.groups import Group
+from slimming.channels.scaling import Masks
+from slimming.channels.widths import is_depthwise, layer_of
 from slimming.pruning.choice import Choice
-from slimming.pruning.coupling import Group
-from slimming.pruning.scaling import Masks
-from slimming.pruning.widths import is_depthwise, layer_of
 
 PATTERNS = 16  # patterns per layer: fast sparse kernels support only a few
 SPARSE = 0.001  # fraction of zero weights above chance: an untrained VGG has 2 in 9 million

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from slimming.pruning.proof import only_logits
-from slimming.pruning.scaling import Masks
+from slimming.channels.scaling import Masks
+from slimming.slicing.proof import only_logits
 
 FAINT = 0.01  # of the dense network's spread: less is hardly any, see benchmarks/defaults.py
 NOISE = 1e-6  # of the largest output: a smaller spread is rounding

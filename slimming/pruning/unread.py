@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from slimming.channels.scaling import Masks, selections
+from slimming.channels.widths import BATCH_NORMS, is_depthwise
 from slimming.pruning.activations import trace
-from slimming.pruning.scaling import Masks, selections
-from slimming.pruning.slicing import Kept, sliced
-from slimming.pruning.widths import BATCH_NORMS, is_depthwise
 from slimming.runtime.failures import raise_if_of_the_machine
+from slimming.slicing import Kept, sliced
 
 THROUGH_MODULES = (
     *(nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.Dropout, nn.Identity),

@@ -51,6 +51,16 @@ def difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
     return largest
 
 
+def only_logits(outputs: object) -> torch.Tensor:
+    """``outputs`` of a network, if they are one tensor; UserError otherwise."""
+    if not isinstance(outputs, torch.Tensor):
+        raise UserError(
+            f"the network returns a {type(outputs).__name__}, not a tensor of logits: wrap it in a "
+            "module that returns only the logits"
+        )
+    return outputs
+
+
 def compared(small: nn.Module, reference: nn.Module, inputs: Inputs) -> float:
     """The `difference` of what two networks return, in fp32; in fp64 where that is too large:
     thresholds and sorted scores, as in detectors, turn rounding into something else."""

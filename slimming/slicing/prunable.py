@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from slimming.channels import inputs as arguments
-from slimming.channels.groups import Channels, Group, channels
+from slimming.channels.groups import Channels, Group, channels, lists_widths
 from slimming.channels.inputs import Inputs
+from slimming.errors import UserError
 from slimming.slicing.proof import TOLERANCE, compared, first_difference
 from slimming.slicing.slim import Masks, kept_channels, masked, sliced
 
@@ -68,3 +69,31 @@ def _some(group: Group) -> torch.Tensor:
         if not keep[member.units].any():
             keep[member.units[0]] = True
     return keep
+
+
+def groups(model: nn.Module, inputs: Inputs, ignore: Iterable[str] = ()) -> list[Group]:
+    """The channels of ``model`` that can be removed, as `Group`s in the order of its modules.
+    UserError if there are none."""
+    ignore = list(ignore)
+    found = (
+        channels(model, inputs, ignore) if lists_widths(model) else prunable(model, inputs, ignore)
+    )
+    if not found.groups:
+        raise UserError(f"no layer of the network can be pruned: {_reasons(found)}")
+    return found.groups
+
+
+def _reasons(found: Channels) -> str:
+    """Why channels stay, the reason of most layers first."""
+    most = sorted(found.pinned.items(), key=lambda item: -len(item[1]))
+    told = [
+        f"{reason} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
+        for reason, names in most
+    ]
+    return "; ".join(told[:3]) or "it has no layers with channels, or all are ignored"
+
+
+def declared(model: nn.Module) -> list[Group]:
+    """The groups of one of the paper's networks, which all read 3x32x32 images."""
+    assert lists_widths(model), "not one of the paper's networks: pass inputs to `groups`"
+    return channels(model, torch.zeros(1, 3, 32, 32)).groups

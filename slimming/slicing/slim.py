@@ -1,14 +1,15 @@
 """Build the network that has only the kept channels, and the masked one that it must equal."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from slimming.channels.groups import Group, copied
+from slimming.channels.groups import Group, copied, lists_widths, with_selections
 from slimming.channels.kinds import is_depthwise, kind_of
+from slimming.channels.scaling import present_channels, selections
+from slimming.channels.widths import fit_to, put, widths
 from slimming.errors import UserError
 
 Masks = dict[str, torch.Tensor]  # name of a layer or group -> one bool for each channel
@@ -69,9 +70,17 @@ def slice_tensors(
             for dim, mask in dims.items():
                 stays = mask.nonzero().flatten().to(left[name].device)
                 left[name] = left[name].index_select(dim, stays)
+    whole = selections(model)
     for name, sides in kept.items():
-        if "mask" in sides and (indexes := f"{name}.indexes".lstrip(".")) in left:
+        if "mask" not in sides:
+            continue
+        indexes = f"{whole.get(name, name)}.indexes"
+        if indexes in left:
             left[indexes] = sides["mask"].to(left[indexes])
+        if name in whole:  # the original writes zeros where a selection drops a channel
+            for part in (f"{name}.weight", f"{name}.bias"):
+                if part in left:
+                    left[part] = left[part] * sides["mask"].to(left[part])
     return left
 
 
@@ -79,7 +88,7 @@ def slice_tensors(
 def sliced(model: nn.Module, kept: Kept) -> nn.Module:
     """A copy of ``model`` that has only the kept channels: of the same class, on the same device,
     in the same mode, with the same hooks."""
-    small = copied(model)
+    small = with_selections(model)
     state = dict(small.named_parameters(remove_duplicate=False))
     state |= dict(small.named_buffers(remove_duplicate=False))
     names: dict[int, list[str]] = {}
@@ -89,31 +98,17 @@ def sliced(model: nn.Module, kept: Kept) -> nn.Module:
     changed = {n for n, tensor in left.items() if tensor is not state[n]}
     for name in changed:
         old = state[name]
-        new = nn.Parameter(left[name], old.requires_grad) if is_parameter(old) else left[name]
+        new = left[name]
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, old.requires_grad)
         for other in names[id(old)]:  # tied parameters stay one
-            replace(small, other, new)
+            owner, _, part = other.rpartition(".")
+            put(small.get_submodule(owner), part, new)
     for name, sides in kept.items():
         for side, mask in sides.items():
             if side.startswith("size "):
                 set_number(small.get_submodule(name), len(mask), int(mask.sum()))
-    return small
-
-
-def is_parameter(tensor: torch.Tensor) -> bool:
-    return isinstance(tensor, nn.Parameter)
-
-
-def replace(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Put another parameter or buffer in place of one of ``model``, of another shape, and set the
-    attributes of its layer."""
-    owner, _, part = name.rpartition(".")
-    layer = model.get_submodule(owner)
-    kind = kind_of(layer)
-    leading = next(iter({**kind.out})) if kind else None
-    numbers = kind.attributes(layer, tensor.shape) if kind and part == leading else {}
-    setattr(layer, part, tensor)
-    for attribute, value in numbers.items():
-        setattr(layer, attribute, value)
+    return _with_cfg(small)
 
 
 def set_number(module: nn.Module, old: int, new: int) -> None:
@@ -122,7 +117,9 @@ def set_number(module: nn.Module, old: int, new: int) -> None:
         if type(value) is int and value == old:
             setattr(module, name, new)
         elif isinstance(value, (list, tuple)) and any(type(v) is int and v == old for v in value):
-            setattr(module, name, type(value)(new if type(v) is int and v == old else v for v in value))
+            setattr(
+                module, name, type(value)(new if type(v) is int and v == old else v for v in value)
+            )
     if isinstance(module, nn.GroupNorm):
         module.num_groups = module.num_groups * new // old
 
@@ -142,3 +139,55 @@ def masked(model: nn.Module, kept: Kept) -> nn.Module:
     return zeroed
 
 
+def scatter(slim: nn.Module, masked: nn.Module, kept: Kept) -> nn.Module:
+    """A copy of the ``masked`` network with the weights of the equal ``slim`` network written to
+    the channels that are kept: the inverse of `sliced`."""
+    state = {name: value.clone() for name, value in masked.state_dict().items()}
+    masks = cuts(masked, kept)
+    for name, value in slim.state_dict().items():
+        if name not in state or not value.dim():
+            continue
+        place = [torch.arange(size) for size in state[name].shape]
+        for dim, mask in masks.get(name, {}).items():
+            place[dim] = mask.nonzero().flatten()
+        state[name][torch.meshgrid(*place, indexing="ij")] = value.to(state[name])
+    filled = copied(masked)
+    filled.load_state_dict(state)
+    return filled
+
+
+def load_slim_state(model: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
+    """Load the state dict of a slim network into the dense ``model`` that it comes from: its layers
+    get the widths of the tensors, in place. UserError if ``state`` is of another network.
+
+    >>> slim = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5))
+    >>> dense = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    >>> load_slim_state(dense, slim.state_dict())[0]
+    Conv2d(3, 5, kernel_size=(3, 3), stride=(1, 1))
+    """
+    try:
+        fit_to(model, state).load_state_dict(state)
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"these are not weights of a slim version of the network: {reason}") from (
+            error
+        )
+    return _with_cfg(model)
+
+
+def cfg_of(model: nn.Module, keep: Masks | None = None) -> dict | list:
+    """The ``cfg`` with which the dense constructor builds a network of these widths: a dict of the
+    widths of each layer or, for the paper's networks, the list of the kept channels of each BN (of
+    ``keep``; by default those that reach the next layer) with VGG's 'M'."""
+    if not lists_widths(model):
+        return widths(model)
+    stay = present_channels(model) | (keep or {})
+    counts = iter([int(mask.sum()) for mask in stay.values()])
+    return [entry if entry == "M" else next(counts) for entry in model.cfg]
+
+
+def _with_cfg(small: nn.Module) -> nn.Module:
+    """The network itself, with its ``cfg`` updated if it lists widths."""
+    if lists_widths(small):
+        small.cfg = cfg_of(small)
+    return small
