@@ -109,7 +109,7 @@ def _merged(model: nn.Module, form: Form) -> nn.Module:
     assert is_wired(model)
     present, whole = present_channels(model), selections(model)
     small = copy.deepcopy(model).eval()
-    norms, graph = batch_norms(small), _graph(model)
+    norms, graph, known = batch_norms(small), _graph(model), dict(small.named_modules())
     for wire in model.wiring():
         if wire.writes and norms[wire.writes].running_mean is not None:
             conv = small.get_submodule(wire.layer)
@@ -121,8 +121,9 @@ def _merged(model: nn.Module, form: Form) -> nn.Module:
             continue
         keep = present[name].to(next(model.parameters()).device)
         readers = [wire.layer for wire in model.wiring() if wire.reads == name]
-        relu = _only_relu(small, graph, selection, readers) if graph else None
-        _merge(small, name, selection, relu, readers, keep, form)
+        last = selection if selection in known else name  # mask-impl has no selection
+        relu = _only_relu(small, graph, last, readers) if graph else None
+        _merge(small, name, last, relu, readers, keep, form)
     return small
 
 
@@ -134,11 +135,11 @@ def _graph(model: nn.Module) -> fx.Graph | None:
         return None
 
 
-def _only_relu(model: nn.Module, graph: fx.Graph, selection: str, readers: list[str]) -> str | None:
-    """The name of the ReLU layer behind a channel selection, if it runs nowhere else, and only the
-    ``readers`` use its output, directly or averaged."""
+def _only_relu(model: nn.Module, graph: fx.Graph, last: str, readers: list[str]) -> str | None:
+    """The name of the ReLU layer behind ``last``, a BN or its channel selection, if it runs nowhere
+    else, and only the ``readers`` use its output, directly or averaged."""
     called = [model.get_submodule(str(n.target)) for n in graph.nodes if n.op == "call_module"]
-    behind = [user for n in graph.nodes if n.target == selection for user in n.users]
+    behind = [user for n in graph.nodes if n.target == last for user in n.users]
     if len(behind) != 1 or behind[0].op != "call_module":
         return None
     name = str(behind[0].target)
@@ -242,14 +243,15 @@ def _tensors(outputs: object) -> list[torch.Tensor]:
 def _merge(
     small: nn.Module,
     name: str,
-    selection: str,
+    last: str,
     relu: str | None,
     reading: list[str],
     keep: torch.Tensor,
     form: Form,
 ) -> None:
-    """Replace the BN ``name`` and its selection by one module; and its ReLU ``relu``, if there is
-    one that nothing else needs and the ``reading`` layers can absorb the scale and shift."""
+    """Replace the BN ``name`` and ``last``, its selection if it has one, by one module; and its
+    ReLU ``relu``, if there is one that nothing else needs and the ``reading`` layers can absorb the
+    scale and shift."""
     bn = batch_norms(small)[name]
     assert bn.running_var is not None and bn.running_mean is not None  # inference needs both
     scale = bn.weight / (bn.running_var + bn.eps).sqrt()
@@ -268,8 +270,8 @@ def _merge(
             _fold(reader, scale[keep], shift[keep])
         merged = SelectedClamp
         small.set_submodule(relu, nn.Identity())
+    small.set_submodule(last, nn.Identity())
     small.set_submodule(name, merged(scale, shift, keep))
-    small.set_submodule(selection, nn.Identity())
 
 
 def _linear_per_pixel(reader: nn.Module) -> bool:

@@ -37,8 +37,9 @@ def present_channels(model: nn.Module) -> Masks:
         name: torch.ones(bn.num_features, dtype=torch.bool)
         for name, bn in batch_norms(model).items()
     }
+    layers = dict(model.named_modules())
     for name, selection in selections(model).items():
-        indexes = getattr(model.get_submodule(selection), "indexes", None)
+        indexes = getattr(layers.get(selection), "indexes", None)
         if isinstance(indexes, torch.Tensor):  # the mask implementation has no selection
             masks[name] = indexes.detach().cpu() != 0
     return masks
