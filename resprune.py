@@ -59,6 +59,8 @@ def make_parser() -> Parser:
 
 def complete(typed: Mapping[str, Any]) -> ResPruningRun:
     """The run of the ``typed`` flags; ``--ckpt_dir`` is ``--model`` with other defaults."""
+    if {"save", "save_dir"} <= typed.keys() and typed["save"] != typed["save_dir"]:
+        raise UserError("--save and --save_dir give different folders: use one of them")
     values = {"save": typed.get("save_dir"), **typed}
     run = build(ResPruningRun, values)
     if not run.prune.ckpt_dir:

@@ -166,6 +166,13 @@ def test_wrong_flags(tmp_path, flags, says):
     fails(tmp_path, f"main.py --dataset digits {flags}", says=says)
 
 
+def test_flags_that_contradict_each_other(tmp_path):
+    fails(tmp_path, "resprune.py --save a --save_dir b --model x", says=["--save", "--save_dir"])
+    both = "run.py --model resnet18 --skip-base-training --weights DEFAULT --model-path x.pth"
+    fails(tmp_path, both, says=["--weights", "--model-path"])
+    fails(tmp_path, "vggprune.py --model x --repair-images 100", says="needs --repair")
+
+
 def test_a_model_that_is_not_named(tmp_path):
     fails(tmp_path, "vggprune.py", says="--model FILE is required")
 

@@ -94,6 +94,7 @@ def test_a_dense_network_and_its_slim_one(tmp_path, told, arch):
     slim = keep_only(dense, choice.keep)
     path = save(tmp_path / "slim", slim, Architecture(arch, network.depth, "digits", 10, slim.cfg))
     found = told("--model_path", path, "--model", arch, "--pruned", "True")
+    assert told(path, "--pruned", "False") == found  # the original's default claims nothing
     check(found, slim, dense, path)
     assert (found["epoch"], found["best_prec1"]) == (3, 0.25)
     for name, keep in choice.keep.items():

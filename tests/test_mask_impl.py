@@ -3,6 +3,7 @@ keeps of full ones."""
 
 import copy
 import importlib
+import itertools
 import os
 import pickle
 import subprocess
@@ -21,9 +22,11 @@ from conftest import (
     succeed,
     zero_others,
 )
+from torch import nn
 from warm import ROOT
 
 import models
+import slimming
 from slimming.channels.scaling import batch_norms
 from slimming.errors import UserError
 from slimming.pruning.threshold import choose_channels
@@ -122,6 +125,32 @@ def test_the_networks_are_classes_beside_those_of_the_suite(arch):
     slim = keep_only(model, choose_channels(model, 0.4).keep)
     assert type(slim) is models.NETWORKS[arch]
     assert arch == "vgg" or isinstance(slim.select, models.channel_selection)
+
+
+BLOCKS = {
+    "resnet": ("layer1.0", "BCBCBCRS"),  # `downsample` is a Sequential
+    "densenet": ("dense1.0", "BCR"),
+}
+
+
+@pytest.mark.parametrize("arch", BLOCKS)
+def test_no_layer_stands_where_the_original_has_none(arch):
+    """Programs look at the layer before or after a BN in modules()."""
+    model = randomize(MASK_NETWORKS[arch](depth=SMALLEST[arch], dataset="cifar10"))
+    name, layers = BLOCKS[arch]
+    kinds = {"B": nn.BatchNorm2d, "C": nn.Conv2d, "R": nn.ReLU, "S": nn.Sequential}
+    block = [type(layer) for layer in model.get_submodule(name).children()]
+    assert block == [kinds[letter] for letter in layers]
+    walked = list(model.modules())
+    for bn, after in itertools.pairwise(walked):
+        assert type(bn) is not nn.BatchNorm2d or type(after) in (nn.Conv2d, nn.ReLU)
+    # and the deployment form is the one of the suite's network
+    suite = models.NETWORKS[arch](depth=SMALLEST[arch], dataset="cifar10")
+    suite.load_state_dict(model.state_dict(), strict=False)
+    forms = [slimming.deploy(network) for network in (model, suite)]
+    merged = [[type(m) for m in f.modules() if type(m) is not nn.Identity] for f in forms]
+    assert merged[0][1:] == merged[1][1:]
+    assert torch.equal(logits(forms[0]), logits(forms[1]))
 
 
 @pytest.mark.parametrize("networks", [models.NETWORKS, MASK_NETWORKS])

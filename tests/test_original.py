@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from conftest import SMALLEST, keep_only, randomize, succeed, zero_others
+from conftest import SMALLEST, keep_only, randomize, same, succeed, zero_others
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from warm import ROOT
@@ -378,5 +378,11 @@ def test_a_switch_of_mode_sees_what_no_counter_does():
 
 
 def test_the_penalty_before_any_gradient_does_nothing():
-    main.updateBN(resnet(depth=11))
-    main_mask.BN_grad_zero(nn.Sequential(nn.BatchNorm2d(3, affine=False)))
+    model = resnet(depth=11)
+    model.bn.weight.data[0] = 0
+    before = copy.deepcopy(model.state_dict())
+    main.updateBN(model)
+    main_mask.BN_grad_zero(model)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert same(model.state_dict(), before)
+    main_mask.BN_grad_zero(nn.Sequential(nn.BatchNorm2d(3, affine=False)))  # nothing to zero

@@ -1,12 +1,13 @@
 """run.py: one experiment from base training to its report."""
 
 import json
+import os
 import signal
 import time
 
 import pytest
 import torch
-from conftest import SMALLEST, fails, make_images, same, succeed
+from conftest import SMALLEST, fails, make_images, same, save_network, succeed
 from warm import start
 
 import run
@@ -14,8 +15,10 @@ from models import NETWORKS
 from run import make_parser
 from slimming.channels.scaling import present_channels, selections
 from slimming.cli import flags
+from slimming.errors import UserError
 from slimming.settings import flat
 from slimming.storage import architecture, checkpoint
+from slimming.workflows import base_network
 from slimming.workflows.budgets import BudgetSettings
 from slimming.workflows.experiment import config_of, same_settings
 from slimming.workflows.experiment_settings import read_settings
@@ -220,6 +223,25 @@ def test_what_follows_from_other_settings():
     assert given.data.source.image_size == 64
     assert config_of(settings("--ignore a --ignore b.c"))["ignore"] == ["a", "b.c"]
     assert config_of(settings())["dataset"] == "cifar10"
+
+
+def test_a_base_network_of_other_settings_or_a_broken_file_is_passed_over(tmp_path, capsys):
+    words = "--model resnet --depth 11 --dataset digits --skip-base-training"
+    words += f" --output-dir {tmp_path}"
+    paths = {}
+    for number, more in enumerate(("--seed 2", "--learning-rate 0.1", "--seed 3")):
+        folder = tmp_path / "digits" / f"resnet_channel_digits_{number}"
+        paths[more] = save_network(folder / "resnet_base.pth", "resnet", 11)
+        (folder / "config.json").write_text(json.dumps(config_of(settings(f"{words} {more}"))))
+        os.utime(paths[more], (number, number))
+    paths["--seed 3"].write_bytes(b"broken")
+    for more in ("--seed 2", "--learning-rate 0.1"):
+        assert base_network.given(settings(f"{words} {more} --pruning-ratio 0.3")) == paths[more]
+    assert "resnet_base.pth is not a readable checkpoint" in capsys.readouterr().out
+    for other in ("", " --seed 2 --pruning-method slimming"):  # which trains with a penalty
+        with pytest.raises(UserError, match="not from torchvision"):
+            base_network.given(settings(words + other))
+    assert "trained with other settings: --model-path takes it" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from slimming.pruning.choice import Choice
 from slimming.reports import preact
 from slimming.storage import checkpoint, files
 from slimming.training import penalties
+from slimming.training.run_folder import RunFolder
 from slimming.workflows.before_after import Dense, print_next_step
 from slimming.workflows.settings import PrunedOutputSettings, PruningRun
 
@@ -99,6 +100,19 @@ def test_best_acc_is_found_whether_or_not_such_a_folder_was_made(tmp_path):
     named.parent.mkdir()
     named.touch()
     assert files.find(named, ours.name) == named, "a file of that name"
+
+
+def test_best_acc_is_there_for_who_opens_it_by_hand(tmp_path):
+    folder = RunFolder(tmp_path / "ckpts" / "preact_res20")
+    folder.path.mkdir(parents=True)
+    folder.best.write_text("best")
+    for _ in range(2):
+        folder.after_epoch(0)
+    (linked,) = (folder.path / "best_acc").iterdir()
+    assert linked.read_text() == "best"
+    assert files.find(folder.path / "best_acc", folder.best.name) == folder.best
+    RunFolder(tmp_path / "logs").after_epoch(0)
+    assert not (tmp_path / "logs").exists()
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ LIBRARIES = """
 """.split()
 SUITE = """
     slimming.workflows.experiment slimming.workflows.rounds slimming.workflows.before_after
-    slimming.workflows.exporting.exports slimming.workflows.sweep.points
+    slimming.workflows.exporting.timing slimming.workflows.sweep.points
     slimming.workflows.evaluation slimming.cli.entry slimming.reports.sweep_plot
 """.split()
 
@@ -132,8 +132,10 @@ def _as_command(
 def shorten(set_attribute: Callable[[object, str, object], None] = setattr) -> None:
     """What takes most of the seconds of many a script in this process is not done: latencies are
     not measured, but grow with the images and from network to network; tasks take as few turns as
-    may be; of a plot, nothing is drawn but its frame. Tests of these do without this."""
+    may be; of the dense network only one form is exported, to compare with; of a plot, nothing is
+    drawn but its frame. Tests of these do without this."""
     from slimming.measuring import profiling
+    from slimming.workflows.exporting import exports, timing
 
     in_turns = profiling.in_turns
 
@@ -143,6 +145,10 @@ def shorten(set_attribute: Callable[[object, str, object], None] = setattr) -> N
     def few_turns(tasks: Sequence, device: object, seconds: float = 0) -> list[float]:
         return in_turns(tasks, device, seconds=0)
 
+    def first_form(subject: object, model: Any, kind: str, precision: str, aside: Path) -> str:
+        return exports.possible_forms(model, kind, precision)[0]
+
+    set_attribute(timing, "fastest_form", first_form)
     set_attribute(profiling, "latencies", latencies)
     set_attribute(profiling, "in_turns", few_turns)
     try:

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from torch import nn
-
-from .suite import suite
+from .suite import no_selection, suite
 
 
 class densenet(suite.densenet):
@@ -14,18 +12,18 @@ class densenet(suite.densenet):
     slim_form = suite.densenet
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, selection=nn.Identity, **kwargs)
+        super().__init__(*args, selection=no_selection, **kwargs)
 
 
 class BasicBlock(suite.densenet.BasicBlock):
     """The suite's, without channel selection."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, selection=nn.Identity, **kwargs)
+        super().__init__(*args, selection=no_selection, **kwargs)
 
 
 class Transition(suite.densenet.Transition):
     """The suite's, without channel selection."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, selection=nn.Identity, **kwargs)
+        super().__init__(*args, selection=no_selection, **kwargs)

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from torch import nn
-
-from .suite import suite
+from .suite import no_selection, suite
 
 
 class resnet(suite.resnet):
@@ -14,11 +12,11 @@ class resnet(suite.resnet):
     slim_form = suite.resnet
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, selection=nn.Identity, **kwargs)
+        super().__init__(*args, selection=no_selection, **kwargs)
 
 
 class Bottleneck(suite.preresnet.Bottleneck):
     """The suite's, without channel selection."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, selection=nn.Identity, **kwargs)
+        super().__init__(*args, selection=no_selection, **kwargs)

@@ -29,7 +29,7 @@ class Call(NamedTuple):
     """An operation that has run: what it is, its arguments, and what it returned."""
 
     name: str  # 'add' for aten::add_.Tensor; 'torchvision::roi_align' outside of aten
-    func: Callable
+    func: Any
     args: tuple
     kwargs: dict
     outputs: list[torch.Tensor]
@@ -98,7 +98,7 @@ class Trace(TorchDispatchMode):
                 self.names.setdefault(id(tensor), name)
         self._labels = WeakTensorKeyDictionary()
         self._weights = WeakTensorKeyDictionary()  # permuted parameter -> its name, its dimensions
-        self._sharing: dict[int, list[torch.Tensor]] = defaultdict(list)
+        self._sharing: dict[int, list[Any]] = defaultdict(list)
         self._loose: list[tuple[int, int]] = []  # labels of elements of parameters
 
     # what rules call

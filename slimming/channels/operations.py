@@ -10,7 +10,7 @@ and ties or pins those that it reads. `rule` adds one, for an operation of one's
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,10 +19,13 @@ from slimming.channels.labels import Call, Labels, Rule, Split, Trace, compact, 
 RULES: dict[str, Rule] = {}
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
+Function = TypeVar("Function", bound=Rule)
+
+
+def rule(*names: str) -> Callable[[Function], Function]:
     """Register a rule for operations of ATen by their names, or 'namespace::name' for others."""
 
-    def register(function: Rule) -> Rule:
+    def register(function: Function) -> Function:
         RULES.update(dict.fromkeys(names, function))
         return function
 
@@ -38,7 +41,8 @@ def rule_of(call: Call) -> Rule:
 
 def unknown(trace: Trace, call: Call) -> Labels:
     """What no rule knows pins what it reads."""
-    return _pinned(trace, call.tensors, call.name)
+    _pinned(trace, call.tensors, call.name)
+    return None
 
 
 def _pinned(trace: Trace, tensors: Iterable[torch.Tensor], why: str) -> None:
@@ -618,7 +622,7 @@ def _filters(
 @rule("batch_norm")
 def batch_norm(trace: Trace, call: Call) -> list[Labels]:
     """Each channel by itself, with a scale, a shift and statistics of its own."""
-    x, *parts = [a for a in call.args if isinstance(a, torch.Tensor) or a is None][:5]
+    x, *parts = call.args[:5]
     labels = trace.of(x)
     rows = trace.along(labels, 1)
     for part in parts:

@@ -97,8 +97,8 @@ def resize(model: nn.Module, cfg: dict[str, list[int]]) -> nn.Module:
     for layer, shape in fits:
         if shape != layer_widths(layer):
             set_widths(layer, shape)
-        if hasattr(layer, "reset_parameters"):
-            layer.reset_parameters()
+        if reset := getattr(layer, "reset_parameters", None):
+            reset()
     return model
 
 
@@ -122,8 +122,8 @@ def _checked(name: str, layer: nn.Module | None, shape: list[int]) -> nn.Module:
         _groups(layer, shape)
     except ValueError as error:
         raise ValueError(
-            f"cfg has {shape} for {name}: its {getattr(layer, 'groups', 1)} groups must divide both "
-            "widths"
+            f"cfg has {shape} for {name}: its {getattr(layer, 'groups', 1)} groups must divide "
+            "both widths"
         ) from error
     return layer
 
@@ -138,8 +138,8 @@ def fit_to(model: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:
     >>> fit_to(nn.Conv2d(3, 8, 3), slim.state_dict())
     Conv2d(3, 5, kernel_size=(3, 3), stride=(1, 1))
     """
-    own = {**dict(model.named_parameters(remove_duplicate=False))}
-    own |= dict(model.named_buffers(remove_duplicate=False))
+    own: dict[str, torch.Tensor] = {**dict(model.named_parameters(remove_duplicate=False))}
+    own.update(model.named_buffers(remove_duplicate=False))
     shapes = {}
     for name, dense in own.items():
         if name not in state or state[name].shape == dense.shape:

@@ -136,11 +136,11 @@ def _graph(model: nn.Module) -> fx.Graph | None:
         return None
 
 
-def _only_relu(model: nn.Module, graph: fx.Graph, selection: str, readers: list[str]) -> str | None:
-    """The name of the ReLU layer behind a channel selection, if it runs nowhere else, and only the
-    ``readers`` use its output, directly or averaged."""
+def _only_relu(model: nn.Module, graph: fx.Graph, last: str, readers: list[str]) -> str | None:
+    """The name of the ReLU layer behind ``last``, a BN or its channel selection, if it runs nowhere
+    else, and only the ``readers`` use its output, directly or averaged."""
     called = [model.get_submodule(str(n.target)) for n in graph.nodes if n.op == "call_module"]
-    behind = [user for n in graph.nodes if n.target == selection for user in n.users]
+    behind = [user for n in graph.nodes if n.target == last for user in n.users]
     if len(behind) != 1 or behind[0].op != "call_module":
         return None
     name = str(behind[0].target)
@@ -244,14 +244,15 @@ def _tensors(outputs: object) -> list[torch.Tensor]:
 def _merge(
     small: nn.Module,
     name: str,
-    selection: str,
+    last: str,
     relu: str | None,
     reading: list[str],
     keep: torch.Tensor,
     form: Form,
 ) -> None:
-    """Replace the BN ``name`` and its selection by one module; and its ReLU ``relu``, if there is
-    one that nothing else needs and the ``reading`` layers can absorb the scale and shift."""
+    """Replace the BN ``name`` and ``last``, its selection if it has one, by one module; and its
+    ReLU ``relu``, if there is one that nothing else needs and the ``reading`` layers can absorb the
+    scale and shift."""
     bn = batch_norms(small)[name]
     assert bn.running_var is not None and bn.running_mean is not None  # inference needs both
     scale = bn.weight / (bn.running_var + bn.eps).sqrt()
@@ -270,8 +271,8 @@ def _merge(
             _fold(reader, scale[keep], shift[keep])
         merged = SelectedClamp
         small.set_submodule(relu, nn.Identity())
+    small.set_submodule(last, nn.Identity())
     small.set_submodule(name, merged(scale, shift, keep))
-    small.set_submodule(selection, nn.Identity())
 
 
 def _linear_per_pixel(reader: nn.Module) -> bool:

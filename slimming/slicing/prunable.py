@@ -1,4 +1,4 @@
-"""Which channels can go, tried: a network that loses some of each group must equal the masked one."""
+"""Which channels can go, tried: slim and masked networks must be equal without some of them."""
 
 from collections.abc import Iterable
 from dataclasses import replace

@@ -89,8 +89,8 @@ def sliced(model: nn.Module, kept: Kept) -> nn.Module:
     """A copy of ``model`` that has only the kept channels: of the same class, on the same device,
     in the same mode, with the same hooks."""
     small = with_selections(model)
-    state = dict(small.named_parameters(remove_duplicate=False))
-    state |= dict(small.named_buffers(remove_duplicate=False))
+    state: dict[str, torch.Tensor] = {**dict(small.named_parameters(remove_duplicate=False))}
+    state.update(small.named_buffers(remove_duplicate=False))
     names: dict[int, list[str]] = {}
     for name, tensor in state.items():
         names.setdefault(id(tensor), []).append(name)
@@ -182,6 +182,7 @@ def cfg_of(model: nn.Module, keep: Masks | None = None) -> dict | list:
     if not lists_widths(model):
         return widths(model)
     stay = present_channels(model) | (keep or {})
+    assert isinstance(model.cfg, list)
     counts = iter([int(mask.sum()) for mask in stay.values()])
     return [entry if entry == "M" else next(counts) for entry in model.cfg]
 
@@ -189,5 +190,5 @@ def cfg_of(model: nn.Module, keep: Masks | None = None) -> dict | list:
 def _with_cfg(small: nn.Module) -> nn.Module:
     """The network itself, with its ``cfg`` updated if it lists widths."""
     if lists_widths(small):
-        small.cfg = cfg_of(small)
+        vars(small)["cfg"] = cfg_of(small)
     return small

@@ -49,7 +49,7 @@ def find(path: Path, *patterns: str) -> Path:
     """
     if path.name == "best_acc" and not path.is_file():
         own = ("*.pth.tar", "*.pth")
-        held = any(next(path.glob(pattern), None) for pattern in own)
+        held = [file for pattern in own for file in path.glob(pattern) if not file.is_symlink()]
         path, patterns = (path, (*patterns, *own)) if held else (path.parent, patterns)
     if not path.is_dir():
         return path

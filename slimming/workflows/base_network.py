@@ -12,10 +12,17 @@ from slimming.data.stream import Stream
 from slimming.errors import UserError
 from slimming.pruning import allocation, importance, ranking
 from slimming.pruning.allocation import Prunable
+from slimming.settings import specs
 from slimming.slicing.prunable import groups
 from slimming.storage import architecture, checkpoint
-from slimming.workflows.experiment_settings import ExperimentSettings
+from slimming.workflows.experiment import same_settings
+from slimming.workflows.experiment_settings import BaseTrainingSettings, ExperimentSettings
 from slimming.workflows.scoring import evaluate
+
+SPARSE = "slimming"  # the pruning method whose base network is trained with a penalty
+# the settings that a base network depends on
+OF_BASE = {"model", "depth", "weights", "dataset", "data", "image_size", "no_fp16", "s"}
+OF_BASE |= {entry.name for entry, _ in specs(BaseTrainingSettings)}
 
 
 def check(settings: ExperimentSettings) -> None:
@@ -53,13 +60,23 @@ def given(settings: ExperimentSettings) -> Path | None:
 
 
 def _latest(settings: ExperimentSettings) -> Path | None:
-    """The base network that the latest experiment with this network and data saved, if any."""
+    """The base network that the latest experiment with this network, data and settings of base
+    training saved, if any."""
     model, data = settings.network.model, settings.data.name
     pattern, depth = f"{model}_*_{data}_*/{model}_base.pth", settings.architecture(1).depth
     kept = (settings.network.output_dir / data).glob(pattern)
     for path in sorted(kept, key=lambda path: path.stat().st_mtime, reverse=True):
-        if checkpoint.read(path).get("depth") in (None, depth):
+        try:
+            fits = checkpoint.read(path).get("depth") in (None, depth)
+        except UserError as error:  # of another experiment
+            print(f"note: {error}: it is left out of the search for a base network")
+            continue
+        sparse = path.parent.name.startswith(f"{model}_{SPARSE}_")
+        same = same_settings(path.parent / "config.json", settings, OF_BASE)
+        if fits and same and sparse == (settings.pruning.pruning_method == SPARSE):
             return path
+        if fits:
+            print(f"note: {path} was trained with other settings: --model-path takes it anyway")
     return None
 
 

@@ -21,6 +21,7 @@ from slimming.storage import architecture, checkpoint
 from slimming.storage.architecture import Architecture
 from slimming.training import loop
 from slimming.workflows.evaluation_settings import EvaluationRun
+from slimming.workflows.settings import check_data_path
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,8 @@ def load(run: EvaluationRun) -> Subject:
     left = channels(slim)
     layers = {name: [left[name], count] for name, count in channels(dense).items()}
     pruned = is_pruned(slim, layers)
-    if run.subject.pruned not in (None, pruned):
-        actual, requested = "pruned" if pruned else "dense", run.subject.pruned
-        raise UserError(f"{path} contains a {actual} network, but --pruned {requested} was given")
+    if run.subject.pruned and not pruned:  # False is the default of the original: it claims nothing
+        raise UserError(f"{path} contains a dense network, but --pruned True was given")
     device = choose_device(run.data.device, run.data.no_cuda)
     model, slim, dense = (m.to(device).eval() for m in (model, slim, dense))
     return Subject(run, path, contents, network, model, slim, dense, device, pruned, layers)
@@ -129,6 +129,7 @@ def score(subject: Subject, part: str) -> dict[str, float]:
     """Top-1 and loss on a split of the dataset, not augmented. UserError if it is unavailable."""
     settings, network, device = subject.run.data, subject.network, subject.device
     batch = settings.test_batch_size
+    check_data_path(settings.data_path)
     folder = settings.folder(network.dataset)
     archive = datasets.ON_DISK.get(network.dataset)
     if archive and not settings.download and not (folder / archive).is_dir():

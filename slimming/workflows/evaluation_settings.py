@@ -45,9 +45,7 @@ class SubjectSettings(NetworkSettings):
         metavar="N",
         parse=count,
     )
-    pruned: bool | None = _switch(
-        "whether the network is pruned, checked if given", "--pruned", None
-    )
+    pruned: bool | None = _switch("True: an error if the network is not pruned", "--pruned", None)
 
     @property
     def path(self) -> Path:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -68,8 +68,10 @@ def config_of(settings: ExperimentSettings) -> dict[str, Any]:
     return {**config, "command": shlex.join(["python", *sys.argv])}
 
 
-def same_settings(config: Path, settings: ExperimentSettings) -> bool:
-    """Whether the experiment of the file ``config`` has these ``settings``."""
+def same_settings(
+    config: Path, settings: ExperimentSettings, names: Collection[str] | None = None
+) -> bool:
+    """Whether the experiment in ``config`` has these ``settings``, or those called ``names``."""
     try:
         recorded = json.loads(config.read_text())
     except (OSError, ValueError):
@@ -78,7 +80,8 @@ def same_settings(config: Path, settings: ExperimentSettings) -> bool:
         json.loads(json.dumps(config_of(s))) for s in (settings, ExperimentSettings())
     )
     recorded = {**defaults, **recorded}  # an older version knew fewer settings
-    return all(recorded.get(n) == ours[n] for n in ours.keys() - PASSING)
+    compared = ours.keys() - PASSING if names is None else names
+    return all(recorded.get(n) == ours[n] for n in compared)
 
 
 def _choose_folder(settings: ExperimentSettings) -> Path:

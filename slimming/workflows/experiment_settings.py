@@ -209,7 +209,8 @@ class ExecutionSettings:
     )
     skip_base_training: bool = setting(
         False,
-        "start from --model-path, --weights, or the latest base model in --output-dir",
+        "start from --model-path, --weights, or the latest base model with these settings in "
+        "--output-dir",
         kind="switch",
     )
     skip_pruning: bool = setting(False, "only train and report the base model", kind="switch")
@@ -267,6 +268,8 @@ class ExperimentSettings:
     data: ExperimentDataSettings = part(ExperimentDataSettings)
 
     def __post_init__(self) -> None:
+        if self.network.weights and self.execution.model_path:
+            raise UserError("--weights and --model-path both give the weights: use one of them")
         if self.repairing.repair and self.pruning.masks:
             raise UserError("--repair needs --pruning-method channel or slimming: omit it")
         if self.execution.skip_pruning and (self.repairing.repair or self.budget.given):

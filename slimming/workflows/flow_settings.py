@@ -21,7 +21,13 @@ from slimming.workflows.rounds_settings import (
     RoundsSettings,
     switch,
 )
-from slimming.workflows.settings import filename_field, resume_field, save_field, split_data_path
+from slimming.workflows.settings import (
+    check_data_path,
+    filename_field,
+    resume_field,
+    save_field,
+    split_data_path,
+)
 
 LR = 0.1
 FOLDER = "pruned_nets"
@@ -97,6 +103,7 @@ class FlowDataSettings(DataSettings):
         known = known or self.dataset is not None
         path = self.data_path or (None if known else "CIFAR100")
         dataset, data = split_data_path(path, self.dataset, self.data)
+        check_data_path(path)
         if known:
             return replace(self, dataset=dataset, data=data)
         name = dataset or "folder"

@@ -44,7 +44,13 @@ def flow_run(typed: Mapping[str, Any]) -> tuple[FlowRun, Start]:
     folder = output.folder(rounds.label)
     start = find_start(pretrained, typed.get("resume"), lambda: folder.last, PRETRAINED)
     resume = start.path if start.resumes else None
-    run = build(FlowRun, {**recorded(FlowRun, start, typed), **typed, "resume": resume})
+    values = {**recorded(FlowRun, start, typed), **typed, "resume": resume}
+    run = build(FlowRun, values)
+    steps = run.rounds.thresholds
+    for name in ("n_rounds", "prune_percent") if steps else ():
+        value = typed.get(name)
+        if value not in (None, getattr(run.rounds, name)):
+            raise UserError(f"--{name} {value:g} and --thresholds {steps} contradict: omit one")
     return replace(run, data=run.data.resolved(known=start.resumes)), start
 
 

@@ -164,6 +164,15 @@ def split_data_path(
     return known["dataset"], known["data"]
 
 
+def check_data_path(data_path: str | None) -> None:
+    """UserError if ``--data_path`` is a folder that is missing."""
+    if data_path and data_path.lower() not in ON_DISK and not Path(data_path).is_dir():
+        raise UserError(
+            f"there is no folder {data_path}: --data_path is CIFAR10, CIFAR100, or a folder with "
+            "train/<class>/ and test/<class>/"
+        )
+
+
 @dataclass(frozen=True)
 class OutputSettings:
     """Where a training run writes its results."""

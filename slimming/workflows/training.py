@@ -276,7 +276,7 @@ def _fit(trainer: Trainer, folder: RunFolder, data: DataSettings, tensorboard: b
     print("\n".join(filter(None, [summary(trainer, folder), *held])), flush=True)
     if trainer.epoch < trainer.settings.epochs and not data.threads:
         threads.print_load_note(trainer.device)
-    trainer.add(CheckpointWriter(trainer, folder.last, folder.best))
+    trainer.add(CheckpointWriter(trainer, folder.last, folder.best), folder)
     if first and tensorboard:
         trainer.add(TensorBoard(trainer, folder.events))
     trainer.add(EpochPrinter(trainer))
