@@ -40,7 +40,7 @@ from slimming.pruning import importance, ranking
 from slimming.pruning.evidence import Evidence, layers
 from slimming.pruning.importance import Scores
 from slimming.pruning.liveness import FAINT, liveness
-from slimming.slicing.prunable import groups
+from slimming.slicing.trial import groups
 
 RATIOS = (0.5, 0.7)
 LEAST = 0.1

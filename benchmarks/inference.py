@@ -42,7 +42,7 @@ from slimming.pruning.choice import Choice
 from slimming.pruning.threshold import choose_channels
 from slimming.runtime import optional
 from slimming.runtime.device import LAYOUT, choose_device, compiled
-from slimming.slicing.prunable import declared
+from slimming.slicing.trial import declared
 from slimming.storage import architecture, files
 from slimming.workflows.exporting.exports import possible_forms
 

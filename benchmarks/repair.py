@@ -34,7 +34,7 @@ from slimming.pruning.one_pass import OnePass
 from slimming.pruning.threshold import choose_channels
 from slimming.runtime.device import choose_device
 from slimming.settings import fraction, plain_name
-from slimming.slicing.prunable import groups
+from slimming.slicing.trial import groups
 from slimming.storage import architecture
 from slimming.storage.architecture import Architecture
 from slimming.training import loop

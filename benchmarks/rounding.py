@@ -25,7 +25,7 @@ from slimming.measuring import profiling
 from slimming.measuring.deploy import deploy
 from slimming.pruning.threshold import choose_channels
 from slimming.runtime.device import LAYOUT, choose_device
-from slimming.slicing.prunable import declared
+from slimming.slicing.trial import declared
 from slimming.workflows import rounding
 from slimming.workflows.budgets import BudgetSettings
 

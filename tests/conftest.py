@@ -20,7 +20,7 @@ from slimming import slicing
 from slimming.channels.scaling import batch_norms, zero_channels
 from slimming.data import datasets
 from slimming.data.pixels import Split, normalize
-from slimming.slicing.prunable import declared
+from slimming.slicing.trial import declared
 from slimming.storage import architecture, checkpoint
 
 SMALLEST = {"vgg": 11, "resnet": 11, "densenet": 7}  # the smallest depth of each network
@@ -79,7 +79,7 @@ def randomize(model, seed=0):
 
 
 def keep_only(model, keep):
-    """What is left of a network with ``wiring()`` when each BN keeps the channels of ``keep``."""
+    """What is left of one of the paper's networks when each BN keeps the channels of ``keep``."""
     return slicing.sliced(model, slicing.kept_channels(declared(model), keep))
 
 

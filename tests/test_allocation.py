@@ -17,7 +17,7 @@ from slimming.pruning.threshold import choose_channels
 from slimming.reports import tables
 from slimming.slicing import masked
 from slimming.slicing.proof import prove_equal
-from slimming.slicing.prunable import declared, groups
+from slimming.slicing.trial import declared, groups
 from slimming.storage import architecture
 from slimming.workflows.budgets import BudgetSettings
 

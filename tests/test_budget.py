@@ -13,7 +13,7 @@ from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.pruning import budget, importance, ranking
 from slimming.pruning.threshold import choose_channels
-from slimming.slicing.prunable import declared, groups
+from slimming.slicing.trial import declared, groups
 from slimming.storage import architecture
 from slimming.workflows.budgets import BudgetSettings
 

@@ -21,7 +21,7 @@ from slimming.pruning.threshold import choose_channels
 from slimming.pruning.tracking import Tracker
 from slimming.runtime.device import LAYOUT, compiled
 from slimming.runtime.precision import Precision
-from slimming.slicing.prunable import declared
+from slimming.slicing.trial import declared
 from slimming.storage import checkpoint
 from slimming.training import loop
 from slimming.training.optimizer import load_momentum, make_optimizer

@@ -18,7 +18,7 @@ from slimming.errors import UserError
 from slimming.pruning import kernels
 from slimming.pruning.importance import MEASURES, Evidence
 from slimming.pruning.threshold import choose_channels
-from slimming.slicing.prunable import declared, groups
+from slimming.slicing.trial import declared, groups
 
 IMAGES = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 BATCHES = [(IMAGES, torch.arange(6))]

@@ -20,7 +20,7 @@ from slimming.cli import flags
 from slimming.errors import UserError
 from slimming.pruning.importance import MEASURES
 from slimming.settings import build, kept
-from slimming.slicing.prunable import groups
+from slimming.slicing.trial import groups
 from slimming.storage import architecture, checkpoint
 from slimming.training.trainer import Trainer
 from slimming.workflows.flow_settings import FlowRun

@@ -10,7 +10,7 @@ from models import mobilenet, vgg
 from slimming import slicing
 from slimming.measuring import profiling
 from slimming.pruning import kernels
-from slimming.slicing.prunable import groups
+from slimming.slicing.trial import groups
 from slimming.storage import architecture, checkpoint
 from slimming.training.penalties import GradientMask
 from slimming.training.trainer import Trainer

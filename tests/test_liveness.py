@@ -16,7 +16,7 @@ from slimming.pruning.choice import LEAST
 from slimming.pruning.importance import Evidence, l1
 from slimming.pruning.liveness import liveness, liveness_warning, spread_ratio
 from slimming.pruning.threshold import choose_channels
-from slimming.slicing.prunable import declared, groups
+from slimming.slicing.trial import declared, groups
 from slimming.workflows.experiment_settings import ExperimentSettings
 from slimming.workflows.methods import Task, channels
 from slimming.workflows.settings import PruneSettings

@@ -20,7 +20,7 @@ from slimming.pruning.activations import Activations
 from slimming.pruning.one_pass import OnePass
 from slimming.pruning.repair import divergence, repair
 from slimming.pruning.threshold import choose_channels
-from slimming.slicing.prunable import declared, groups
+from slimming.slicing.trial import declared, groups
 from slimming.storage import architecture, checkpoint
 
 IMAGES = torch.randn(96, 3, 12, 12, generator=torch.Generator().manual_seed(3))

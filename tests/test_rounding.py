@@ -18,7 +18,7 @@ from slimming.measuring.rounding import MULTIPLES
 from slimming.pruning import importance, ranking
 from slimming.pruning.evidence import Evidence
 from slimming.pruning.threshold import choose_channels
-from slimming.slicing.prunable import declared, groups
+from slimming.slicing.trial import declared, groups
 from slimming.storage import architecture
 
 SHAPE = (3, 32, 32)

@@ -12,7 +12,7 @@ from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.pruning import ranking
 from slimming.pruning.importance import MEASURES, Evidence
-from slimming.slicing.prunable import groups
+from slimming.slicing.trial import groups
 from slimming.storage import architecture, checkpoint
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))

@@ -20,7 +20,7 @@ from slimming.pruning.front import front, knee
 from slimming.pruning.one_pass import OnePass
 from slimming.pruning.repair import divergence
 from slimming.pruning.threshold import choose_channels
-from slimming.slicing.prunable import declared
+from slimming.slicing.trial import declared
 from slimming.storage import architecture
 
 ACCURACIES = ("pruned", "repaired")

@@ -10,7 +10,7 @@ Masks = dict[str, torch.Tensor]  # name of a layer or group -> one bool for each
 
 
 def batch_norms(model: nn.Module) -> dict[str, BatchNorm]:
-    """Every BatchNorm2d of the model by name, in the order of the forward pass."""
+    """Every BatchNorm of the model by name, in the order of the forward pass."""
     return {n: m for n, m in model.named_modules() if isinstance(m, BATCH_NORMS)}
 
 

@@ -9,8 +9,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from slimming.channels.kinds import Kind, is_depthwise, kind_of
 
-BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)  # --sync-bn converts one to the other
-BatchNorm = nn.BatchNorm2d | nn.SyncBatchNorm
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
 def widths(model: nn.Module) -> dict[str, list[int]]:

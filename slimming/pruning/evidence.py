@@ -7,10 +7,12 @@ import functools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from slimming.channels.scaling import batch_norms
 from slimming.channels.widths import BatchNorm
@@ -54,7 +56,7 @@ class Evidence:
 
     @functools.cached_property
     def parameters(self) -> Tensors:
-        """Weights of every Conv2d and Linear, γ and β of every BN, by name."""
+        """Weights of every convolution and Linear, γ and β of every BN, by name."""
         judged = {f"{name}.weight": layer.weight for name, layer in layers(self.model).items()}
         for name, norm in scaled_norms(self.model).items():
             judged |= {f"{name}.weight": norm.weight, f"{name}.bias": norm.bias}
@@ -142,9 +144,9 @@ class Evidence:
         return mean
 
 
-def layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """Every Conv2d and Linear of the model, by name."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+def layers(model: nn.Module) -> dict[str, Any]:
+    """Every convolution, transposed ones too, and every Linear of the model, by name."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, (_ConvNd, nn.Linear))}
 
 
 def scaled_norms(model: nn.Module) -> dict[str, BatchNorm]:

@@ -63,11 +63,22 @@ def _scaled(model: nn.Module) -> dict[str, BatchNorm]:
 
 
 def _sums(e: Evidence, term: Callable[[str], torch.Tensor]) -> Scores:
-    """Σ ``term(name of the weight)`` of each filter of each Conv2d and Linear and, for layers after
+    """Σ ``term(name of the weight)`` of each filter of each convolution and Linear and, for layers after
     a channel selection, of each channel that they read, because no single filter writes it."""
-    filters = {n: term(f"{n}.weight").flatten(1).sum(1) for n in layers(e.model)}
+    filters = {
+        name: _by_filter(layer, term(f"{name}.weight")).flatten(1).sum(1)
+        for name, layer in layers(e.model).items()
+    }
     gated = behind_selections(e.model) if lists_widths(e.model) else []
     return filters | _input_sums(e, term, gated)
+
+
+def _by_filter(layer: nn.Module, terms: torch.Tensor) -> torch.Tensor:
+    """``terms`` of the weight (inputs, outputs of a group, ...) of a transposed convolution with its
+    filters first, as those of other layers are."""
+    if not getattr(layer, "transposed", False):
+        return terms
+    return terms.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def _input_sums(e: Evidence, term: Callable[[str], torch.Tensor], names: Iterable[str]) -> Scores:
@@ -75,6 +86,7 @@ def _input_sums(e: Evidence, term: Callable[[str], torch.Tensor], names: Iterabl
     sums, modules = {}, layers(e.model)
     for name in names:
         terms, groups = term(f"{name}.weight"), getattr(modules[name], "groups", 1)
+        terms = _by_filter(modules[name], terms)
         terms = terms.view(groups, -1, *terms.shape[1:]).transpose(1, 2).flatten(2)
         sums[f"{name}:in"] = terms.sum(2).flatten()
     return sums

@@ -8,7 +8,6 @@
 - `prove_equal`, `outputs`, `difference`: the proof
 """
 
-from slimming.slicing.prunable import declared, exact, groups, prunable
 from slimming.slicing.prune import Slimmed, apply, living, prune, without_dead_channels
 from slimming.slicing.slim import (
     Kept,
@@ -22,6 +21,7 @@ from slimming.slicing.slim import (
     slice_tensors,
     sliced,
 )
+from slimming.slicing.trial import declared, exact, groups, prunable
 
 __all__ = [
     "Kept",

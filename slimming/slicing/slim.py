@@ -50,7 +50,20 @@ def cuts(model: nn.Module, kept: Kept) -> dict[str, dict[int, torch.Tensor]]:
                 if isinstance(getattr(layer, part, None), torch.Tensor):
                     own = of_one_group(layer, mask) if part == "weight" and dim == 1 else mask
                     masks.setdefault(f"{name}.{part}".lstrip("."), {})[dim] = own
-    return masks
+    return masks | {
+        name: {dim: mask for other in tied if other in masks for dim, mask in masks[other].items()}
+        for tied in _tied(model)
+        for name in tied
+        if any(other in masks for other in tied)
+    }
+
+
+def _tied(model: nn.Module) -> list[list[str]]:
+    """The names of each parameter that has several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [found for found in names.values() if len(found) > 1]
 
 
 def of_one_group(layer: nn.Module, mask: torch.Tensor) -> torch.Tensor:

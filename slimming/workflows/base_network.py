@@ -13,7 +13,7 @@ from slimming.errors import UserError
 from slimming.pruning import allocation, importance, ranking
 from slimming.pruning.allocation import Prunable
 from slimming.settings import specs
-from slimming.slicing.prunable import groups
+from slimming.slicing.trial import groups
 from slimming.storage import architecture, checkpoint
 from slimming.workflows.experiment import same_settings
 from slimming.workflows.experiment_settings import BaseTrainingSettings, ExperimentSettings

@@ -33,7 +33,7 @@ from slimming.reports.figures import before_after_text, liveness_text, scores_te
 from slimming.runtime.device import choose_device
 from slimming.settings import name_flags
 from slimming.slicing import Kept
-from slimming.slicing.prunable import declared
+from slimming.slicing.trial import declared
 from slimming.storage import architecture, checkpoint, files
 from slimming.storage.architecture import Architecture
 from slimming.storage.claim import claimed

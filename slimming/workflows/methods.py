@@ -17,7 +17,7 @@ from slimming.data.stream import Stream
 from slimming.pruning import allocation, importance, kernels, ranking
 from slimming.pruning.allocation import Prunable
 from slimming.pruning.choice import LEAST, Choice, Multiples
-from slimming.slicing.prunable import groups
+from slimming.slicing.trial import groups
 from slimming.workflows import rounding
 from slimming.workflows.budgets import BudgetSettings
 from slimming.workflows.rounding import RoundTo

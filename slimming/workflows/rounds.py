@@ -19,7 +19,7 @@ from slimming.reports.figures import liveness_text
 from slimming.runtime import distributed
 from slimming.settings import build, kept
 from slimming.slicing import Slimmed
-from slimming.slicing.prunable import groups
+from slimming.slicing.trial import groups
 from slimming.storage import files
 from slimming.training import loop
 from slimming.training.callbacks import Batch

@@ -22,7 +22,7 @@ from slimming.pruning.evidence import scaled_norms
 from slimming.pruning.one_pass import OnePass
 from slimming.pruning.repair import LEAST, repair
 from slimming.runtime.device import choose_device
-from slimming.slicing.prunable import groups
+from slimming.slicing.trial import groups
 from slimming.storage import architecture
 from slimming.storage.architecture import Architecture
 from slimming.training import loop
