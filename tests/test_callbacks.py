@@ -17,7 +17,7 @@ from slimming.storage.architecture import Architecture
 from slimming.training.callbacks import EarlyStopping
 from slimming.training.penalties import GradientMask, L1Penalty
 from slimming.training.settings import TrainSettings
-from slimming.training.trainer import Trainer
+from slimming.training.trainer import RECORD, Trainer
 from slimming.workflows import training
 
 
@@ -107,6 +107,53 @@ def test_a_trick_that_the_file_does_not_know_starts_anew(images, tmp_path, capsy
     resumed = train(tmp_path, images, "--resume", str(last))
     assert resumed.steps == 6 and resumed.calls[0] == "before 1"
     assert "note: the resumed run has no state of 'average'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "scores, stops",
+    [((0.5, 0.5), True), ((0.5, 0.6), False), ((0.5,), False), ((0.6, 0.5, 0.7), False)],
+)
+def test_early_stopping_ends_a_run_whose_last_epoch_is_no_better(scores, stops):
+    run = SimpleNamespace(history=[{"test_prec1": top} for top in scores], stopped=False)
+    EarlyStopping(run, 0).before_epoch(len(scores))
+    assert not run.stopped, "0 disables it"
+    EarlyStopping(run, 1).before_epoch(len(scores))
+    assert run.stopped == stops
+
+
+def small_trainer(**settings):
+    network = Architecture("vgg", 11, "cifar10", 2, NARROW["vgg"])
+    data = Split(torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.arange(8) % 2, ["a", "b"])
+    loaders = [Batches(data, 8, augment) for augment in (True, False)]
+    return Trainer(network.build(), network, *loaders, TrainSettings(**settings))
+
+
+def test_the_best_network_is_one_that_the_run_still_trains(tmp_path):
+    """After the network was replaced, the first epoch is the best, whatever its top-1 is."""
+    trainer, paths = small_trainer(), (tmp_path / "last", tmp_path / "best")
+
+    def best_after(epoch, top1):
+        trainer.history.append({"epoch": epoch, "test_prec1": top1})
+        trainer.save(*paths)
+        return checkpoint.read(paths[1])
+
+    assert best_after(0, 0.9)["epoch"] == 1
+    assert best_after(1, 0.8)["epoch"] == 1
+    trainer.replace(copy.deepcopy(trainer.model), trainer.architecture)
+    best = best_after(2, 0.0)
+    assert (best["epoch"], best["best_prec1"]) == (3, 0.0)
+    assert best_after(3, 0.4)["epoch"] == 4 and best_after(4, 0.35)["epoch"] == 4
+
+
+def test_a_run_that_goes_back_to_an_epoch_forgets_those_after_it():
+    record = dict.fromkeys(RECORD, 0.5)
+    history = [{**record, "epoch": epoch} for epoch in range(4)]
+    contents = {"epoch": 4, "best_prec1": 0.5, "history": history}
+    for start, left in ((None, [0, 1, 2, 3]), (2, [0, 1])):
+        trainer = small_trainer(start_epoch=start)
+        trainer.from_contents("file", contents)
+        assert [known["epoch"] for known in trainer.history] == left
+        assert trainer.epoch == len(left)
 
 
 def test_early_stopping_counts_the_epochs_of_a_run_that_did_not_start_at_0(capsys):

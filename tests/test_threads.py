@@ -121,14 +121,14 @@ def few(tmp_path_factory):
 def test_a_busy_machine_is_told_when_training_starts(few, tmp_path, machine, words, told):
     words = ["--dataset", "folder", "--data", few, *SHORT, "--save", tmp_path, *words]
     lines = succeed("main.py", *words, preexec_fn=machine).splitlines()
-    found = [number for number, line in enumerate(lines) if "--threads" in line]
+    found = [number for number, line in enumerate(lines) if "one thread each" in line]
     assert len(found) == told
     if told:
         assert lines[found[0]].startswith("note: the load of this machine is ")
         assert any("Train Epoch" in line for line in lines[found[0] :])
         last = ["--resume", tmp_path / "checkpoint.pth.tar", "--data", few, "--no-tensorboard"]
         printed = succeed("main.py", *last, preexec_fn=machine)
-        assert "all 1 epochs are done" in printed and "--threads" not in printed
+        assert "all 1 epochs are done" in printed and "one thread each" not in printed
 
 
 def test_a_gpu_does_not_mind(capsys, monkeypatch):

@@ -66,6 +66,24 @@ def test_a_step_is_plain_sgd_with_the_penalty(scale):
         torch.testing.assert_close(after, expected, rtol=1e-3, atol=1e-5)
 
 
+def test_a_temperature_softens_the_gradient_and_not_the_score():
+    torch.manual_seed(0)
+    images, labels = torch.randn(4, 3), torch.arange(4) % 2
+    model = torch.nn.Linear(3, 2)
+    logits = model(images)
+    plain = torch.nn.functional.cross_entropy(logits, labels).item()
+    softened = torch.nn.functional.cross_entropy(logits / 4, labels)
+    gradients = torch.autograd.grad(softened, list(model.parameters()))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0)
+    # four dimensions, as all images have
+    wrapped = torch.nn.Sequential(torch.nn.Flatten(), model)
+    batches = [(images.view(4, 3, 1, 1), labels)]
+    score = loop.train(wrapped, batches, optimizer, temperature=4)
+    assert score.loss == pytest.approx(plain, rel=1e-5)
+    for parameter, expected in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, expected)
+
+
 @pytest.mark.parametrize("arch", SMALLEST)
 @pytest.mark.parametrize("amp", [False, True])
 def test_every_network_learns(arch, amp):
@@ -136,7 +154,8 @@ def test_momentum_is_taken_in_the_layout_of_the_parameters_or_not_at_all():
     model = resnet(depth=11).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, 0.1, 0.9, 0)
     learned = optimizer.param_groups[0]["params"]
-    saved = {"state": {i: {"momentum_buffer": torch.randn(p.shape)} for i, p in enumerate(learned)}}
+    buffers = {i: {"momentum_buffer": torch.randn(p.shape)} for i, p in enumerate(learned)}
+    saved = {"state": dict(reversed(buffers.items()))}  # their numbers count, not their order
     assert load_momentum(optimizer, saved)
     for i, parameter in enumerate(learned):
         buffer = optimizer.state[parameter]["momentum_buffer"]

@@ -65,6 +65,7 @@ def input_statistics(
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Mean and variance (C,) of what each BN of ``model`` reads for one batch of ``images``, by its
     name; ``before_norm(name, mean, var)`` is called before it runs."""
+    layout = layout_for(model, images[:1])  # without the hooks below: it runs a copy, hooks and all
     found = {}
 
     def read(name: str, inputs: tuple[torch.Tensor]) -> None:
@@ -78,7 +79,7 @@ def input_statistics(
     ]
     try:
         with torch.no_grad():
-            model(images.contiguous(memory_format=layout_for(model, images[:1])))
+            model(images.contiguous(memory_format=layout))
     finally:
         for hook in hooks:
             hook.remove()
