@@ -63,8 +63,8 @@ def _scaled(model: nn.Module) -> dict[str, BatchNorm]:
 
 
 def _sums(e: Evidence, term: Callable[[str], torch.Tensor]) -> Scores:
-    """Σ ``term(name of the weight)`` of each filter of each convolution and Linear and, for layers after
-    a channel selection, of each channel that they read, because no single filter writes it."""
+    """Σ ``term(name of the weight)`` of each filter of each convolution and Linear and, for layers
+    after a channel selection, of each channel that they read: no single filter writes it."""
     filters = {
         name: _by_filter(layer, term(f"{name}.weight")).flatten(1).sum(1)
         for name, layer in layers(e.model).items()
@@ -74,8 +74,8 @@ def _sums(e: Evidence, term: Callable[[str], torch.Tensor]) -> Scores:
 
 
 def _by_filter(layer: nn.Module, terms: torch.Tensor) -> torch.Tensor:
-    """``terms`` of the weight (inputs, outputs of a group, ...) of a transposed convolution with its
-    filters first, as those of other layers are."""
+    """``terms`` of the weight (inputs, outputs of a group, ...) of a transposed convolution with
+    its filters first, as those of other layers are."""
     if not getattr(layer, "transposed", False):
         return terms
     return terms.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
