@@ -93,23 +93,52 @@ def first_difference(
 ) -> str | None:
     """The name of the first layer, in the order of the forward pass, whose kept channels differ: on
     constant inputs the outputs may not show it."""
-    seen = [_of_layers(model, kept, inputs) for model in (small, reference)]
+    networks = [copied(model).eval().float() for model in (small, reference)]
+    return _first_different(networks, kept, inputs)
+
+
+def is_exact(
+    small: nn.Module,
+    reference: nn.Module,
+    kept: dict[str, dict[str, torch.Tensor]],
+    inputs: Inputs,
+) -> bool:
+    """Whether two networks return the same, and their layers too in the channels that are kept.
+    Both are left in eval mode, in fp32 or fp64."""
+    for dtype in (torch.float32, torch.float64):  # see `compared`
+        networks = [model.eval().to(dtype) for model in (small, reference)]
+        if _first_different(networks, kept, inputs, outputs_too=True) is None:
+            return True
+    return False
+
+
+def _first_different(
+    networks: list[nn.Module],
+    kept: dict[str, dict[str, torch.Tensor]],
+    inputs: Inputs,
+    outputs_too: bool = False,
+) -> str | None:
+    seen = [_of_layers(model, kept, inputs) for model in networks]
     for (name, ours), (_, theirs) in zip(*seen, strict=False):
-        mask = kept[name]["out"]
-        dim = -1 if isinstance(reference.get_submodule(name), nn.Linear) else 1
-        if theirs.shape[dim] != len(mask):
-            continue
-        theirs = theirs.index_select(dim, mask.nonzero().flatten().to(theirs.device))
-        if not difference([ours], [theirs]) <= TOLERANCE:
-            return name
-    return None
+        if name and theirs.dim() > 1:
+            mask = kept[name]["out"]
+            dim = -1 if isinstance(networks[1].get_submodule(name), nn.Linear) else 1
+            if theirs.shape[dim] != len(mask):
+                continue
+            theirs = theirs.index_select(dim, mask.nonzero().flatten().to(theirs.device))
+        if (name or outputs_too) and not difference([ours], [theirs]) <= TOLERANCE:
+            return name or "the outputs"
+    ran = len(seen[0]) == len(seen[1]) and any(not name for name, _ in seen[1])
+    return None if ran or not outputs_too else "the outputs"
 
 
 def _of_layers(
-    model: nn.Module, kept: dict[str, dict[str, torch.Tensor]], inputs: Inputs
+    network: nn.Module, kept: dict[str, dict[str, torch.Tensor]], inputs: Inputs
 ) -> list[tuple[str, torch.Tensor]]:
-    """The name and the output of each layer that loses outputs, up to the first exception."""
-    network, found = copied(model).eval().double(), []
+    """The name and the output of each layer that loses outputs, up to the first exception, and what
+    the network returns, without a name."""
+    found: list[tuple[str, torch.Tensor]] = []
+    handles = []
     for name, sides in kept.items():
         if "out" in sides:
 
@@ -117,9 +146,12 @@ def _of_layers(
                 if isinstance(out, torch.Tensor) and out.dim() > 1:
                     found.append((name, out.detach().clone()))
 
-            network.get_submodule(name).register_forward_hook(record)
+            handles.append(network.get_submodule(name).register_forward_hook(record))
     device, dtype = where(network)
     with contextlib.suppress(Exception), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
-        arguments.call(network, arguments.like(inputs, device, dtype))
+        returned = arguments.call(network, arguments.like(inputs, device, dtype))
+        found += [("", tensor) for tensor in arguments.tensors(returned)]
+    for handle in handles:
+        handle.remove()
     return found

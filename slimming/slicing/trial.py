@@ -10,7 +10,8 @@ from slimming.channels import inputs as arguments
 from slimming.channels.groups import Channels, Group, channels, lists_widths
 from slimming.channels.inputs import Inputs
 from slimming.errors import UserError
-from slimming.slicing.proof import TOLERANCE, compared, first_difference
+from slimming.runtime.failures import raise_if_of_the_machine
+from slimming.slicing.proof import is_exact
 from slimming.slicing.slim import Masks, kept_channels, masked, sliced
 
 SHARE = 3  # one unit in three goes, to try a group
@@ -22,6 +23,8 @@ def prunable(model: nn.Module, inputs: Inputs, ignore: Iterable[str] = ()) -> Ch
     something else with fewer channels than its rule says."""
     found = channels(model, inputs, ignore)
     one = arguments.first(inputs, 1)
+    if not holds(model, [], {}, one):  # it needs more than one sample
+        one = inputs
     sound = exact(model, found.groups, one)
     if len(sound) == len(found.groups):
         return found
@@ -38,7 +41,7 @@ def exact(
     keep = keep or {group.name: _some(group) for group in groups}
 
     def grown(accepted: list[Group], more: list[Group]) -> list[Group]:
-        if not more or is_exact(model, [*accepted, *more], keep, inputs):
+        if not more or holds(model, [*accepted, *more], keep, inputs):
             return [*accepted, *more]
         if len(more) == 1:
             return accepted
@@ -49,15 +52,14 @@ def exact(
     return [group for group in groups if any(group is other for other in accepted)]
 
 
-def is_exact(model: nn.Module, groups: list[Group], keep: Masks, inputs: Inputs) -> bool:
+def holds(model: nn.Module, groups: list[Group], keep: Masks, inputs: Inputs) -> bool:
     """Whether the network that keeps these units of the groups equals the masked one."""
     kept = kept_channels(groups, {group.name: keep[group.name] for group in groups})
     try:
-        slim, reference = sliced(model, kept), masked(model, kept)
-        found = compared(slim, reference, inputs)
-    except Exception:  # the user's forward may raise anything at other widths
+        return is_exact(sliced(model, kept), masked(model, kept), kept, inputs)
+    except Exception as error:  # the user's forward may raise anything at other widths
+        raise_if_of_the_machine(error)
         return False
-    return found <= TOLERANCE and first_difference(slim, reference, kept, inputs) is None
 
 
 def _some(group: Group) -> torch.Tensor:
