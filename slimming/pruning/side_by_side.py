@@ -1,4 +1,4 @@
-"""A slim network and the dense one that it was cut from, run on the same images."""
+"""A slim network and the dense network that it was cut from, run in parallel on the same images."""
 
 import operator
 from collections.abc import Iterator
@@ -30,36 +30,36 @@ class SideBySide:
             raise UserError("the slim network is not the dense one without some channels")
 
     def steps(self) -> Iterator[tuple[fx.Node, nn.Module | None]]:
-        """The slim network's operations in order, each with the layer that it calls, if it calls
-        one; both networks run it when the next is asked for."""
+        """The slim network's operations in order, each with the layer that it calls, if any. Both
+        networks have run all operations before the yielded one."""
         for node in self.slim.order:
             self.dense.compute(self._twin(node))
             yield node, self.slim.module(node)
             self.slim.compute(node)
 
     def lost(self, node: fx.Node) -> torch.Tensor | None:
-        """Which inputs a layer of the dense network has lost, if any."""
+        """The mask of the inputs that a layer has lost; None if it keeps all."""
         inputs = self.kept.get(str(node.target), {}).get("in")
         return None if inputs is None else ~inputs
 
     def read(self, node: fx.Node, batch: int) -> torch.Tensor:
-        """What the slim network's layer reads."""
+        """The input of the layer in the slim network."""
         return self.slim.value(node.all_input_nodes[0], batch)
 
     def read_dense(self, node: fx.Node, batch: int) -> torch.Tensor:
-        """What the dense network's layer reads."""
+        """The input of the layer in the dense network."""
         return self.dense.value(self._twin(node).all_input_nodes[0], batch)
 
     def wanted(self, node: fx.Node, batch: int, layer: str | None = None) -> torch.Tensor:
-        """What the dense network puts out at ``node`` in the channels that are left after
-        ``layer``, by default the one that ``node`` calls."""
+        """The output of the dense network at ``node``, in the channels that ``layer`` keeps, by
+        default the layer that ``node`` calls."""
         return self._kept(self.dense.value(self._twin(node), batch), layer or str(node.target))
 
     def target(self, node: fx.Node, batch: int, layer: str | None = None) -> torch.Tensor:
-        """What the slim network should put out at ``node``: what is `wanted`.
+        """The target of the slim network's output at ``node``: that of the dense network, `wanted`.
 
-        Where that is the end of a residual branch it is what the dense sum, not the dense branch,
-        needs: the errors of the shortcut are made up for, and do not add up from block to block.
+        At the end of a residual branch, it is the dense sum minus the slim shortcut, so that the
+        branch compensates for errors of the shortcut, and errors do not add up over blocks.
         """
         end = self._end_of_branch(node)
         if end is None:
