@@ -26,7 +26,17 @@ class SideBySide:
     ):
         self.slim, self.dense = Activations(slim, batches), Activations(dense, batches)
         self.kept, self.batches = kept, range(len(batches))
-        if [node.name for node in self.slim.order] != [node.name for node in self.dense.order]:
+        self.twins: dict[fx.Node, fx.Node] = {}
+        for node in self.slim.order:
+            twin = self.dense.nodes.get(node.name)
+            if twin is None and hasattr(self.slim.module(node), "indexes"):
+                # a channel selection that the dense network does without
+                twin = self.twins[node.all_input_nodes[0]]
+            if twin is not None:
+                self.twins[node] = twin
+        if list(dict.fromkeys(self.twins.values())) != self.dense.order or len(self.twins) != len(
+            self.slim.order
+        ):
             raise UserError("the slim network is not the dense one without some channels")
 
     def steps(self) -> Iterator[tuple[fx.Node, nn.Module | None]]:
@@ -94,7 +104,7 @@ class SideBySide:
         return value if out is None else value[:, out.to(value.device)]
 
     def _twin(self, node: fx.Node) -> fx.Node:
-        return self.dense.nodes[node.name]
+        return self.twins[node]
 
 
 def _before(norm: BatchNorm, value: torch.Tensor) -> torch.Tensor:
