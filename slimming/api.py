@@ -14,9 +14,9 @@ from slimming.measuring import figures
 from slimming.measuring.deploy import deploy
 from slimming.measuring.figures import Figures
 from slimming.pruning import importance
+from slimming.pruning import repair as repairing
 from slimming.pruning.choice import LEAST
 from slimming.pruning.liveness import liveness, liveness_warning
-from slimming.pruning.repair import repair as fit
 from slimming.storage import checkpoint
 from slimming.training.penalties import L1Penalty, updateBN
 
@@ -119,7 +119,7 @@ def repair(slim: Slim, dense: nn.Module, images: torch.Tensor, seed: int = 0) ->
     >>> bool(errors[1] < errors[0])
     True
     """
-    repaired = fit(slim.model, dense, slim.kept, images, seed)
+    repaired = repairing.repair(slim.model, dense, slim.kept, images, seed)
     notes = repaired.notes if repaired.helped else [*repaired.notes, str(repaired)]
     for note in notes:
         warnings.warn(note, stacklevel=2)

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -318,7 +318,7 @@ def _grouped(
     ]
     order = {name: place for place, name in enumerate(found.trace.modules)}
     built.sort(key=lambda g: min(_place(order, member.layer) for member in g.members))
-    kept = [g for g in built if not _ignored(g, ignore)]
+    kept = [g for g in built if not _ignored(g, ignore, selections(found.trace.model))]
     pinned = {
         reason: [layer for (layer, _), u in writers.items() if torch.isin(u, units).any()]
         for reason, units in reasons.items()
@@ -423,8 +423,9 @@ def lists_widths(model: object) -> bool:
     return bool(getattr(model, "cfg_per_norm", False))
 
 
-def _ignored(group: Group, words: list[str]) -> bool:
+def _ignored(group: Group, words: list[str], whole: Mapping[str, str]) -> bool:
     written = [m.layer for m in group.members if m.side in ("out", "mask")]
+    written += [whole[m.layer] for m in group.members if m.side == "mask" and m.layer in whole]
     return any(inside(layer, word) for layer in written for word in words)
 
 

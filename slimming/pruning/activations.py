@@ -1,4 +1,4 @@
-"""What the layers of a network read and put out, carried from layer to layer for many images."""
+"""The inputs and outputs of all layers of a network for many images, one layer at a time."""
 
 import copy
 import operator
@@ -17,7 +17,7 @@ LEAST = 32  # images
 BATCH = 128
 MEMORY = 3 * 2**30  # bytes of activations that are kept at a time: large images are fewer
 
-# What costs less to compute again than to keep for all images.
+# Operations that are recomputed, because that costs less than storing their outputs.
 CHEAP_MODULES = (*BATCH_NORMS, nn.Dropout, nn.Identity, nn.Flatten)
 CHEAP_FUNCTIONS = {F.relu, F.relu6, F.hardswish, F.silu, F.dropout, torch.relu, torch.flatten}
 CHEAP_FUNCTIONS |= {operator.getitem, getattr}
@@ -26,14 +26,14 @@ IN_PLACE: dict[Callable, Callable] = {operator.iadd: operator.add, operator.imul
 
 
 class _Tracer(fx.Tracer):
-    """Channel selection is one operation, as PyTorch's own layers are."""
+    """Treats channel selection as a leaf module, like the layers of PyTorch."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return hasattr(module, "indexes") or super().is_leaf_module(module, name)
 
 
 def trace(model: nn.Module) -> fx.Graph:
-    """The operations of a network. UserError if torch.fx cannot trace it."""
+    """The graph of the operations of a network. UserError if torch.fx cannot trace it."""
     try:
         return _Tracer().trace(model)
     except Exception as error:  # whatever the user's forward does with a proxy
@@ -43,12 +43,12 @@ def trace(model: nn.Module) -> fx.Graph:
 
 
 class Activations:
-    """The activations of ``model`` (in eval mode, a copy with nothing in place) for ``batches`` of
-    images (N, 3, H, W), one operation at a time.
+    """The activations of a network for ``batches`` of images (N, 3, H, W), one operation at a time.
 
-    ``order`` are the operations of the forward pass, sorted so that of two branches that meet the
-    one with fewer layers comes first. `compute` runs one for all batches and forgets what nothing
-    reads any more: at no time more than the activations between two layers are kept. UserError if
+    Runs a copy of ``model`` in eval mode, without in-place operations. ``order`` lists the
+    operations of the forward pass; of two branches that meet, the one with fewer layers comes
+    first. `compute` runs one operation for all batches and frees the outputs that no later
+    operation reads, so that only the activations between two layers are stored. UserError if
     torch.fx cannot trace the network.
     """
 
@@ -66,7 +66,7 @@ class Activations:
         return self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def value(self, node: fx.Node, batch: int) -> Any:
-        """What an operation puts out for the batch of this number."""
+        """The output of an operation for the batch with index ``batch``."""
         if node in self.kept:
             return self.kept[node][batch]
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self.value(n, batch))
@@ -84,7 +84,7 @@ class Activations:
         return IN_PLACE.get(node.target, node.target)(*args, **kwargs)
 
     def compute(self, node: fx.Node) -> None:
-        """Run an operation for all batches and keep what it puts out, unless that is cheap."""
+        """Run an operation for all batches and store its outputs, unless it is cheap."""
         if node not in self.waiting:
             return
         sources = self._sources(node)
@@ -102,7 +102,7 @@ class Activations:
                 del self.kept[source]
 
     def peak(self) -> int:
-        """The most bytes of activations that are kept at a time; computes them all."""
+        """The peak number of bytes of stored activations; runs all operations."""
         most = 0
         for node in self.order:
             self.compute(node)
@@ -111,11 +111,11 @@ class Activations:
         return most
 
     def is_known(self, node: fx.Node) -> bool:
-        """Whether `value` has all that it needs for an operation."""
+        """Whether all stored outputs that `value` needs for an operation are available."""
         return node in self.kept or (self.is_cheap(node) and self._sources(node) <= set(self.kept))
 
     def is_cheap(self, node: fx.Node) -> bool:
-        """Whether what an operation puts out is computed anew each time."""
+        """Whether the output of an operation is recomputed each time instead of stored."""
         if node.op == "call_module":
             module = self.module(node)
             activation = type(module).__module__ == "torch.nn.modules.activation"
@@ -124,11 +124,11 @@ class Activations:
         return node.op not in targets or node.target in targets[node.op]
 
     def _sources(self, node: fx.Node) -> set[fx.Node]:
-        """The kept operations that one needs, straight or through cheap ones."""
+        """The stored operations that one reads, directly or through cheap ones."""
         return self._nearest(node, lambda n: n.all_input_nodes)
 
     def _readers(self, node: fx.Node) -> set[fx.Node]:
-        """The kept operations that need this one."""
+        """The stored operations that read this one, directly or through cheap ones."""
         return self._nearest(node, lambda n: n.users)
 
     def _nearest(self, node: fx.Node, beside: Callable) -> set[fx.Node]:
@@ -143,8 +143,8 @@ class Activations:
 
 
 def count_within(memory: int, image: torch.Tensor, *models: nn.Module) -> int:
-    """The number of images like ``image`` (1, 3, H, W) whose activations in all ``models``, those
-    that `Activations` keeps at a time, take ``memory`` bytes."""
+    """The number of images of the size of ``image`` (1, 3, H, W) for which the activations that
+    `Activations` stores at a time, summed over all ``models``, fit in ``memory`` bytes."""
     return memory // sum(Activations(model, [image]).peak() for model in models)
 
 
@@ -156,8 +156,7 @@ def _nothing_in_place(model: nn.Module) -> nn.Module:
 
 
 def _sorted(graph: fx.Graph) -> list[fx.Node]:
-    """The operations that the output depends on, each behind what it reads, shorter branches
-    first."""
+    """The operations that the output depends on, in topological order, shorter branches first."""
     depth: dict[fx.Node, int] = {}
     for node in graph.nodes:
         longest = max((depth[n] for n in node.all_input_nodes), default=0)

@@ -1,4 +1,4 @@
-"""What a convolution or linear layer computes, as rows of a matrix product."""
+"""The inputs and outputs of a convolution or linear layer as rows of a matrix product."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ FEATURES = 6_144  # weights of an output, at most: a regression takes their squa
 
 
 def obstacle(layer: nn.Conv2d | nn.Linear) -> str | None:
-    """Why `sample` does not take this layer, if it does not."""
+    """Why `sample` does not support this layer; None if it does."""
     if isinstance(layer, nn.Conv2d):
         if layer.padding_mode != "zeros":
             return f"its padding is {layer.padding_mode}, not zeros"
@@ -27,12 +27,11 @@ def sample(
     count: int,
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Some outputs (n, O) and what they are computed from (groups, n, F), with F in the order of
-    the layer's ``weight``.
+    """Patches of inputs (groups, n, F) and the outputs (n, O) that the layer computes from them; F
+    has the order of the layer's ``weight``.
 
     ``read`` (N, C, H, W) and ``output`` (N, O, H', W') of a Conv2d are sampled at about ``count``
-    positions that ``generator`` draws, or at all of them where there are no more; of a Linear every
-    row is taken.
+    random positions, or at all of them if there are no more; of a Linear all rows are used.
     """
     if isinstance(layer, nn.Linear):
         return rows(read)[None], rows(output)
@@ -58,7 +57,8 @@ def _pixels(maps: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 
 
 def _patches(conv: nn.Conv2d, maps: torch.Tensor, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """What ``conv`` reads of ``maps`` for its outputs in rows ``y`` and columns ``x`` (N, P)."""
+    """The patches of ``maps`` that ``conv`` reads for its outputs in rows ``y`` and columns ``x``
+    (N, P)."""
     assert not isinstance(conv.padding, str)  # see `obstacle`
     (top, left), (down, right) = conv.padding, conv.stride
     padded = F.pad(maps, (left, left, top, top))

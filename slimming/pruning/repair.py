@@ -1,9 +1,9 @@
-"""Repair of a slim network: what the removed channels contributed, from those that are left.
+"""Repair of a slim network: the remaining channels reproduce what the removed ones contributed.
 
-No gradient and no label is needed. Layer by layer, in the order of the forward pass and on the same
-images, each layer gets the weights that best reproduce, from what it reads in the slim network,
-what it put out in the dense one (He et al., ICCV 2017, 1707.06168), and each BatchNorm statistics
-to match (Li et al., ECCV 2020, 2007.02491).
+No gradients or labels are needed. In the order of the forward pass, each layer is fitted by least
+squares to map its inputs in the slim network to its outputs in the dense one, for the same images
+(He et al., ICCV 2017, 1707.06168). The running statistics of each BatchNorm are adapted to its new
+inputs (Li et al., ECCV 2020, 2007.02491).
 """
 
 import copy
@@ -27,18 +27,18 @@ from slimming.runtime.failures import raise_if_of_the_machine
 from slimming.runtime.precision import full_fp32
 from slimming.slicing.proof import only_logits
 
-HELD_BACK = 8  # one image in so many, to judge the result; one batch, to choose the strength
-POSITIONS = 32_768  # of a layer's output that are fitted, over all images
+HELD_OUT = 8  # 1 of 8 images judges the result, and 1 of 8 batches chooses the ridge strength
+POSITIONS = 32_768  # sampled positions of the output of a layer, over all images
 STRENGTHS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)  # of the ridge, relative to the variance of the inputs
 DIVERGENCE, RELATIVE_ERROR = "divergence (nats)", "relative error"
-CONSTANT = 1e-6  # spread of a channel, relative to its largest value, that counts as none
+CONSTANT = 1e-6  # a channel with a smaller range, relative to its largest value, is constant
 
 
 @dataclass(frozen=True)
 class Repaired:
     """A slim network, repaired if that ``helped``: ``model``, in eval mode on the device of the
     images, in the dtype that it had. ``before`` and ``after``: how far its outputs are from those
-    of the dense network on images held back from the fit, see `distance`; ``measure`` names the
+    of the dense network on images held out from the fit, see `distance`; ``measure`` names the
     measure. ``images``: how many were used; ``notes`` name the layers left as they were, and why.
     """
 
@@ -85,8 +85,8 @@ def repair(
     images = images.to(memory_format=layout)
     original, slim, dense = slim, _ready(slim, images, layout), _ready(dense, images, layout)
     images = images[: max(LEAST, count_within(MEMORY, images[:1], slim, dense))]
-    judged, fitted = images.split([size := len(images) // HELD_BACK, len(images) - size])
-    batches = list(fitted.split(min(BATCH, -(-len(fitted) // HELD_BACK))))
+    judged, fitted = images.split([size := len(images) // HELD_OUT, len(images) - size])
+    batches = list(fitted.split(min(BATCH, -(-len(fitted) // HELD_OUT))))
     pair = SideBySide(slim, dense, kept, batches)
     notes = _Repair(pair, seed, weights).run()
     unchanged = copy.deepcopy(original).to(images.device).to(memory_format=layout).eval()
@@ -226,7 +226,7 @@ class _Repair:
             x, wanted = sample(layer, read, target, count, self.generator)
             short = wanted if layer.bias is None else wanted - layer.bias
             short = short.unflatten(1, (groups, -1)).transpose(0, 1) - x @ weight.mT
-            moments[b >= len(batches) - max(1, len(batches) // HELD_BACK)].add(x, short)
+            moments[b >= len(batches) - max(1, len(batches) // HELD_OUT)].add(x, short)
         return moments
 
     def _recalibrate(self, norm: BatchNorm, node: fx.Node) -> None:

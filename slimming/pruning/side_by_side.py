@@ -1,4 +1,4 @@
-"""A slim network and the dense one that it was cut from, run on the same images."""
+"""A slim network and the dense network that it was cut from, run in parallel on the same images."""
 
 import operator
 from collections.abc import Iterator
@@ -26,40 +26,50 @@ class SideBySide:
     ):
         self.slim, self.dense = Activations(slim, batches), Activations(dense, batches)
         self.kept, self.batches = kept, range(len(batches))
-        if [node.name for node in self.slim.order] != [node.name for node in self.dense.order]:
+        self.twins: dict[fx.Node, fx.Node] = {}
+        for node in self.slim.order:
+            twin = self.dense.nodes.get(node.name)
+            if twin is None and hasattr(self.slim.module(node), "indexes"):
+                # a channel selection that the dense network does without
+                twin = self.twins[node.all_input_nodes[0]]
+            if twin is not None:
+                self.twins[node] = twin
+        if list(dict.fromkeys(self.twins.values())) != self.dense.order or len(self.twins) != len(
+            self.slim.order
+        ):
             raise UserError("the slim network is not the dense one without some channels")
 
     def steps(self) -> Iterator[tuple[fx.Node, nn.Module | None]]:
-        """The slim network's operations in order, each with the layer that it calls, if it calls
-        one; both networks run it when the next is asked for."""
+        """The slim network's operations in order, each with the layer that it calls, if any. Both
+        networks have run all operations before the yielded one."""
         for node in self.slim.order:
             self.dense.compute(self._twin(node))
             yield node, self.slim.module(node)
             self.slim.compute(node)
 
     def lost(self, node: fx.Node) -> torch.Tensor | None:
-        """Which inputs a layer of the dense network has lost, if any."""
+        """The mask of the inputs that a layer has lost; None if it keeps all."""
         inputs = self.kept.get(str(node.target), {}).get("in")
         return None if inputs is None else ~inputs
 
     def read(self, node: fx.Node, batch: int) -> torch.Tensor:
-        """What the slim network's layer reads."""
+        """The input of the layer in the slim network."""
         return self.slim.value(node.all_input_nodes[0], batch)
 
     def read_dense(self, node: fx.Node, batch: int) -> torch.Tensor:
-        """What the dense network's layer reads."""
+        """The input of the layer in the dense network."""
         return self.dense.value(self._twin(node).all_input_nodes[0], batch)
 
     def wanted(self, node: fx.Node, batch: int, layer: str | None = None) -> torch.Tensor:
-        """What the dense network puts out at ``node`` in the channels that are left after
-        ``layer``, by default the one that ``node`` calls."""
+        """The output of the dense network at ``node``, in the channels that ``layer`` keeps, by
+        default the layer that ``node`` calls."""
         return self._kept(self.dense.value(self._twin(node), batch), layer or str(node.target))
 
     def target(self, node: fx.Node, batch: int, layer: str | None = None) -> torch.Tensor:
-        """What the slim network should put out at ``node``: what is `wanted`.
+        """The target of the slim network's output at ``node``: that of the dense network, `wanted`.
 
-        Where that is the end of a residual branch it is what the dense sum, not the dense branch,
-        needs: the errors of the shortcut are made up for, and do not add up from block to block.
+        At the end of a residual branch, it is the dense sum minus the slim shortcut, so that the
+        branch compensates for errors of the shortcut, and errors do not add up over blocks.
         """
         end = self._end_of_branch(node)
         if end is None:
@@ -94,7 +104,7 @@ class SideBySide:
         return value if out is None else value[:, out.to(value.device)]
 
     def _twin(self, node: fx.Node) -> fx.Node:
-        return self.dense.nodes[node.name]
+        return self.twins[node]
 
 
 def _before(norm: BatchNorm, value: torch.Tensor) -> torch.Tensor:

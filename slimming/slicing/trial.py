@@ -95,7 +95,7 @@ def _reasons(found: Channels) -> str:
     return "; ".join(told[:3]) or "it has no layers with channels, or all are ignored"
 
 
-def declared(model: nn.Module) -> list[Group]:
+def declared(model: nn.Module, ignore: Iterable[str] = ()) -> list[Group]:
     """The groups of one of the paper's networks, which all read 3x32x32 images."""
     assert lists_widths(model), "not one of the paper's networks: pass inputs to `groups`"
-    return channels(model, torch.zeros(1, 3, 32, 32)).groups
+    return channels(model, torch.zeros(1, 3, 32, 32), ignore).groups
