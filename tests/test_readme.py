@@ -148,6 +148,7 @@ def quick(command, images):
     arch = words[words.index("--arch") + 1] if "--arch" in words else None
     more += ["--depth", str(SMALLEST[arch])] if arch in SMALLEST else []
     more += ["--image-size", "40", "--workers", "1"] if "--image-size" in words else []
+    more += ["--ms", "10000"] if "--ms" in words else []  # warm.shorten makes up 64 for a batch
     return [script, *words, *more]
 
 
