@@ -153,10 +153,10 @@ def measured(name: str, tool: str) -> dict[str, Any]:
     with contextlib.redirect_stdout(sys.stderr):
         try:
             model, inputs = zoo_networks.networks()[name]()
-            zoo_networks.randomize(model)
+            zoo_networks.randomize(model, inputs)
         except Exception as error:
             return {**row, "verdict": "not built", "reason": _words(error)}
-        row["parameters"] = parameters(model.eval())
+        row["parameters"] = parameters(model)
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
         try:
             with limited(row):

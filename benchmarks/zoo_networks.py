@@ -11,8 +11,9 @@ from typing import Any
 import torch
 import torchvision
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from slimming.channels.inputs import Inputs
+from slimming.channels.inputs import Inputs, call
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no weights are loaded
 os.environ.setdefault("YOLO_OFFLINE", "1")
@@ -383,20 +384,14 @@ SUPER_RESOLUTION: dict[str, Builder] = {
 
 
 @torch.no_grad()
-def randomize(model: nn.Module, seed: int = 0) -> None:
-    """Random BN statistics, and random values for each parameter that is constant: scaling factors,
-    biases, layer scales; a rule that is wrong must show."""
+def randomize(model: nn.Module, inputs: Inputs, seed: int = 0) -> None:
+    """Random values for each parameter that is constant (scaling factors, biases, layer scales),
+    and random BN statistics about those of the inputs: no layer is dead, a wrong rule shows."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(like: torch.Tensor, low: float, high: float) -> torch.Tensor:
         return torch.rand(like.shape, generator=generator) * (high - low) + low
 
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if name == "running_mean":
-                buffer.copy_(uniform(buffer, -0.2, 0.2))
-            elif name == "running_var":
-                buffer.copy_(uniform(buffer, 0.5, 1.5))
     for parameter in model.parameters():
         if not parameter.is_floating_point() or parameter.numel() < 2:
             continue
@@ -404,6 +399,23 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
         if bool((parameter == first).all()):
             limits = (-0.1, 0.1) if first == 0 else (0.6, 1.4)
             parameter.copy_(uniform(parameter, *limits))
+
+    def normalize(layer: Any, args: tuple[torch.Tensor, ...]) -> None:
+        mean, var = layer.running_mean, layer.running_var
+        if args[0].numel() > len(mean):
+            rows = args[0].transpose(0, 1).flatten(1)
+            mean, var = rows.mean(1), rows.var(1)
+        scale = var.clamp_min(1e-4)
+        layer.running_mean.copy_(mean + scale.sqrt() * uniform(mean, -0.3, 0.3))
+        layer.running_var.copy_(scale * uniform(var, 0.5, 1.5))
+
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_var is not None]
+    handles = [norm.register_forward_pre_hook(normalize) for norm in norms]
+    try:
+        call(model.eval(), inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def sources(names: list[str]) -> Iterator[str]:
