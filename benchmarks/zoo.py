@@ -40,8 +40,8 @@ from slimming.channels.labels import OUTPUT
 from slimming.cli import entry
 from slimming.errors import UserError
 from slimming.slicing import proof
-from slimming.slicing.prunable import prunable
 from slimming.slicing.slim import Kept, Masks, cuts, kept_channels, masked, sliced
+from slimming.slicing.trial import prunable
 
 OURS = "slimming"
 TOOLS = (OURS, *PEERS)

@@ -20,7 +20,6 @@ from slimming.channels.scaling import selections
 from slimming.errors import UserError
 
 NONE = torch.empty(0, 2, dtype=torch.long)
-LONGEST = 128  # pixels: larger inputs are traced at this size, if the network takes it
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,9 @@ def traced(model: nn.Module, inputs: Inputs) -> Trace:
     network = with_selections(model).cpu().float().eval()
     one = arguments.like(arguments.first(inputs, 1), "cpu", torch.float32)
     whole = arguments.like(inputs, "cpu", torch.float32)
-    for attempt in [small for small in [_smaller(one)] if small is not None] + [one, whole]:
+    for attempt in [arguments.smaller(one), one, whole]:
+        if attempt is None:
+            continue
         trace = Trace(network)
         try:
             _run(network, attempt, trace)
@@ -106,22 +107,6 @@ def _run(network: nn.Module, inputs: Inputs, trace: Trace) -> None:
         outputs = arguments.call(network, inputs)
     for tensor in arguments.tensors(outputs):
         trace.pin(trace.of(tensor), OUTPUT)
-
-
-def _smaller(inputs: Inputs) -> Inputs | None:
-    """Images of `LONGEST` pixels at most, if these are larger."""
-    found = [t for t in arguments.tensors(inputs) if t.dim() == 4 and t.is_floating_point()]
-    longest = max((max(t.shape[2:]) for t in found), default=0)
-    if longest <= LONGEST:
-        return None
-
-    def shrunk(t: torch.Tensor) -> torch.Tensor:
-        if t.dim() != 4 or not t.is_floating_point():
-            return t
-        height, width = (max(32, round(s * LONGEST / longest / 32) * 32) for s in t.shape[2:])
-        return t[:, :, :height, :width]
-
-    return arguments.mapped(inputs, shrunk)
 
 
 def copied(model: nn.Module) -> nn.Module:

@@ -22,15 +22,19 @@ def prunable(model: nn.Module, inputs: Inputs, ignore: Iterable[str] = ()) -> Ch
     exactly: because a number in the code of a module does not follow, or an operation does
     something else with fewer channels than its rule says."""
     found = channels(model, inputs, ignore)
-    one = arguments.first(inputs, 1)
-    if not holds(model, [], {}, one):  # it needs more than one sample
-        one = inputs
-    sound = exact(model, found.groups, one)
+    sound = exact(model, found.groups, _least(model, inputs))
     if len(sound) == len(found.groups):
         return found
     wrong = [g for g in found.groups if g not in sound]
     reason = "the code of the network holds the number of channels"
     return replace(found, groups=sound, pinned={**found.pinned, reason: [g.name for g in wrong]})
+
+
+def _least(model: nn.Module, inputs: Inputs) -> Inputs:
+    """The least of ``inputs`` that the network takes: one small sample, one, or all."""
+    one = arguments.first(inputs, 1)
+    small = arguments.smaller(one)
+    return next((x for x in (small, one) if x is not None and holds(model, [], {}, x)), inputs)
 
 
 def exact(
