@@ -289,6 +289,9 @@ class Trace(TorchDispatchMode):
         others = [
             t for t in others if t in self._labels and t.untyped_storage().data_ptr() == place
         ]
+        base = tensor._base  # no other way from a view to the tensor that has no labels yet
+        if base is not None and base not in self._labels and base.dtype == tensor.dtype:
+            others.append(base)
         if not others or all(_covers(tensor, t) for t in others):
             for t in (tensor, *others):
                 self.put(t, new.as_strided(t.shape, new.stride()) if t.dim() == new.dim() else new)
