@@ -670,9 +670,9 @@ def weight_norm(trace: Trace, call: Call) -> list[Labels]:
         return [unknown(trace, call)] * len(call.outputs)
     labels = trace.of(v)
     trace.reduce(labels, range(1, v.dim()), call.name)
-    own = trace.of(g).expand(v.shape)
-    trace.tie(labels, own)
-    return [labels, *[None] * (len(call.outputs) - 1)]
+    labels = trace.along(labels, 0).view(g.shape)
+    trace.tie(labels, trace.of(g))
+    return [labels.expand(v.shape), *[None] * (len(call.outputs) - 1)]
 
 
 # --- what has no channels
