@@ -657,8 +657,12 @@ def layer_norm(trace: Trace, call: Call) -> list[Labels]:
     trace.reduce(
         labels, range(x.dim() - len(shape), x.dim()), "normalised over all channels (LayerNorm)"
     )
+    own = any(varies(labels, d) for d in range(x.dim() - len(shape), x.dim()))
     for part in call.tensors[1:]:
-        trace.tie(labels, trace.of(part).expand(x.shape))
+        if own:
+            trace.tie(labels, trace.of(part).expand(x.shape))
+        else:
+            trace.pin(trace.of(part), "broadcast over channels (LayerNorm)")
     return [labels, *[None] * (len(call.outputs) - 1)]
 
 
