@@ -644,6 +644,7 @@ def group_norm(trace: Trace, call: Call) -> list[Labels]:
             trace.tie(rows, trace.of(part))
     if groups == 1:
         trace.pin(rows, "normalised over all channels (GroupNorm)")
+    trace.size(x.shape[1], rows)
     of_group = rows.view(groups, -1)
     trace.tie(of_group, of_group[:, :1].expand_as(of_group))
     return [rows.view(-1, *[1] * (x.dim() - 2)).expand(x.shape), None, None]
