@@ -577,7 +577,7 @@ def convolved(
 ) -> torch.Tensor:
     """The labels of the output of a convolution of ``x`` (N, C, ...)."""
     labels = trace.of(x)
-    if any(varies(labels, d) for d in (0, *range(2, labels.dim()))):
+    if varied(labels) and not varies(labels, 1):  # its channels are positions
         trace.pin(labels, "a convolution along another dimension")
     reads = trace.along(labels, 1)
     writes = _filters(trace, reads, weight, transposed, groups, out.shape[1])
