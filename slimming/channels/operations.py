@@ -517,13 +517,33 @@ def _weighted_columns(
 def _of_activations(
     trace: Trace, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, why: str
 ) -> Labels:
-    if varies(a, a.dim() - 1) or varies(b, b.dim() - 2) or (a.any() and b.any()):
-        trace.pin(a, f"a product of activations ({why})")
-        trace.pin(b, f"a product of activations ({why})")
+    summed = varies(a, a.dim() - 1), varies(b, b.dim() - 2)
+    free = [
+        labels for labels, over in zip((a, b), summed, strict=True) if labels.any() and not over
+    ]
+    if len(free) == 2:
+        batch = range(a.dim() - 2)
+        if all(d in batch for labels in free for d in varied(labels)):  # each matrix by itself
+            trace.tie(a[..., :1, :1], b[..., :1, :1])
+        else:
+            free = []
+    for labels in (a, b):
+        if all(labels is not other for other in free):
+            trace.pin(labels, f"a product of activations ({why})")
+    if not free:
         return None
-    if a.any():
-        return a.narrow(-1, 0, 1).expand(out.shape)
-    return b.narrow(-2, 0, 1).expand(out.shape)
+    own, other = (a, b) if free[0] is a else (b, a)
+    if len(free) == 1:
+        _same_in_batch(trace, own, other)
+    return own.narrow(-1 if own is a else -2, 0, 1).expand(out.shape)
+
+
+def _same_in_batch(trace: Trace, labels: torch.Tensor, other: torch.Tensor) -> None:
+    """The matrices of a batch have equal shapes, and as many stay as there are of the other
+    operand: heads of attention lose equal positions."""
+    for dim in range(labels.dim() - 2):
+        if varies(labels, dim) and other.shape[dim] > 1:
+            trace.tie(labels, labels.narrow(dim, 0, 1))
 
 
 @rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention")
@@ -535,6 +555,7 @@ def attention(trace: Trace, call: Call) -> list[Labels]:
     _pinned(trace, [q, k], "attention")
     labels = trace.of(v)
     trace.reduce(labels, [labels.dim() - 2], "attention")
+    _same_in_batch(trace, labels, trace.of(q))
     out = call.outputs[0]
     own = labels.narrow(-2, 0, 1).expand(out.shape)
     return [own, *[None] * (len(call.outputs) - 1)]
