@@ -436,13 +436,14 @@ def pointwise(trace: Trace, call: Call) -> Labels:
         tensors = tensors[1:2]
     operands = [trace.of(t) for t in tensors]
     operands = [o.view([1] * (len(shape) - o.dim()) + list(o.shape)) for o in operands]
-    dims = {d for o in operands for d in varied(o)}
-    full = []
-    for labels in operands:
-        if any(labels.shape[d] == 1 and shape[d] > 1 for d in dims):
-            trace.pin(labels, f"broadcast over channels ({call.name})")
-        else:
-            full.append(labels.expand(shape))
+    # of two that are broadcast over each other's channels, parameters are pinned first
+    order = sorted(range(len(operands)), key=lambda i: trace.name(tensors[i]) is None)
+    left = dict(enumerate(operands))
+    for place in order:
+        dims = {d for other in left.values() for d in varied(other)}
+        if any(operands[place].shape[d] == 1 and shape[d] > 1 for d in dims):
+            trace.pin(left.pop(place), f"broadcast over channels ({call.name})")
+    full = [labels.expand(shape) for labels in left.values()]
     if not full:
         return None
     if len(full) > 1 or len(operands) > len(full):
