@@ -172,7 +172,29 @@ def same(trace: Trace, call: Call) -> Labels:
     return call.func(labels, *call.args[1:]) if call.name == "flip" else labels
 
 
-@rule("cat", "stack", "repeat", "constant_pad_nd", "tile", "squeeze_copy", "unsqueeze_copy")
+@rule("cat", "stack")
+def joined(trace: Trace, call: Call) -> list[Labels]:
+    """One after the other along a dimension; along all others they have the same positions."""
+    operands = [trace.of(t) for t in call.args[0] if t.numel()]
+    if call.name == "cat":
+        operands = [o.narrow(call.kwargs.get("dim", call.arg(1, 0)), 0, 1) for o in operands]
+    _same_positions(trace, operands)
+    return _on_labels(trace, call, *call.args, **call.kwargs)
+
+
+def _same_positions(trace: Trace, operands: list[torch.Tensor]) -> None:
+    """Tie what has the same positions; pin what is the same for all channels of another one."""
+    dims = {d for labels in operands for d in varied(labels)}
+    known = [labels for labels in operands if dims and labels.any()]
+    full = [labels for labels in known if dims == set(varied(labels))]
+    for labels in known:
+        if len({o.shape for o in known}) > 1 or all(labels is not o for o in full):
+            trace.pin(labels, "positions of other channels")
+    if len({o.shape for o in full}) == 1:
+        trace.tie(*full)
+
+
+@rule("repeat", "constant_pad_nd", "tile", "squeeze_copy", "unsqueeze_copy")
 @rule("im2col", "expand_copy", "permute_copy", "transpose_copy", "view_copy", "slice_backward")
 @rule("pixel_unshuffle", "tril", "triu", "_unsafe_view", "unfold_copy", "diagonal_copy")
 def moved(trace: Trace, call: Call) -> list[Labels]:
@@ -222,6 +244,9 @@ def picked(trace: Trace, call: Call) -> list[Labels]:
             trace.pin(labels, call.name)
     if call.name == "masked_select":
         return [None]
+    if call.name in ("gather", "scatter", "scatter_add"):
+        operands = [trace.of(t) for t in call.tensors if t.dim()]
+        _same_positions(trace, [o.narrow(call.args[1], 0, 1) for o in operands])
     return _on_labels(trace, call, *call.args, **call.kwargs)
 
 
@@ -306,6 +331,8 @@ def spatial(trace: Trace, call: Call) -> Labels:
         space = call.args[0].dim() - 2
     else:
         space = next(d for d in (1, 2, 3) if f"{d}d" in call.name)
+    if "unpool" in call.name:  # where each channel is written comes from another one
+        _same_positions(trace, [trace.of(t) for t in call.tensors[:2]])
     labels, out = trace.of(call.args[0]), call.outputs[0]
     trace.reduce(labels, range(labels.dim() - space, labels.dim()), call.name)
     for dim in range(labels.dim() - space, labels.dim()):
