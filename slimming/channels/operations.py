@@ -143,9 +143,9 @@ def _part(trace: Trace, call: Call, labels: torch.Tensor) -> None:
     by_size: dict[int, list[torch.Tensor]] = {}
     for part in parts:
         by_size.setdefault(part.shape[dim], []).append(part)
-    if call.name != "split_with_sizes" and len(by_size) > 1:  # the last part is smaller
-        trace.pin(parts[-1], "the last of unequal parts")
-        by_size.pop(parts[-1].shape[dim])
+    if call.name != "split_with_sizes" and len(by_size) > 1:  # of fewer, cut elsewhere
+        trace.pin(labels, f"unequal parts ({call.name})")
+        return
     for size, equal in by_size.items():
         trace.tie(*equal)
         trace.size(size, trace.along(equal[0], dim))
