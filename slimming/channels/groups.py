@@ -210,15 +210,17 @@ class Found:
             self.axes[Axis(name, dims[0])] = first
 
     def _settle(self, split: Split) -> None:
-        """Of the two ways to prune a dimension that becomes several, take the one that leaves more
-        units: all parts lose equal positions, or whole parts go."""
+        """Of the two ways to prune a dimension that becomes several, take the one that the code
+        leaves open, or else the one that leaves more units: all parts lose equal positions, or
+        whole parts go."""
         units = self.of(split.labels)
         pins = [labels for found in self.trace.pins.values() for labels in found]
         pinned = self.of(torch.cat([NONE[:, 0], *pins]))
         if torch.isin(units, pinned).all():
             return
         ways = []
-        for dims in (split.dims[:-1], split.dims[-1:]):
+        fixed = [d for d in split.dims if d != split.flexible]
+        for dims in [fixed] if split.flexible is not None else [split.dims[:-1], split.dims[-1:]]:
             joined = components(len(self.units), torch.cat([_along(units, dim) for dim in dims]))
             ways.append((len(joined[units].unique()), joined))
         self.units = max(ways, key=lambda way: way[0])[1][self.units]

@@ -57,11 +57,13 @@ class Axis(NamedTuple):
 
 class Split(NamedTuple):
     """A place where a dimension with labels becomes several: ``labels``, of the parts, in
-    ``dims``. Either all parts lose equal positions, or whole parts go."""
+    ``dims``. Either all parts lose equal positions, or whole parts go. ``flexible``: the dimension
+    whose size the code leaves open (-1), which is the one that gets shorter."""
 
     module: str
     labels: torch.Tensor
     dims: list[int]
+    flexible: int | None
 
 
 class Trace(TorchDispatchMode):

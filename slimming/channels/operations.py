@@ -75,7 +75,7 @@ def view(trace: Trace, call: Call) -> None:
     if call.name in PARTS:
         _part(trace, call, labels)
     elif len(moved) == 1 and moved[0] is not None:
-        _split_dims(trace, labels, trace.of(call.outputs[0]))
+        _split_dims(trace, call, labels, trace.of(call.outputs[0]))
 
 
 PERMUTATIONS = {"t", "transpose", "permute", "detach", "alias", "numpy_T"}
@@ -152,11 +152,13 @@ def _part(trace: Trace, call: Call, labels: torch.Tensor) -> None:
     trace.size(labels.shape[dim], trace.along(labels, dim))
 
 
-def _split_dims(trace: Trace, before: torch.Tensor, after: torch.Tensor) -> None:
+def _split_dims(trace: Trace, call: Call, before: torch.Tensor, after: torch.Tensor) -> None:
     """Remember where one dimension with labels became several."""
     dims, old = varied(after), varied(before)
     if len(dims) > len(old):
-        trace.splits.append(Split(trace.module, after, dims))
+        sizes = call.arg(1) if call.name in ("view", "_unsafe_view") else []
+        open_ = sizes.index(-1) if -1 in sizes else None
+        trace.splits.append(Split(trace.module, after, dims, open_ if open_ in dims else None))
     if len(dims) != len(old):
         for labels in (before, after):
             for dim in varied(labels) if len(varied(labels)) == 1 else []:
@@ -204,7 +206,7 @@ def moved(trace: Trace, call: Call) -> list[Labels]:
     if call.name == "_unsafe_view":
         labels = trace.of(call.args[0])
         after = compact(labels.reshape(call.outputs[0].shape))
-        _split_dims(trace, labels, after)
+        _split_dims(trace, call, labels, after)
         return [after]
     return _on_labels(trace, call, *call.args, **call.kwargs)
 
