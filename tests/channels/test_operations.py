@@ -572,6 +572,28 @@ def channel_shuffle():
     return mapped(run)
 
 
+@case(MAPS, {"a": 2, "b": 6})
+def channel_shuffle_of_small_groups():
+    """Four groups of two: the code leaves the size of a group open, not how many there are."""
+
+    def run(n, x):
+        b, c, h, w = x.shape
+        return x.view(b, 4, -1, h, w).transpose(1, 2).reshape(b, c, h, w)
+
+    return mapped(run)
+
+
+@case(MAPS, {"a": 2, "b": 6})
+def parts_of_four_channels():
+    """Here the number of parts is open: whole parts go."""
+
+    def run(n, x):
+        b, _, h, w = x.shape
+        return x.reshape(b, -1, 4, h, w).flip(2).flatten(1, 2)
+
+    return mapped(run)
+
+
 @case(MAPS, {"a": 4, "b": 6})
 def channel_shuffle_of_pytorch():
     return between(nn.ChannelShuffle(2))
