@@ -28,8 +28,9 @@ class Member:
     """The channels of a layer in a group: channel ``channels[j]`` belongs to unit ``units[j]``.
 
     ``side``: 'out', the layer writes these channels; 'in', it reads them; 'mask', a selection drops
-    them (see `Group`); 'dim D', positions of the parameter called ``layer`` along a dimension;
-    'size S', the number S in the attributes of the module ``layer`` is their number.
+    them (see `Group`); 'dim D', positions of the parameter called ``layer`` along a dimension, and
+    'in D', along which channels are read; 'size S', the number S in the attributes of the module
+    ``layer`` is their number.
     """
 
     layer: str
@@ -259,7 +260,8 @@ def sides_of(found: Found) -> dict[Side, torch.Tensor]:
         elif kind and kind.into.get(part) == axis.dim:
             sides.setdefault((name, "in"), units.repeat(groups) if axis.dim == 1 else units)
         else:
-            sides[axis.name, f"dim {axis.dim}"] = units
+            word = "in" if axis in found.trace.reads else "dim"
+            sides[axis.name, f"{word} {axis.dim}"] = units
     for name, (labels, _) in found.trace.gates.items():
         sides[found.norms.get(name, name), "mask"] = found.of(labels)
     for name, count, labels in found.trace.sizes:

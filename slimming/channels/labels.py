@@ -69,11 +69,12 @@ class Split(NamedTuple):
 class Trace(TorchDispatchMode):
     """The labels of ``model`` while it runs, and what was learned about them.
 
-    ``axes``: the label of each position along a dimension of a parameter or buffer; ``elements``:
-    the label of each element of those that no layer reads as its weights; ``sizes``: the numbers of
-    channels that the code of a module may hold, with their labels; ``splits``; ``gates``: what
-    channel selections pass on, by their names, and which channels they keep; ``ran``: the modules
-    that ran. `tie` and `pin` record the rest.
+    ``axes``: the label of each position along a dimension of a parameter or buffer, ``reads``:
+    those along which a layer reads its channels; ``elements``: the label of each element of those
+    that no layer reads as its weights; ``sizes``: the numbers of channels that the code of a module
+    may hold, with their labels; ``splits``; ``gates``: what channel selections pass on, by their
+    names, and which channels they keep; ``ran``: the modules that ran. `tie` and `pin` record the
+    rest.
     """
 
     def __init__(self, model: nn.Module):
@@ -83,6 +84,7 @@ class Trace(TorchDispatchMode):
         self.pairs: list[torch.Tensor] = []
         self.pins: dict[tuple[str, str], list[torch.Tensor]] = defaultdict(list)  # (module, why)
         self.axes: dict[Axis, torch.Tensor] = {}
+        self.reads: set[Axis] = set()
         self.elements: dict[str, torch.Tensor] = {}
         self.sizes: list[tuple[str, int, torch.Tensor]] = []
         self.splits: list[Split] = []
@@ -134,13 +136,16 @@ class Trace(TorchDispatchMode):
         known = self._weights.get(tensor)
         return known[1] if known else tuple(range(tensor.dim()))
 
-    def axis(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
-        """A label for each position along a dimension of a parameter: the same at each call."""
+    def axis(self, tensor: torch.Tensor, dim: int, reads: bool = False) -> torch.Tensor:
+        """A label for each position along a dimension of a parameter: the same at each call.
+        ``reads``: a layer reads its channels along this dimension."""
         name = self.name(tensor)
         assert name is not None, "not a parameter"
         axis = Axis(name, self.dims(tensor)[dim])
         if axis not in self.axes:
             self.axes[axis] = self.fresh(tensor.shape[dim])
+        if reads:
+            self.reads.add(axis)
         return self.axes[axis]
 
     def tie(self, *labels: torch.Tensor) -> None:

@@ -529,7 +529,7 @@ def _weighted(trace: Trace, x: torch.Tensor, weight: torch.Tensor, out: torch.Te
     if varied(labels) and not varies(labels, labels.dim() - 1):  # channels are rows: each by itself
         _pinned(trace, [weight], "a matrix product over another dimension")
         return labels.narrow(-1, 0, 1).expand(out.shape)
-    trace.tie(trace.axis(weight, 0), trace.along(labels, labels.dim() - 1))
+    trace.tie(trace.axis(weight, 0, reads=True), trace.along(labels, labels.dim() - 1))
     return trace.axis(weight, 1).expand(out.shape)
 
 
@@ -540,7 +540,7 @@ def _weighted_columns(
     if varied(labels) and not varies(labels, labels.dim() - 2):
         _pinned(trace, [weight], "a matrix product over another dimension")
         return labels.narrow(-2, 0, 1).expand(out.shape)
-    trace.tie(trace.axis(weight, 1), trace.along(labels, labels.dim() - 2))
+    trace.tie(trace.axis(weight, 1, reads=True), trace.along(labels, labels.dim() - 2))
     return trace.axis(weight, 0)[:, None].expand(out.shape)
 
 
@@ -658,10 +658,10 @@ def _filters(
         trace.size(groups, reads)
         return writes
     if transposed:
-        trace.tie(trace.axis(weight, 0), reads)
+        trace.tie(trace.axis(weight, 0, reads=True), reads)
         _equal_parts(trace, reads, groups)
         return trace.axis(weight, 1).repeat(groups)
-    columns = trace.axis(weight, 1)
+    columns = trace.axis(weight, 1, reads=True)
     trace.tie(reads.view(groups, -1), columns.expand(groups, -1))
     writes = trace.axis(weight, 0)
     _equal_parts(trace, writes, groups)

@@ -40,8 +40,8 @@ def cuts(model: nn.Module, kept: Kept) -> dict[str, dict[int, torch.Tensor]]:
     masks: dict[str, dict[int, torch.Tensor]] = {}
     for name, sides in kept.items():
         for side, mask in sides.items():
-            if side.startswith("dim "):
-                masks.setdefault(name, {})[int(side[4:])] = mask
+            if side.startswith(("dim ", "in ")):
+                masks.setdefault(name, {})[int(side.split()[1])] = mask
                 continue
             layer = model.get_submodule(name)
             kind = kind_of(layer)
@@ -148,13 +148,15 @@ def masked(model: nn.Module, kept: Kept) -> nn.Module:
     """A copy of the dense network in which no layer reads the removed channels: its weights for
     them are zero."""
     zeroed = copied(model)
-    state = dict(zeroed.named_parameters(remove_duplicate=False))
-    for name, sides in kept.items():
-        if "in" in sides:
-            for part, dims in cuts(zeroed, {name: {"in": sides["in"]}}).items():
-                for dim, mask in dims.items():
-                    gone = (~mask).nonzero().flatten().to(state[part].device)
-                    state[part].index_fill_(dim, gone, 0)
+    state: dict[str, torch.Tensor] = dict(zeroed.named_parameters(remove_duplicate=False))
+    state |= dict(zeroed.named_buffers(remove_duplicate=False))
+    read = {
+        n: {s: m for s, m in sides.items() if s.split()[0] == "in"} for n, sides in kept.items()
+    }
+    for part, dims in cuts(zeroed, read).items():
+        for dim, mask in dims.items():
+            gone = (~mask).nonzero().flatten().to(state[part].device)
+            state[part].index_fill_(dim, gone, 0)
     return zeroed
 
 
