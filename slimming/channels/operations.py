@@ -180,20 +180,25 @@ def joined(trace: Trace, call: Call) -> list[Labels]:
     operands = [trace.of(t) for t in call.args[0] if t.numel()]
     if call.name == "cat":
         operands = [o.narrow(call.kwargs.get("dim", call.arg(1, 0)), 0, 1) for o in operands]
-    _same_positions(trace, operands)
+    tied = _same_positions(trace, operands)
+    if tied is not None and call.name == "cat" and len(operands) == len(call.args[0]):
+        return [tied.expand(call.outputs[0].shape)]  # as a class token before all others
     return _on_labels(trace, call, *call.args, **call.kwargs)
 
 
-def _same_positions(trace: Trace, operands: list[torch.Tensor]) -> None:
-    """Tie what has the same positions; pin what is the same for all channels of another one."""
+def _same_positions(trace: Trace, operands: list[torch.Tensor]) -> Labels:
+    """Tie what has the same positions; pin what is the same for all channels of another one. The
+    labels that all have then, if they do."""
     dims = {d for labels in operands for d in varied(labels)}
     known = [labels for labels in operands if dims and labels.any()]
     full = [labels for labels in known if dims == set(varied(labels))]
     for labels in known:
         if len({o.shape for o in known}) > 1 or all(labels is not o for o in full):
             trace.pin(labels, "positions of other channels")
-    if len({o.shape for o in full}) == 1:
-        trace.tie(*full)
+    if len({o.shape for o in full}) != 1:
+        return None
+    trace.tie(*full)
+    return full[0] if len(full) == len(operands) else None
 
 
 @rule("repeat", "constant_pad_nd", "tile", "squeeze_copy", "unsqueeze_copy")
