@@ -11,7 +11,7 @@ from torch.nn.utils import weight_norm as weight_norm_by_hook
 
 from models.channel_selection import channel_selection
 from slimming.channels.groups import channels
-from slimming.slicing.prunable import prunable
+from slimming.slicing.trial import prunable
 
 MAPS, TOKENS, ROWS = noise(2, 3, 8, 8), noise(2, 5, 3), noise(4, 3)
 CASES = []
@@ -554,6 +554,30 @@ def unfold():
 @case(MAPS, FREE)
 def fold():
     return mapped(lambda n, x: F.fold(F.unfold(x, 2, stride=2).tanh(), (8, 8), 2, stride=2))
+
+
+@case(MAPS, {"a": 2, "b": 6})
+def fold_of_channels():
+    """Each four channels of a are the pixels of one channel."""
+    return mapped(lambda n, x: F.fold(x.flatten(2), (16, 16), 2, stride=2), 2)
+
+
+@case(MAPS, {"a": 8, "w": 8, "b": 6})
+def weight_of_a_module_of_ones_own():
+    """Read by F.conv2d: what goes with channels of a is zero in the masked network."""
+    return mapped(lambda n, x: F.conv2d(x, n.w, padding=1), w=nn.Parameter(torch.empty(8, 8, 3, 3)))
+
+
+@case(MAPS, PINNED, tried=True)
+def parts_of_sizes_that_the_code_computes():
+    """A third and two thirds of what is left are other channels."""
+
+    def run(n, x):
+        size = x.shape[1] // 3
+        first, second = x.split([size, x.shape[1] - size], 1)
+        return torch.cat([second, first], 1)
+
+    return mapped(run)
 
 
 @case(MAPS, FREE)

@@ -144,7 +144,7 @@ def layer_norm(a, b):
 
 @block
 def channel_shuffle(a, b):
-    if a % 2:
+    if a % 2 or a < 4:
         return None
     return (
         [],
