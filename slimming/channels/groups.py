@@ -27,8 +27,9 @@ class Member:
     """The channels of a layer in a group: channel ``channels[j]`` belongs to unit ``units[j]``.
 
     ``side``: 'out', the layer writes these channels; 'in', it reads them; 'mask', a selection drops
-    them (see `Group`); 'dim D', positions of the parameter called ``layer`` along a dimension;
-    'size S', the number S in the attributes of the module ``layer`` is their number.
+    them (see `Group`); 'dim D', positions of the parameter called ``layer`` along a dimension, and
+    'in D', along which channels are read; 'size S', the number S in the attributes of the module
+    ``layer`` is their number.
     """
 
     layer: str
@@ -195,15 +196,17 @@ class Found:
             self.axes[Axis(name, dims[0])] = first
 
     def _settle(self, split: Split) -> None:
-        """Of the two ways to prune a dimension that becomes several, take the one that leaves more
-        units: all parts lose equal positions, or whole parts go."""
+        """Of the two ways to prune a dimension that becomes several, take the one that the code
+        leaves open, or else the one that leaves more units: all parts lose equal positions, or
+        whole parts go."""
         units = self.of(split.labels)
         pins = [labels for found in self.trace.pins.values() for labels in found]
         pinned = self.of(torch.cat([NONE[:, 0], *pins]))
         if torch.isin(units, pinned).all():
             return
         ways = []
-        for dims in (split.dims[:-1], split.dims[-1:]):
+        fixed = [d for d in split.dims if d != split.flexible]
+        for dims in [fixed] if split.flexible is not None else [split.dims[:-1], split.dims[-1:]]:
             joined = components(len(self.units), torch.cat([_along(units, dim) for dim in dims]))
             ways.append((len(joined[units].unique()), joined))
         self.units = max(ways, key=lambda way: way[0])[1][self.units]
@@ -242,7 +245,8 @@ def sides_of(found: Found) -> dict[Side, torch.Tensor]:
         elif kind and kind.into.get(part) == axis.dim:
             sides.setdefault((name, "in"), units.repeat(groups) if axis.dim == 1 else units)
         else:
-            sides[axis.name, f"dim {axis.dim}"] = units
+            word = "in" if axis in found.trace.reads else "dim"
+            sides[axis.name, f"{word} {axis.dim}"] = units
     for name, (labels, _) in found.trace.gates.items():
         sides[found.norms.get(name, name), "mask"] = found.of(labels)
     for name, count, labels in found.trace.sizes:
