@@ -20,7 +20,6 @@ from slimming.channels.scaling import selections
 from slimming.errors import UserError
 
 NONE = torch.empty(0, 2, dtype=torch.long)
-LONGEST = 128  # pixels: larger inputs are traced at this size, if the network takes it
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,9 @@ class Member:
     """The channels of a layer in a group: channel ``channels[j]`` belongs to unit ``units[j]``.
 
     ``side``: 'out', the layer writes these channels; 'in', it reads them; 'mask', a selection drops
-    them (see `Group`); 'dim D', positions of the parameter called ``layer`` along a dimension;
-    'size S', the number S in the attributes of the module ``layer`` is their number.
+    them (see `Group`); 'dim D', positions of the parameter called ``layer`` along a dimension, and
+    'in D', along which channels are read; 'size S', the number S in the attributes of the module
+    ``layer`` is their number.
     """
 
     layer: str
@@ -80,7 +80,9 @@ def traced(model: nn.Module, inputs: Inputs) -> Trace:
     network = with_selections(model).cpu().float().eval()
     one = arguments.like(arguments.first(inputs, 1), "cpu", torch.float32)
     whole = arguments.like(inputs, "cpu", torch.float32)
-    for attempt in [small for small in [_smaller(one)] if small is not None] + [one, whole]:
+    for attempt in [arguments.smaller(one), one, whole]:
+        if attempt is None:
+            continue
         trace = Trace(network)
         try:
             _run(network, attempt, trace)
@@ -106,22 +108,6 @@ def _run(network: nn.Module, inputs: Inputs, trace: Trace) -> None:
         outputs = arguments.call(network, inputs)
     for tensor in arguments.tensors(outputs):
         trace.pin(trace.of(tensor), OUTPUT)
-
-
-def _smaller(inputs: Inputs) -> Inputs | None:
-    """Images of `LONGEST` pixels at most, if these are larger."""
-    found = [t for t in arguments.tensors(inputs) if t.dim() == 4 and t.is_floating_point()]
-    longest = max((max(t.shape[2:]) for t in found), default=0)
-    if longest <= LONGEST:
-        return None
-
-    def shrunk(t: torch.Tensor) -> torch.Tensor:
-        if t.dim() != 4 or not t.is_floating_point():
-            return t
-        height, width = (max(32, round(s * LONGEST / longest / 32) * 32) for s in t.shape[2:])
-        return t[:, :, :height, :width]
-
-    return arguments.mapped(inputs, shrunk)
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -210,15 +196,17 @@ class Found:
             self.axes[Axis(name, dims[0])] = first
 
     def _settle(self, split: Split) -> None:
-        """Of the two ways to prune a dimension that becomes several, take the one that leaves more
-        units: all parts lose equal positions, or whole parts go."""
+        """Of the two ways to prune a dimension that becomes several, take the one that the code
+        leaves open, or else the one that leaves more units: all parts lose equal positions, or
+        whole parts go."""
         units = self.of(split.labels)
         pins = [labels for found in self.trace.pins.values() for labels in found]
         pinned = self.of(torch.cat([NONE[:, 0], *pins]))
         if torch.isin(units, pinned).all():
             return
         ways = []
-        for dims in (split.dims[:-1], split.dims[-1:]):
+        fixed = [d for d in split.dims if d != split.flexible]
+        for dims in [fixed] if split.flexible is not None else [split.dims[:-1], split.dims[-1:]]:
             joined = components(len(self.units), torch.cat([_along(units, dim) for dim in dims]))
             ways.append((len(joined[units].unique()), joined))
         self.units = max(ways, key=lambda way: way[0])[1][self.units]
@@ -257,7 +245,8 @@ def sides_of(found: Found) -> dict[Side, torch.Tensor]:
         elif kind and kind.into.get(part) == axis.dim:
             sides.setdefault((name, "in"), units.repeat(groups) if axis.dim == 1 else units)
         else:
-            sides[axis.name, f"dim {axis.dim}"] = units
+            word = "in" if axis in found.trace.reads else "dim"
+            sides[axis.name, f"{word} {axis.dim}"] = units
     for name, (labels, _) in found.trace.gates.items():
         sides[found.norms.get(name, name), "mask"] = found.of(labels)
     for name, count, labels in found.trace.sizes:

@@ -1,6 +1,7 @@
 """Build the network that has only the kept channels, and the masked one that it must equal."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,8 +40,8 @@ def cuts(model: nn.Module, kept: Kept) -> dict[str, dict[int, torch.Tensor]]:
     masks: dict[str, dict[int, torch.Tensor]] = {}
     for name, sides in kept.items():
         for side, mask in sides.items():
-            if side.startswith("dim "):
-                masks.setdefault(name, {})[int(side[4:])] = mask
+            if side.startswith(("dim ", "in ")):
+                masks.setdefault(name, {})[int(side.split()[1])] = mask
                 continue
             layer = model.get_submodule(name)
             kind = kind_of(layer)
@@ -118,23 +119,28 @@ def sliced(model: nn.Module, kept: Kept) -> nn.Module:
             owner, _, part = other.rpartition(".")
             put(small.get_submodule(owner), part, new)
     for name, sides in kept.items():
-        for side, mask in sides.items():
-            if side.startswith("size "):
-                set_number(small.get_submodule(name), len(mask), int(mask.sum()))
+        sizes = {len(mask): int(mask.sum()) for side, mask in sides.items() if side[:5] == "size "}
+        if sizes:
+            set_numbers(small.get_submodule(name), sizes)
     return _with_cfg(small)
 
 
-def set_number(module: nn.Module, old: int, new: int) -> None:
-    """Set the attributes of a module, of a user's own class, that hold the number ``old``."""
+def set_numbers(module: nn.Module, sizes: Mapping[int, int]) -> None:
+    """Set the attributes of a module, of a user's own class or without parameters, that hold
+    numbers of channels: ``sizes``, the new number for each old one."""
+
+    def new(value: Any) -> Any:
+        return sizes.get(value, value) if type(value) is int else value
+
+    if kind := kind_of(module):
+        for old in sizes:
+            vars(module).update(kind.attributes(module, [sizes[old]]))
+        return
     for name, value in list(vars(module).items()):
-        if type(value) is int and value == old:
-            setattr(module, name, new)
-        elif isinstance(value, (list, tuple)) and any(type(v) is int and v == old for v in value):
-            setattr(
-                module, name, type(value)(new if type(v) is int and v == old else v for v in value)
-            )
-    if isinstance(module, nn.GroupNorm):
-        module.num_groups = module.num_groups * new // old
+        if type(value) is int:
+            setattr(module, name, new(value))
+        elif type(value) in (list, tuple, torch.Size):
+            setattr(module, name, type(value)(map(new, value)))
 
 
 @torch.no_grad()
@@ -142,13 +148,15 @@ def masked(model: nn.Module, kept: Kept) -> nn.Module:
     """A copy of the dense network in which no layer reads the removed channels: its weights for
     them are zero."""
     zeroed = copied(model)
-    state = dict(zeroed.named_parameters(remove_duplicate=False))
-    for name, sides in kept.items():
-        if "in" in sides:
-            for part, dims in cuts(zeroed, {name: {"in": sides["in"]}}).items():
-                for dim, mask in dims.items():
-                    gone = (~mask).nonzero().flatten().to(state[part].device)
-                    state[part].index_fill_(dim, gone, 0)
+    state: dict[str, torch.Tensor] = dict(zeroed.named_parameters(remove_duplicate=False))
+    state |= dict(zeroed.named_buffers(remove_duplicate=False))
+    read = {
+        n: {s: m for s, m in sides.items() if s.split()[0] == "in"} for n, sides in kept.items()
+    }
+    for part, dims in cuts(zeroed, read).items():
+        for dim, mask in dims.items():
+            gone = (~mask).nonzero().flatten().to(state[part].device)
+            state[part].index_fill_(dim, gone, 0)
     return zeroed
 
 

@@ -22,15 +22,19 @@ def prunable(model: nn.Module, inputs: Inputs, ignore: Iterable[str] = ()) -> Ch
     exactly: because a number in the code of a module does not follow, or an operation does
     something else with fewer channels than its rule says."""
     found = channels(model, inputs, ignore)
-    one = arguments.first(inputs, 1)
-    if not holds(model, [], {}, one):  # it needs more than one sample
-        one = inputs
-    sound = exact(model, found.groups, one)
+    sound = exact(model, found.groups, _least(model, inputs))
     if len(sound) == len(found.groups):
         return found
     wrong = [g for g in found.groups if g not in sound]
     reason = "the code of the network holds the number of channels"
     return replace(found, groups=sound, pinned={**found.pinned, reason: [g.name for g in wrong]})
+
+
+def _least(model: nn.Module, inputs: Inputs) -> Inputs:
+    """The least of ``inputs`` that the network takes: one small sample, one, or all."""
+    one = arguments.first(inputs, 1)
+    small = arguments.smaller(one)
+    return next((x for x in (small, one) if x is not None and holds(model, [], {}, x)), inputs)
 
 
 def exact(
@@ -63,10 +67,10 @@ def holds(model: nn.Module, groups: list[Group], keep: Masks, inputs: Inputs) ->
 
 
 def _some(group: Group) -> torch.Tensor:
-    """Two of three units, and at least one of each layer that writes the group."""
-    generator = torch.Generator().manual_seed(group.size)
+    """Two of three units, and at least one of each layer that writes the group. The first ones go,
+    but the second stays: of parts whose sizes the code computes one loses more than its share."""
     keep = group.alive.clone()
-    keep[torch.randperm(group.size, generator=generator)[: max(1, group.size // SHARE)]] = False
+    keep[[0, *range(2, group.size // SHARE + 1)]] = False
     for member in group.members:
         if not keep[member.units].any():
             keep[member.units[0]] = True
