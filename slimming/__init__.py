@@ -8,6 +8,26 @@ model = slimming.load("slim.pth", build=lambda: resnet18(num_classes=10))
 fast = slimming.deploy(model)
 """
 
-from slimming.api import L1Penalty, Slim, deploy, load, prune, repair, save, updateBN
+from slimming.api import (
+    L1Penalty,
+    Slim,
+    deploy,
+    load,
+    load_into,
+    prune,
+    repair,
+    save,
+    updateBN,
+)
 
-__all__ = ["L1Penalty", "Slim", "deploy", "load", "prune", "repair", "save", "updateBN"]
+__all__ = [
+    "L1Penalty",
+    "Slim",
+    "deploy",
+    "load",
+    "load_into",
+    "prune",
+    "repair",
+    "save",
+    "updateBN",
+]

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from slimming import slicing
 from slimming.channels import inputs as arguments
 from slimming.channels.groups import Group, copied, count_filters
 from slimming.channels.inputs import Inputs
 from slimming.channels.kinds import kind_of
-from slimming.channels.widths import width
+from slimming.channels.widths import fit_to, width
 from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.measuring.deploy import deploy
@@ -26,10 +26,21 @@ from slimming.pruning.choice import LEAST, Choice
 from slimming.pruning.importance import Evidence, Scores
 from slimming.pruning.liveness import liveness, liveness_warning
 from slimming.pruning.repair import repair as fit
-from slimming.storage import checkpoint
+from slimming.storage import checkpoint, slim_file
 from slimming.training.penalties import L1Penalty, updateBN
 
-__all__ = ["L1Penalty", "Slim", "deploy", "load", "prune", "repair", "save", "updateBN"]
+__all__ = [
+    "L1Penalty",
+    "Slim",
+    "deploy",
+    "load",
+    "load_into",
+    "prune",
+    "repair",
+    "save",
+    "updateBN",
+]
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 PROBES = 64  # images that tell whether a repaired network is alive
 SCOPES = ("global", "layer")
 RATIO = 0.5  # of the filters, by default
@@ -155,7 +166,7 @@ def checked(model: nn.Module, inputs: Inputs) -> Inputs:
             f"a {type(model).__name__} cannot be pruned: pass the nn.Module that it was made from"
         )
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(tensor, UninitializedTensorMixin) or tensor.is_meta:
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer) or tensor.is_meta:
             raise UserError(f"{name} has no values yet: run the network once, or load its weights")
     if not arguments.count(inputs):
         raise UserError("inputs must have at least one sample")
@@ -263,7 +274,9 @@ def repair(slim: Slim, dense: nn.Module, images: torch.Tensor, seed: int = 0) ->
 
 
 def save(slim: Slim | nn.Module, path: str | Path) -> None:
-    """Write a slim network, its widths and its weights, atomically.
+    """Write a slim network, atomically: its weights, its widths, and the numbers of channels that
+    were set in the code of its modules. A path that ends in .safetensors gets that format, which
+    other programs read (pip install safetensors).
 
     >>> import tempfile
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 10))
@@ -273,8 +286,15 @@ def save(slim: Slim | nn.Module, path: str | Path) -> None:
     Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))
     """
     model = slim.model if isinstance(slim, Slim) else slim
-    contents = {"cfg": slicing.cfg_of(model), "state_dict": model.state_dict()}
-    checkpoint.write(path, contents)
+    if isinstance(model, WRAPPERS):
+        model = model.module
+    contents = {
+        "cfg": slicing.cfg_of(model),
+        "numbers": slicing.numbers_of(model),
+        "buffers": slicing.unsaved_buffers(model),
+        "state_dict": model.state_dict(),
+    }
+    slim_file.write(path, contents)
 
 
 def load(path: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
@@ -292,5 +312,34 @@ def load(path: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
     4
     """
     model = build()
-    state = checkpoint.fitted(checkpoint.read(path)["state_dict"], model)
-    return slicing.load_slim_state(model, state).eval()
+    if not isinstance(model, nn.Module):
+        raise UserError(f"`build` must return the dense network, not a {type(model).__name__}")
+    return load_into(model, path).eval()
+
+
+def load_into(model: nn.Module, path: str | Path) -> nn.Module:
+    """`load` into the dense ``model``, or one of the same widths, however it was made: in place, in
+    its mode, on its device, in the dtype of the file; return it. UserError if the file is damaged
+    or of another network.
+    """
+    contents = slim_file.read(path)
+    state = checkpoint.fitted(contents["state_dict"], model)
+    own = model.state_dict()
+    if others := sorted(own.keys() ^ state.keys()):
+        raise UserError(
+            f"{path} is of another network: {others[0]} is "
+            f"{'missing' if others[0] in own else 'unknown'} ({len(others)} such names)"
+        )
+    buffers, numbers = slim_file.widths_of(contents)
+    try:
+        fit_to(model, {**state, **buffers})
+    except ValueError as error:
+        raise UserError(f"{path} is not of a slim version of the network: {error}") from error
+    slicing.set_numbers(model, numbers)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        saved = state.get(name, buffers.get(name))
+        if saved is not None and tensor.dtype != saved.dtype:
+            tensor.data = tensor.data.to(saved.dtype)  # the same Parameter: it may be tied
+        if name in buffers:
+            tensor.data.copy_(buffers[name])
+    return slicing.load_slim_state(model, state)

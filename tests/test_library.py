@@ -19,6 +19,7 @@ import slimming
 import slimming.channels.widths
 from models import NETWORKS
 from slimming import slicing
+from slimming.channels.inputs import tensors
 from slimming.channels.scaling import batch_norms
 from slimming.errors import UserError
 from slimming.measuring import profiling
@@ -418,3 +419,100 @@ class Fails(nn.Module):
 def test_what_cannot_be_done_is_told(net, inputs, wrong, says):
     with pytest.raises(UserError, match=says):
         slimming.prune(net(), inputs, **wrong)
+
+
+class Halves(nn.Module):
+    """Its code holds the number of channels, which no weight tells."""
+
+    def __init__(self):
+        super().__init__()
+        self.c = 8
+        self.cv1, self.m = nn.Conv2d(3, 16, 1), nn.Conv2d(8, 8, 3, padding=1)
+        self.cv2 = nn.Conv2d(24, 8, 1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        a, b = self.cv1(x).split((self.c, self.c), 1)
+        x = self.cv2(torch.cat([a, b, self.m(b).relu()], 1)).relu()
+        return self.head(x.mean((2, 3)))
+
+
+class Normed(nn.Module):
+    """GroupNorm with and without weights, layer scale, a buffer that no state dict holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(4, 16)
+        self.plain = nn.GroupNorm(4, 16, affine=False)
+        self.conv, self.scale = nn.Conv2d(16, 16, 3, padding=1), nn.Parameter(torch.rand(16, 1, 1))
+        self.register_buffer("shift", torch.rand(1, 16, 1, 1), persistent=False)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x)).relu()
+        x = x + self.scale * self.plain(self.conv(x) + self.shift)
+        return self.head(x.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["slim.pth", "slim.safetensors"])
+@pytest.mark.parametrize("build", [Halves, Normed, Pair, tiny])
+def test_a_file_holds_all_that_was_set(build, name, dtype, tmp_path):
+    """Weights, numbers in the code of modules, loose parameters and buffers: to the bit; what is
+    pruned again too."""
+    inputs = ARGUMENTS["tuple"] if build is Pair else (IMAGES,)
+    once = slimming.prune(build().to(dtype), inputs, 0.4)
+    for slim in (once, slimming.prune(once.model, inputs, 0.3)):
+        assert slim.figures.parameters < profiling.count_parameters(build())
+        slimming.save(slim, tmp_path / name)
+        for again in (
+            slimming.load(tmp_path / name, build),
+            slimming.load_into(build().eval(), tmp_path / name),
+            slimming.load(tmp_path / name, functools.partial(copy.deepcopy, slim.model)),
+        ):
+            own = [t.to(dtype) for t in inputs]
+            ours, theirs = tensors(again(*own)), tensors(slim.model.eval()(*own))
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+            assert slimming.prune(again, inputs, 0.1).difference <= 1e-4
+
+
+def test_the_numbers_of_a_split_are_in_the_file(tmp_path):
+    slim = slimming.prune(Halves(), IMAGES)
+    slimming.save(slim, tmp_path / "slim.pth")
+    again = slimming.load(tmp_path / "slim.pth", Halves)
+    assert slim.model.c == again.c < 8
+
+
+@pytest.mark.parametrize("name", ["slim.pth", "slim.safetensors"])
+def test_files_that_are_damaged_or_of_another_network(name, tmp_path):
+    path = tmp_path / name
+    with pytest.raises(UserError, match="cannot read"):
+        slimming.load(path, tiny)
+    slimming.save(slimming.prune(Halves(), IMAGES), path)
+    dense = tiny()
+    before = copy.deepcopy(dense.state_dict())
+    with pytest.raises(UserError, match="of another network"):
+        slimming.load_into(dense, path)
+    assert all(torch.equal(v, before[n]) for n, v in dense.state_dict().items())
+
+    class Other(Halves):
+        def __init__(self):
+            super().__init__()
+            self.c = "8"
+
+    with pytest.raises(UserError, match=r"c = \d for the network, the dense network 8"):
+        slimming.load(path, Other)
+    with pytest.raises(UserError, match="must return the dense network"):
+        slimming.load(path, lambda: None)
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(UserError):
+        slimming.load(path, Halves)
+
+
+def test_a_safetensors_file_holds_no_code_and_other_programs_read_it(tmp_path):
+    from safetensors.torch import load_file
+
+    slim = slimming.prune(tiny(), IMAGES)
+    slimming.save(slim, tmp_path / "slim.safetensors")
+    read = load_file(tmp_path / "slim.safetensors")
+    assert all(torch.equal(read[n], v) for n, v in slim.model.state_dict().items())

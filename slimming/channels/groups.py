@@ -324,11 +324,11 @@ def _grouped(
         for reason, units in reasons.items()
     }
     for group in built:
-        others = _others(group, writers, only)
+        foreign = _others(group, writers, only)
         if _ignored(group, ignore):
             pinned.setdefault("ignored", []).append(group.name)
-        elif others and len(others) < len(_makers(group, writers)):
-            reason = f"coupled with {others[0]}, which `only` does not name"
+        elif foreign and len(foreign) < len(_makers(group, writers)):
+            reason = f"coupled with {foreign[0]}, which `only` does not name"
             pinned.setdefault(reason, []).append(group.name)
     return kept, {reason: names for reason, names in pinned.items() if names}, _unseen(found.trace)
 

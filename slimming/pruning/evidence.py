@@ -124,6 +124,7 @@ class Evidence:
         """The loss of what the model returns. UserError if it cannot be differentiated."""
         try:
             if self.loss is None:
+                assert labels is not None  # `_mean` has looked
                 loss = F.cross_entropy(only_logits(outputs) / self.temperature, labels)
             else:
                 loss = self.loss(outputs)

@@ -3,7 +3,7 @@
 - `groups`, `declared`, `prunable`, `some`: the groups of channels that can go, tried
 - `prune`, `chosen`, `apply`: choose, slice and prove
 - `sliced`, `masked`, `scatter`, `slice_tensors`, `kept_channels`: the slim and the masked network
-- `cfg_of`, `load_slim_state`: widths in files
+- `cfg_of`, `load_slim_state`, `numbers_of`, `set_numbers`, `unsaved_buffers`: widths in files
 - `living`, `without_dead_channels`: networks whose γ and β were set to zero
 - `sample`, `where`: what a network takes, and where it is
 """
@@ -17,10 +17,13 @@ from slimming.slicing.slim import (
     kept_channels,
     load_slim_state,
     masked,
+    numbers_of,
     of_one_group,
     scatter,
+    set_numbers,
     slice_tensors,
     sliced,
+    unsaved_buffers,
 )
 from slimming.slicing.trial import declared, exact, groups, prunable, some
 
@@ -38,14 +41,17 @@ __all__ = [
     "living",
     "load_slim_state",
     "masked",
+    "numbers_of",
     "of_one_group",
     "prunable",
     "prune",
     "sample",
     "scatter",
+    "set_numbers",
     "slice_tensors",
     "sliced",
     "some",
+    "unsaved_buffers",
     "where",
     "without_dead_channels",
 ]

@@ -1,6 +1,7 @@
 """Build the network that has only the kept channels, and the masked one that it must equal."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +13,8 @@ from slimming.channels.scaling import present_channels, selections
 from slimming.channels.widths import fit_to, put, widths
 from slimming.errors import UserError
 
+# an attribute of modules whose code holds numbers of channels: the names of these attributes
+NUMBERS = "numbers_of_channels"
 Masks = dict[str, torch.Tensor]  # name of a layer or group -> one bool for each channel
 Kept = dict[str, Masks]  # name of a layer or parameter -> side (see `Member`) -> mask
 
@@ -126,15 +129,62 @@ def sliced(model: nn.Module, kept: Kept) -> nn.Module:
 
 def set_number(module: nn.Module, old: int, new: int) -> None:
     """Set the attributes of a module, of a user's own class, that hold the number ``old``."""
+    changed: dict[str, Any] = {}
     for name, value in list(vars(module).items()):
         if type(value) is int and value == old:
-            setattr(module, name, new)
+            changed[name] = new
         elif isinstance(value, (list, tuple)) and any(type(v) is int and v == old for v in value):
-            setattr(
-                module, name, type(value)(new if type(v) is int and v == old else v for v in value)
-            )
+            changed[name] = type(value)(new if type(v) is int and v == old else v for v in value)
     if isinstance(module, nn.GroupNorm):
-        module.num_groups = module.num_groups * new // old
+        changed["num_groups"] = module.num_groups * new // old
+    _assign(module, changed)
+
+
+def _assign(module: nn.Module, numbers: Mapping[str, Any]) -> None:
+    """Set attributes of a module, and note which they are, for files."""
+    for name, value in numbers.items():
+        setattr(module, name, value)
+    noted = dict.fromkeys([*getattr(module, NUMBERS, ()), *numbers])
+    vars(module)[NUMBERS] = list(noted)
+
+
+def numbers_of(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """The numbers of channels in attributes that slicing has set, by module and attribute. The
+    weights do not tell them."""
+    return {
+        name: {attribute: getattr(module, attribute) for attribute in noted}
+        for name, module in model.named_modules()
+        if (noted := getattr(module, NUMBERS, None))
+    }
+
+
+def set_numbers(model: nn.Module, numbers: Mapping[str, Mapping[str, Any]]) -> None:
+    """Set the `numbers_of` a slim network in the dense one that it comes from. UserError, with the
+    model unchanged, if that has no such numbers, or smaller ones."""
+    modules = dict(model.named_modules())
+    found: dict[str, dict[str, Any]] = {}
+    for name, attributes in numbers.items():
+        for attribute, value in attributes.items():
+            dense = vars(modules[name]).get(attribute) if name in modules else None
+            pairs = [(value, dense)]
+            both = isinstance(dense, (list, tuple)) and isinstance(value, (list, tuple))
+            if both and len(value) == len(dense):
+                pairs = [(a, b) for a, b in zip(value, dense, strict=True) if a != b]
+                value = type(dense)(value)
+            if any(type(a) is not int or type(b) is not int or not 0 < a <= b for a, b in pairs):
+                raise UserError(
+                    f"the file has {attribute} = {value} for {name or 'the network'}, the dense "
+                    f"network {dense}: it is of another network"
+                )
+            found.setdefault(name, {})[attribute] = value
+    for name, attributes in found.items():
+        _assign(modules[name], attributes)
+
+
+def unsaved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers that are not in the state dict, by name."""
+    saved = model.state_dict()
+    return {name: value for name, value in model.named_buffers() if name not in saved}
 
 
 @torch.no_grad()
