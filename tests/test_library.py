@@ -3,6 +3,7 @@
 import copy
 import functools
 import importlib
+import json
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from warm import ROOT
 import slimming
 import slimming.channels.widths
 from models import NETWORKS
+from slimming import __main__ as command
 from slimming import slicing
 from slimming.channels.inputs import tensors
 from slimming.channels.scaling import batch_norms
@@ -516,3 +518,79 @@ def test_a_safetensors_file_holds_no_code_and_other_programs_read_it(tmp_path):
     slimming.save(slim, tmp_path / "slim.safetensors")
     read = load_file(tmp_path / "slim.safetensors")
     assert all(torch.equal(read[n], v) for n, v in slim.model.state_dict().items())
+
+
+def test_inspect_tells_what_can_go_and_what_stays():
+    told = slimming.inspect(tiny(), IMAGES)
+    first, second = told.groups
+    assert (first.name, first.channels, first.read_by) == ("0", 8, ["3"])
+    assert first.written_by == ["0", "1"] and told.pinned == {"the outputs": ["7"]}
+    one = nn.Sequential(
+        nn.Conv2d(3, 1, 3, padding=1), nn.BatchNorm2d(1), nn.ReLU(), nn.Conv2d(1, 1, 3, padding=1),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 4),
+    )  # fmt: skip
+    dense, left = (profiling.count_with(net.eval(), IMAGES[:1]) for net in (tiny(), one))
+    assert told.parameters == dense.parameters and told.flops == dense.flops
+    assert told.prunable_parameters == pytest.approx(1 - left.parameters / dense.parameters)
+    assert told.prunable_flops == pytest.approx(1 - left.flops / dense.flops)
+    assert json.loads(json.dumps(told.as_dict()))["groups"][1]["name"] == second.name == "3"
+    assert "stays: 7 (the outputs)" in str(told)
+    assert "did not run with these inputs: other" in str(slimming.inspect(Two(), IMAGES))
+
+
+class Sorts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.LayerNorm([8, 8, 8])
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.fc(self.norm(self.conv(x)).mean((2, 3)))
+
+
+def test_inspect_names_what_pins_where_nothing_can_go():
+    told = slimming.inspect(Sorts(), IMAGES)
+    assert not told.groups and "conv (normalised over all channels (LayerNorm) in norm)" in str(
+        told
+    )
+    with pytest.raises(UserError, match="LayerNorm"):
+        slimming.prune(Sorts(), IMAGES)
+
+
+NETWORK = """
+from torch import nn, ones
+
+def build():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 10))
+
+def with_inputs():
+    return build(), ones(2, 3, 8, 8)
+
+def broken():
+    return 1 / 0
+"""
+
+
+def test_inspect_from_the_command_line(tmp_path, monkeypatch, capsys):
+    def tells(*words):
+        monkeypatch.setattr("sys.argv", ["slimming", "inspect", *words])
+        command.main()
+        return capsys.readouterr().out
+
+    monkeypatch.setattr("sys.path", [*sys.path])
+    (tmp_path / "net.py").write_text(NETWORK)
+    file = tmp_path / "net.py"
+    table = tells(f"{file}:build", "--input", "1x3x8x8")
+    assert table == tells(f"{file}:with_inputs") and "in 1 group" in table
+    assert json.loads(tells(f"{file}:with_inputs", "--json"))["groups"][0]["channels"] == 8
+    for words, says in (
+        ([f"{file}:build"], "--input SHAPE is required"),
+        ([f"{file}:build", "--input", "1x3x9x9"], "Sequential fails on these inputs"),
+        ([f"{file}:build", "--input", "1xx3"], "--input"),
+        ([f"{file}:broken"], "broken fails .ZeroDivisionError"),
+        ([f"{file}:nothing"], "no function called nothing"),
+        ([str(file)], "expected FILE.py:build"),
+        ([f"{tmp_path / 'other.py'}:build"], "expected FILE.py:build"),
+    ):
+        with pytest.raises(UserError, match=says):
+            tells(*words)

@@ -165,7 +165,7 @@ def set_numbers(model: nn.Module, numbers: Mapping[str, Mapping[str, Any]]) -> N
     found: dict[str, dict[str, Any]] = {}
     for name, attributes in numbers.items():
         for attribute, value in attributes.items():
-            dense = vars(modules[name]).get(attribute) if name in modules else None
+            dense: Any = vars(modules[name]).get(attribute) if name in modules else None
             pairs = [(value, dense)]
             both = isinstance(dense, (list, tuple)) and isinstance(value, (list, tuple))
             if both and len(value) == len(dense):
