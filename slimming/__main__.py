@@ -91,4 +91,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    sys.argv[0] = "slimming"  # the name in errors
     entry.run(main)
