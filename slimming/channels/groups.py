@@ -271,7 +271,7 @@ def _numbers(value: Any) -> list[int]:
 
 
 def _grouped(
-    model: nn.Module, found: Found, ignore: list[str]
+    model: nn.Module, found: Found, ignore: list[str], only: list[str] | None
 ) -> tuple[list[Group], dict[str, list[str]], list[str]]:
     for name, count, labels in found.trace.sizes:  # one number, one set of channels
         same = [other for n, c, other in found.trace.sizes if (n, c) == (name, count)]
@@ -307,11 +307,19 @@ def _grouped(
     ]
     order = {name: place for place, name in enumerate(found.trace.modules)}
     built.sort(key=lambda g: min(_place(order, member.layer) for member in g.members))
-    kept = [g for g in built if not _ignored(g, ignore, selections(found.trace.model))]
+    whole = selections(found.trace.model)
+    kept = [g for g in built if not _ignored(g, ignore, whole) and not _others(g, writers, only)]
     pinned = {
         reason: [layer for (layer, _), u in writers.items() if torch.isin(u, units).any()]
         for reason, units in reasons.items()
     }
+    for group in built:
+        foreign = _others(group, writers, only)
+        if _ignored(group, ignore):
+            pinned.setdefault("ignored", []).append(group.name)
+        elif foreign and len(foreign) < len(_makers(group, writers)):
+            reason = f"coupled with {foreign[0]}, which `only` does not name"
+            pinned.setdefault(reason, []).append(group.name)
     return kept, {reason: names for reason, names in pinned.items() if names}, _unseen(found.trace)
 
 
@@ -418,18 +426,37 @@ def _ignored(group: Group, words: list[str], whole: Mapping[str, str]) -> bool:
     return any(inside(layer, word) for layer in written for word in words)
 
 
-def channels(model: nn.Module, inputs: Inputs, ignore: Iterable[str] = ()) -> Channels:
+def _makers(group: Group, writers: Iterable[Side]) -> list[str]:
+    """The layers that make the channels of a group, or all of them if none does."""
+    made = [m.layer for m in group.members if (m.layer, m.side) in writers]
+    return made or [m.layer for m in group.members]
+
+
+def _others(group: Group, writers: Iterable[Side], only: list[str] | None) -> list[str]:
+    """The layers that make the channels of a group and are not in ``only``."""
+    if only is None:
+        return []
+    makers = _makers(group, writers)
+    return [layer for layer in makers if not any(inside(layer, word) for word in only)]
+
+
+def channels(
+    model: nn.Module,
+    inputs: Inputs,
+    ignore: Iterable[str] = (),
+    only: Iterable[str] | None = None,
+) -> Channels:
     """The coupled channels of ``model``, found by one run on ``inputs``: a tensor, a tuple of
     arguments or a dict of keyword arguments.
 
     Groups that a layer in ``ignore`` writes (names of layers, or of modules that contain them) are
-    left out, and so is what writes the outputs. UserError if the model fails, or for an unknown
-    name in ``ignore``.
+    left out, with ``only`` also those that another layer writes, and so is what writes the outputs.
+    UserError if the model fails, or for an unknown name in ``ignore`` or ``only``.
     """
-    check_names(model, ignore)
+    check_names(model, [*ignore, *(only or ())])
     trace = traced(model, inputs)
     found = Found(model, trace)
-    return Channels(*_grouped(model, found, list(ignore)))
+    return Channels(*_grouped(model, found, list(ignore), None if only is None else list(only)))
 
 
 def check_names(model: nn.Module, names: Iterable[str]) -> None:

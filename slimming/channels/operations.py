@@ -703,6 +703,7 @@ def group_norm(trace: Trace, call: Call) -> list[Labels]:
     trace.size(x.shape[1], rows)
     of_group = rows.view(groups, -1)
     trace.tie(of_group, of_group[:, :1].expand_as(of_group))
+    trace.size(x.shape[1], rows)
     return [rows.view(-1, *[1] * (x.dim() - 2)).expand(x.shape), None, None]
 
 

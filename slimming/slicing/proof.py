@@ -9,6 +9,7 @@ from slimming.channels import inputs as arguments
 from slimming.channels.groups import copied
 from slimming.channels.inputs import Inputs
 from slimming.errors import UserError
+from slimming.runtime.failures import raise_if_of_the_machine
 
 TOLERANCE = 1e-4
 
@@ -31,6 +32,17 @@ def where(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     found = (t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
     first = next(found, torch.zeros(()))
     return first.device, first.dtype
+
+
+def sample(model: nn.Module, inputs: Inputs) -> Inputs:
+    """The first sample of ``inputs``, or all of them if the network does not take one alone."""
+    one = arguments.first(inputs, 1)
+    try:
+        outputs(model, one)
+    except Exception as error:  # the user's forward may expect a batch of one size
+        raise_if_of_the_machine(error)
+        return inputs
+    return one
 
 
 def difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:

@@ -13,6 +13,8 @@ from slimming.channels.scaling import present_channels, selections
 from slimming.channels.widths import fit_to, put, widths
 from slimming.errors import UserError
 
+# an attribute of modules whose code holds numbers of channels: the names of these attributes
+NUMBERS = "numbers_of_channels"
 Masks = dict[str, torch.Tensor]  # name of a layer or group -> one bool for each channel
 Kept = dict[str, Masks]  # name of a layer or parameter -> side (see `Member`) -> mask
 
@@ -121,26 +123,77 @@ def sliced(model: nn.Module, kept: Kept) -> nn.Module:
     for name, sides in kept.items():
         sizes = {len(mask): int(mask.sum()) for side, mask in sides.items() if side[:5] == "size "}
         if sizes:
-            set_numbers(small.get_submodule(name), sizes)
+            follow_sizes(small.get_submodule(name), sizes)
     return _with_cfg(small)
 
 
-def set_numbers(module: nn.Module, sizes: Mapping[int, int]) -> None:
+def follow_sizes(module: nn.Module, sizes: Mapping[int, int]) -> None:
     """Set the attributes of a module, of a user's own class or without parameters, that hold
     numbers of channels: ``sizes``, the new number for each old one."""
 
     def new(value: Any) -> Any:
         return sizes.get(value, value) if type(value) is int else value
 
+    changed: dict[str, Any] = {}
     if kind := kind_of(module):
         for old in sizes:
-            vars(module).update(kind.attributes(module, [sizes[old]]))
-        return
-    for name, value in list(vars(module).items()):
-        if type(value) is int:
-            setattr(module, name, new(value))
-        elif type(value) in (list, tuple, torch.Size):
-            setattr(module, name, type(value)(map(new, value)))
+            changed |= kind.attributes(module, [sizes[old]])
+    else:
+        for name, value in list(vars(module).items()):
+            follows = type(value) in (int, list, tuple, torch.Size) and name != NUMBERS
+            after = value
+            if follows:
+                after = new(value) if type(value) is int else type(value)(map(new, value))
+            if follows and after != value:
+                changed[name] = after
+    _assign(module, changed)
+
+
+def _assign(module: nn.Module, numbers: Mapping[str, Any]) -> None:
+    """Set attributes of a module, and note which they are, for files."""
+    for name, value in numbers.items():
+        setattr(module, name, value)
+    noted = dict.fromkeys([*getattr(module, NUMBERS, ()), *numbers])
+    vars(module)[NUMBERS] = list(noted)
+
+
+def numbers_of(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """The numbers of channels in attributes that slicing has set, by module and attribute. The
+    weights do not tell them."""
+    return {
+        name: {attribute: getattr(module, attribute) for attribute in noted}
+        for name, module in model.named_modules()
+        if (noted := getattr(module, NUMBERS, None))
+    }
+
+
+def set_numbers(model: nn.Module, numbers: Mapping[str, Mapping[str, Any]]) -> None:
+    """Set the `numbers_of` a slim network in the dense one that it comes from. UserError, with the
+    model unchanged, if that has no such numbers, or smaller ones."""
+    modules = dict(model.named_modules())
+    found: dict[str, dict[str, Any]] = {}
+    for name, attributes in numbers.items():
+        for attribute, value in attributes.items():
+            dense: Any = vars(modules[name]).get(attribute) if name in modules else None
+            pairs = [(value, dense)]
+            both = isinstance(dense, (list, tuple)) and isinstance(value, (list, tuple))
+            if both and len(value) == len(dense):
+                pairs = [(a, b) for a, b in zip(value, dense, strict=True) if a != b]
+                value = type(dense)(value)
+            if any(type(a) is not int or type(b) is not int or not 0 < a <= b for a, b in pairs):
+                raise UserError(
+                    f"the file has {attribute} = {value} for {name or 'the network'}, the dense "
+                    f"network {dense}: it is of another network"
+                )
+            found.setdefault(name, {})[attribute] = value
+    for name, attributes in found.items():
+        _assign(modules[name], attributes)
+
+
+def unsaved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers that are not in the state dict, by name."""
+    saved = model.state_dict()
+    return {name: value for name, value in model.named_buffers() if name not in saved}
 
 
 @torch.no_grad()

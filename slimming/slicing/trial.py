@@ -17,11 +17,18 @@ from slimming.slicing.slim import Masks, kept_channels, masked, sliced
 SHARE = 3  # one unit in three goes, to try a group
 
 
-def prunable(model: nn.Module, inputs: Inputs, ignore: Iterable[str] = ()) -> Channels:
+def prunable(
+    model: nn.Module,
+    inputs: Inputs,
+    ignore: Iterable[str] = (),
+    only: Iterable[str] | None = None,
+) -> Channels:
     """The coupled channels of ``model`` (see `channels`), without the groups that cannot be sliced
     exactly: because a number in the code of a module does not follow, or an operation does
     something else with fewer channels than its rule says."""
-    found = channels(model, inputs, ignore)
+    found = channels(model, inputs, ignore, only)
+    if lists_widths(model):  # the paper's: nothing in their code holds a width
+        return found
     sound = exact(model, found.groups, _least(model, inputs))
     if len(sound) == len(found.groups):
         return found
@@ -77,13 +84,19 @@ def _some(group: Group) -> torch.Tensor:
     return keep
 
 
-def groups(model: nn.Module, inputs: Inputs, ignore: Iterable[str] = ()) -> list[Group]:
+def groups(
+    model: nn.Module,
+    inputs: Inputs,
+    ignore: Iterable[str] = (),
+    only: Iterable[str] | None = None,
+) -> list[Group]:
     """The channels of ``model`` that can be removed, as `Group`s in the order of its modules.
     UserError if there are none."""
-    ignore = list(ignore)
-    found = (
-        channels(model, inputs, ignore) if lists_widths(model) else prunable(model, inputs, ignore)
-    )
+    return some(prunable(model, inputs, ignore, only))
+
+
+def some(found: Channels) -> list[Group]:
+    """The groups that were found. UserError, with what pins the channels, if there are none."""
     if not found.groups:
         raise UserError(f"no layer of the network can be pruned: {_reasons(found)}")
     return found.groups
