@@ -315,7 +315,7 @@ def _grouped(
     }
     for group in built:
         foreign = _others(group, writers, only)
-        if _ignored(group, ignore):
+        if _ignored(group, ignore, whole):
             pinned.setdefault("ignored", []).append(group.name)
         elif foreign and len(foreign) < len(_makers(group, writers)):
             reason = f"coupled with {foreign[0]}, which `only` does not name"

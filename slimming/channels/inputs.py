@@ -69,6 +69,6 @@ def smaller(inputs: Inputs) -> Inputs | None:
         if t.dim() not in LONGEST or not t.is_floating_point():
             return t
         sizes = (min(s, max(STEP, round(s * scale / STEP) * STEP)) for s in t.shape[2:])
-        return t[(slice(None), slice(None), *(slice(size) for size in sizes))]
+        return t[tuple([slice(None), slice(None), *map(slice, sizes)])]
 
     return mapped(inputs, shrunk)
