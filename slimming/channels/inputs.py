@@ -69,6 +69,8 @@ def smaller(inputs: Inputs) -> Inputs | None:
         if t.dim() not in LONGEST or not t.is_floating_point():
             return t
         sizes = (min(s, max(STEP, round(s * scale / STEP) * STEP)) for s in t.shape[2:])
-        return t[tuple([slice(None), slice(None), *map(slice, sizes)])]
+        for dim, size in enumerate(sizes, 2):
+            t = t.narrow(dim, 0, size)
+        return t
 
     return mapped(inputs, shrunk)
