@@ -132,7 +132,7 @@ def _first_different(
 ) -> str | None:
     seen = [_of_layers(model, kept, inputs) for model in networks]
     for (name, ours), (_, theirs) in zip(*seen, strict=False):
-        if name and theirs.dim() > 1:
+        if name and theirs.dim() > 1 and "out" in kept[name]:
             mask = kept[name]["out"]
             dim = -1 if isinstance(networks[1].get_submodule(name), nn.Linear) else 1
             if theirs.shape[dim] != len(mask):
@@ -147,12 +147,12 @@ def _first_different(
 def _of_layers(
     network: nn.Module, kept: dict[str, dict[str, torch.Tensor]], inputs: Inputs
 ) -> list[tuple[str, torch.Tensor]]:
-    """The name and the output of each layer that loses outputs, up to the first exception, and what
+    """The name and the output of each layer that loses channels, up to the first exception, and what
     the network returns, without a name."""
     found: list[tuple[str, torch.Tensor]] = []
     handles = []
     for name, sides in kept.items():
-        if "out" in sides:
+        if "out" in sides or "in" in sides:  # what reads others, too
 
             def record(_: nn.Module, __: object, out: object, name: str = name) -> None:
                 if isinstance(out, torch.Tensor) and out.dim() > 1:
