@@ -6,12 +6,11 @@ selection after each BN keeps only the channels that the next convolution still 
     python denseprune.py --dataset cifar10 --depth 40 --percent 0.4 --model logs/model_best.pth.tar
 """
 
-from slimming import slicing
 from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
-from slimming.pruning import allocation
+from slimming.pruning import allocation, slicing
+from slimming.pruning.slicing.proof import prove_equal
 from slimming.settings import build
-from slimming.slicing.proof import prove_equal
 from slimming.workflows import before_after
 from slimming.workflows.settings import PruningRun
 

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slimming import slicing
 from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
 from slimming.errors import UserError
-from slimming.pruning import allocation
+from slimming.pruning import allocation, slicing
+from slimming.pruning.slicing.proof import prove_equal
 from slimming.reports import preact
 from slimming.settings import build, part, setting
-from slimming.slicing.proof import prove_equal
 from slimming.storage import architecture, checkpoint, files
 from slimming.workflows import before_after
 from slimming.workflows.settings import PrunedOutputSettings, PruneSettings, PruningRun

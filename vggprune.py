@@ -6,12 +6,11 @@ filter in the convolution after it.
     python vggprune.py --dataset cifar10 --depth 19 --percent 0.7 --model logs/model_best.pth.tar
 """
 
-from slimming import slicing
 from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
-from slimming.pruning import allocation
+from slimming.pruning import allocation, slicing
+from slimming.pruning.slicing.proof import prove_equal
 from slimming.settings import build
-from slimming.slicing.proof import prove_equal
 from slimming.workflows import before_after
 from slimming.workflows.settings import PruningRun
 

@@ -28,7 +28,6 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import measure
 from models import NETWORKS
-from slimming import slicing
 from slimming.channels.groups import Group
 from slimming.channels.scaling import batch_norms
 from slimming.cli import entry
@@ -36,11 +35,11 @@ from slimming.data import loading
 from slimming.data.settings import DataSettings
 from slimming.errors import UserError
 from slimming.measuring import profiling
-from slimming.pruning import importance, ranking
+from slimming.pruning import importance, ranking, slicing
 from slimming.pruning.evidence import Evidence, layers
 from slimming.pruning.importance import Scores
 from slimming.pruning.liveness import FAINT, liveness
-from slimming.slicing.trial import groups
+from slimming.pruning.slicing.trial import groups
 
 RATIOS = (0.5, 0.7)
 LEAST = 0.1

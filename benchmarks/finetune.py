@@ -22,13 +22,13 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import measure
 from benchmarks.repair import WAYS, Trial, opened
-from slimming import slicing
 from slimming.cli import entry
 from slimming.data import loading
 from slimming.data.batches import Batches
 from slimming.data.order import balanced
 from slimming.data.pixels import Split
 from slimming.measuring import profiling
+from slimming.pruning import slicing
 from slimming.pruning.allocation import allocation_name
 from slimming.runtime.device import choose_device
 from slimming.settings import build, fraction, plain_name

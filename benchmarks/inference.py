@@ -28,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import measure, plain
 from benchmarks.plain import Passes
 from models import NETWORKS
-from slimming import slicing
 from slimming.channels.scaling import batch_norms
 from slimming.cli import entry
 from slimming.errors import UserError
@@ -38,11 +37,12 @@ from slimming.measuring.export.engines import ENGINES, Engine, Run, device_of
 from slimming.measuring.export.formats import FORMATS
 from slimming.measuring.export.graph import Feed, traced
 from slimming.measuring.forms import FORMS
+from slimming.pruning import slicing
 from slimming.pruning.choice import Choice
+from slimming.pruning.slicing.trial import declared
 from slimming.pruning.threshold import choose_channels
 from slimming.runtime import optional
 from slimming.runtime.device import LAYOUT, choose_device, compiled
-from slimming.slicing.trial import declared
 from slimming.storage import architecture, files
 from slimming.workflows.exporting.exports import possible_forms
 

@@ -19,22 +19,21 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import measure
-from slimming import slicing
 from slimming.cli import entry
 from slimming.data import loading
 from slimming.data.batches import Batches
 from slimming.data.settings import DataSettings
 from slimming.data.stream import Stream
 from slimming.measuring import profiling
-from slimming.pruning import one_pass, ranking, repair
+from slimming.pruning import one_pass, ranking, repair, slicing
 from slimming.pruning.choice import Choice
 from slimming.pruning.importance import MEASURES, Evidence
 from slimming.pruning.least_squares import Gram, solve
 from slimming.pruning.one_pass import OnePass
+from slimming.pruning.slicing.trial import groups
 from slimming.pruning.threshold import choose_channels
 from slimming.runtime.device import choose_device
 from slimming.settings import fraction, plain_name
-from slimming.slicing.trial import groups
 from slimming.storage import architecture
 from slimming.storage.architecture import Architecture
 from slimming.training import loop

@@ -39,9 +39,9 @@ from slimming.channels.inputs import Inputs
 from slimming.channels.labels import OUTPUT
 from slimming.cli import entry
 from slimming.errors import UserError
-from slimming.slicing import proof
-from slimming.slicing.slim import Kept, Masks, cuts, kept_channels, masked, sliced
-from slimming.slicing.trial import prunable
+from slimming.pruning.slicing import proof
+from slimming.pruning.slicing.slim import Kept, Masks, cuts, kept_channels, masked, sliced
+from slimming.pruning.slicing.trial import prunable
 
 OURS = "slimming"
 TOOLS = (OURS, *PEERS)

@@ -15,13 +15,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `models` of the main suite
 
-from slimming import slicing
 from slimming.channels.scaling import zero_channels
 from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
-from slimming.pruning import allocation
+from slimming.pruning import allocation, slicing
+from slimming.pruning.slicing.proof import prove_equal
 from slimming.settings import build
-from slimming.slicing.proof import prove_equal
 from slimming.workflows import before_after
 from slimming.workflows.settings import PruningRun
 

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from slimming import slicing
 from slimming.channels import inputs as arguments
 from slimming.channels.groups import Group, copied, count_filters
 from slimming.channels.inputs import Inputs
@@ -21,7 +20,7 @@ from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.measuring.deploy import deploy
 from slimming.measuring.figures import Figures
-from slimming.pruning import budget, importance, ranking
+from slimming.pruning import budget, importance, ranking, slicing
 from slimming.pruning import repair as repairing
 from slimming.pruning.choice import LEAST, Choice
 from slimming.pruning.importance import Evidence, Scores

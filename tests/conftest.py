@@ -16,11 +16,11 @@ import warm
 from PIL import Image
 
 from models import NETWORKS
-from slimming import slicing
 from slimming.channels.scaling import batch_norms, zero_channels
 from slimming.data import datasets
 from slimming.data.pixels import Split, normalize
-from slimming.slicing.trial import declared
+from slimming.pruning import slicing
+from slimming.pruning.slicing.trial import declared
 from slimming.storage import architecture, checkpoint
 
 SMALLEST = {"vgg": 11, "resnet": 11, "densenet": 7}  # the smallest depth of each network

@@ -13,11 +13,11 @@ from slimming.measuring import profiling
 from slimming.pruning import allocation
 from slimming.pruning.allocation import ALLOCATIONS, Prunable
 from slimming.pruning.choice import Choice
+from slimming.pruning.slicing import masked
+from slimming.pruning.slicing.proof import prove_equal
+from slimming.pruning.slicing.trial import declared, groups
 from slimming.pruning.threshold import choose_channels
 from slimming.reports import tables
-from slimming.slicing import masked
-from slimming.slicing.proof import prove_equal
-from slimming.slicing.trial import declared, groups
 from slimming.storage import architecture
 from slimming.workflows.budgets import BudgetSettings
 

@@ -7,13 +7,12 @@ import torch
 from conftest import NARROW, SMALLEST, fails, randomize, save_network, succeed
 
 from models import NETWORKS, cifar_resnet
-from slimming import slicing
 from slimming.channels.groups import count_filters
 from slimming.errors import UserError
 from slimming.measuring import profiling
-from slimming.pruning import budget, importance, ranking
+from slimming.pruning import budget, importance, ranking, slicing
+from slimming.pruning.slicing.trial import declared, groups
 from slimming.pruning.threshold import choose_channels
-from slimming.slicing.trial import declared, groups
 from slimming.storage import architecture
 from slimming.workflows.budgets import BudgetSettings
 

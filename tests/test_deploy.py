@@ -12,8 +12,8 @@ from models import NETWORKS, PAPER_DEPTH, channel_selection
 from slimming.channels.scaling import batch_norms
 from slimming.errors import UserError
 from slimming.measuring import deploy, profiling
+from slimming.pruning.slicing.proof import prove_equal
 from slimming.pruning.threshold import choose_channels
-from slimming.slicing.proof import prove_equal
 
 IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 

@@ -10,15 +10,14 @@ from torch import nn
 from warm import ROOT
 
 from models import NETWORKS
-from slimming import slicing
 from slimming.channels.groups import count_filters
 from slimming.channels.scaling import alive_channels, present_channels, scaling_factors, selections
 from slimming.channels.wires import wires
 from slimming.errors import UserError
-from slimming.pruning import kernels
+from slimming.pruning import kernels, slicing
 from slimming.pruning.importance import MEASURES, Evidence
+from slimming.pruning.slicing.trial import declared, groups
 from slimming.pruning.threshold import choose_channels
-from slimming.slicing.trial import declared, groups
 
 IMAGES = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 BATCHES = [(IMAGES, torch.arange(6))]

@@ -20,12 +20,11 @@ from conftest import (
 )
 
 from models import NETWORKS, widths, zoo
-from slimming import slicing
 from slimming.cli import entry
 from slimming.data import loading
 from slimming.data.settings import DataSettings
 from slimming.measuring import profiling
-from slimming.pruning import importance
+from slimming.pruning import importance, slicing
 from slimming.pruning.threshold import choose_channels
 from slimming.storage import architecture, checkpoint
 from slimming.storage.architecture import Architecture

@@ -16,7 +16,6 @@ from conftest import NARROW, SMALLEST, fails, save_network, succeed
 from warm import ROOT
 
 from models import NETWORKS
-from slimming import slicing
 from slimming.channels.scaling import zero_channels
 from slimming.data import datasets
 from slimming.data.pixels import denormalize, normalize
@@ -28,10 +27,10 @@ from slimming.measuring.export.formats import FORMATS
 from slimming.measuring.export.graph import Feed, traced
 from slimming.measuring.export.quiet import interrupted_later
 from slimming.measuring.forms import FORMS
-from slimming.pruning import kernels
+from slimming.pruning import kernels, slicing
+from slimming.pruning.slicing.proof import prove_equal
 from slimming.pruning.threshold import choose_channels
 from slimming.settings import build
-from slimming.slicing.proof import prove_equal
 from slimming.storage import architecture, checkpoint
 from slimming.workflows.exporting import exports, subject
 from slimming.workflows.exporting.settings import ExportRun

@@ -7,10 +7,9 @@ from torch import nn
 
 import main
 from models import mobilenet, resnet, vgg
-from slimming import slicing
 from slimming.measuring import profiling
-from slimming.pruning import kernels
-from slimming.slicing.trial import groups
+from slimming.pruning import kernels, slicing
+from slimming.pruning.slicing.trial import groups
 from slimming.storage import architecture, checkpoint
 from slimming.training.penalties import GradientMask
 from slimming.training.trainer import Trainer

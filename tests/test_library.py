@@ -20,11 +20,11 @@ import slimming
 import slimming.channels.widths
 from models import NETWORKS
 from slimming import __main__ as command
-from slimming import slicing
 from slimming.channels.inputs import tensors
 from slimming.channels.scaling import batch_norms
 from slimming.errors import UserError
 from slimming.measuring import profiling
+from slimming.pruning import slicing
 from slimming.pruning.evidence import Evidence
 from slimming.pruning.importance import MEASURES
 from slimming.storage import architecture, checkpoint

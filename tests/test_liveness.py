@@ -15,8 +15,8 @@ from slimming.pruning.allocation import ALLOCATIONS, Prunable, choose
 from slimming.pruning.choice import LEAST
 from slimming.pruning.importance import Evidence, l1
 from slimming.pruning.liveness import liveness, liveness_warning, spread_ratio
+from slimming.pruning.slicing.trial import declared, groups
 from slimming.pruning.threshold import choose_channels
-from slimming.slicing.trial import declared, groups
 from slimming.workflows.experiment_settings import ExperimentSettings
 from slimming.workflows.methods import Task, channels
 from slimming.workflows.settings import PruneSettings

@@ -16,9 +16,9 @@ from slimming.channels.scaling import (
 )
 from slimming.errors import UserError
 from slimming.measuring import profiling
+from slimming.pruning.slicing.proof import prove_equal
 from slimming.pruning.threshold import choose_channels, keep_one
 from slimming.reports import tables
-from slimming.slicing.proof import prove_equal
 from slimming.storage import architecture
 from slimming.storage.architecture import Architecture
 

@@ -12,15 +12,14 @@ from torch import nn
 
 import slimming
 from models import NETWORKS
-from slimming import slicing
 from slimming.errors import UserError
-from slimming.pruning import importance
+from slimming.pruning import importance, slicing
 from slimming.pruning import repair as repairing
 from slimming.pruning.activations import Activations
 from slimming.pruning.one_pass import OnePass
 from slimming.pruning.repair import divergence, repair
+from slimming.pruning.slicing.trial import declared, groups
 from slimming.pruning.threshold import choose_channels
-from slimming.slicing.trial import declared, groups
 from slimming.storage import architecture, checkpoint
 
 IMAGES = torch.randn(96, 3, 12, 12, generator=torch.Generator().manual_seed(3))

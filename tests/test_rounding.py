@@ -10,15 +10,14 @@ from conftest import NARROW, SMALLEST, fails, keep_only, save_network, succeed
 from torch import nn
 
 from models import constructor
-from slimming import slicing
 from slimming.errors import UserError
 from slimming.measuring import layer_times, profiling, rounding
 from slimming.measuring.layer_times import LayerShape
 from slimming.measuring.rounding import MULTIPLES
-from slimming.pruning import importance, ranking
+from slimming.pruning import importance, ranking, slicing
 from slimming.pruning.evidence import Evidence
+from slimming.pruning.slicing.trial import declared, groups
 from slimming.pruning.threshold import choose_channels
-from slimming.slicing.trial import declared, groups
 from slimming.storage import architecture
 
 SHAPE = (3, 32, 32)

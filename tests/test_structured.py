@@ -6,14 +6,13 @@ from conftest import randomize
 from torch import nn
 
 from models import PAPER_DEPTH, channel_selection, cifar_resnet, constructor
-from slimming import slicing
 from slimming.channels import operations
 from slimming.channels.groups import count_filters
 from slimming.errors import UserError
 from slimming.measuring import profiling
-from slimming.pruning import ranking
+from slimming.pruning import ranking, slicing
 from slimming.pruning.importance import MEASURES, Evidence
-from slimming.slicing.trial import groups
+from slimming.pruning.slicing.trial import groups
 from slimming.storage import architecture, checkpoint
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))

@@ -13,14 +13,13 @@ from conftest import NARROW, SMALLEST, fails, same, save_network, succeed
 from warm import start
 
 from models import NETWORKS
-from slimming import slicing
 from slimming.measuring import profiling
-from slimming.pruning import activations, one_pass
+from slimming.pruning import activations, one_pass, slicing
 from slimming.pruning.front import front, knee
 from slimming.pruning.one_pass import OnePass
 from slimming.pruning.repair import divergence
+from slimming.pruning.slicing.trial import declared
 from slimming.pruning.threshold import choose_channels
-from slimming.slicing.trial import declared
 from slimming.storage import architecture
 
 ACCURACIES = ("pruned", "repaired")

@@ -8,9 +8,9 @@ from torch import nn
 from models import NETWORKS
 from slimming.channels.scaling import batch_norms
 from slimming.measuring import profiling
+from slimming.pruning.slicing.proof import prove_equal
 from slimming.pruning.threshold import choose_channels
 from slimming.pruning.unread import without_unread_channels
-from slimming.slicing.proof import prove_equal
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 

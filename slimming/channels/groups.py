@@ -15,6 +15,7 @@ from slimming.channels import inputs as arguments
 from slimming.channels.inputs import Inputs
 from slimming.channels.kinds import OPAQUE, Opaque, is_depthwise, is_selection, kind_of, select
 from slimming.channels.labels import OUTPUT, Axis, Split, Trace, compact, varied
+from slimming.channels.operations import EVERY
 from slimming.channels.partition import components, pairs
 from slimming.channels.scaling import selections
 from slimming.errors import UserError
@@ -83,7 +84,7 @@ def traced(model: nn.Module, inputs: Inputs) -> Trace:
     for attempt in [arguments.smaller(one), one, whole]:
         if attempt is None:
             continue
-        trace = Trace(network)
+        trace = Trace(network, EVERY)
         try:
             _run(network, attempt, trace)
         except Exception as error:  # whatever the user's forward does

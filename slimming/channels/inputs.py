@@ -74,3 +74,13 @@ def smaller(inputs: Inputs) -> Inputs | None:
         return t
 
     return mapped(inputs, shrunk)
+
+
+def only_logits(outputs: object) -> torch.Tensor:
+    """``outputs`` of a network, if they are one tensor; UserError otherwise."""
+    if not isinstance(outputs, torch.Tensor):
+        raise UserError(
+            f"the network returns a {type(outputs).__name__}, not a tensor of logits: wrap it in a "
+            "module that returns only the logits"
+        )
+    return outputs

@@ -48,6 +48,14 @@ Labels = torch.Tensor | None  # None: no element has a label
 Rule = Callable[["Trace", Call], "Labels | list[Labels]"]  # the labels of the outputs
 
 
+class Rules(NamedTuple):
+    """What operations do to labels: views, an operation by its rule, one that no rule knows."""
+
+    view: Callable[["Trace", Call], None]
+    of: Callable[[Call], Rule]
+    unknown: Rule
+
+
 class Axis(NamedTuple):
     """A dimension of a parameter or buffer."""
 
@@ -77,8 +85,9 @@ class Trace(TorchDispatchMode):
     rest.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, rules: Rules):
         super().__init__()
+        self.rules = rules
         self.model = model
         self.count = 1
         self.pairs: list[torch.Tensor] = []
@@ -198,8 +207,6 @@ class Trace(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        from slimming.channels.operations import unknown
-
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if self.muted:
@@ -214,23 +221,21 @@ class Trace(TorchDispatchMode):
                 self._follow(call)
             except Exception as error:  # arguments that a rule does not know
                 self.faults.append(f"{call.name}: {type(error).__name__}: {error}")
-                unknown(self, call)
+                self.rules.unknown(self, call)
                 for tensor in outputs:
                     self._labels.pop(tensor, None)
         return out
 
     def _follow(self, call: Call) -> None:
         """Give the outputs of a call their labels."""
-        from slimming.channels.operations import rule_of, view
-
         in_place = call.func.name().partition(".")[0].endswith("_")
         if in_place and call.name in RESHAPED_IN_PLACE:
             return self._reshape(call)
         storages = {t.untyped_storage().data_ptr() for t in call.tensors if t.numel()}
         written = {t.untyped_storage().data_ptr() for t in call.outputs if t.numel()}
         if written and written <= storages and not in_place:
-            return view(self, call)
-        labels = rule_of(call)(self, call)
+            return self.rules.view(self, call)
+        labels = self.rules.of(call)(self, call)
         labels = labels if isinstance(labels, list) else [labels] * len(call.outputs)
         if in_place and isinstance(call.args[0], torch.Tensor):
             return self._write(call.args[0], labels[0])

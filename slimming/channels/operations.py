@@ -14,7 +14,17 @@ from typing import Any, TypeVar
 
 import torch
 
-from slimming.channels.labels import Call, Labels, Rule, Split, Trace, compact, varied, varies
+from slimming.channels.labels import (
+    Call,
+    Labels,
+    Rule,
+    Rules,
+    Split,
+    Trace,
+    compact,
+    varied,
+    varies,
+)
 
 RULES: dict[str, Rule] = {}
 
@@ -757,3 +767,6 @@ def nms(trace: Trace, call: Call) -> Labels:
     trace.pin(trace.of(call.args[0]), "nms")
     trace.pin(trace.of(call.args[1]), "nms")
     return None
+
+
+EVERY = Rules(view, rule_of, unknown)

@@ -24,10 +24,10 @@ from slimming.measuring.forms import (
 )
 from slimming.pruning import activations
 from slimming.pruning.importance import layers
+from slimming.pruning.slicing.proof import TOLERANCE
 from slimming.pruning.unread import without_unread_channels
 from slimming.runtime.device import LAYOUT, layout_for
 from slimming.runtime.failures import raise_if_of_the_machine
-from slimming.slicing.proof import TOLERANCE
 
 AVERAGES = ("mean", torch.mean, F.adaptive_avg_pool2d, torch.flatten, "flatten")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -12,11 +12,10 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from slimming import slicing
 from slimming.channels.groups import Group, count_filters, lists_widths
 from slimming.channels.scaling import alive_channels
 from slimming.errors import UserError
-from slimming.pruning import importance, ranking
+from slimming.pruning import importance, ranking, slicing
 from slimming.pruning.choice import Choice, Multiples
 from slimming.pruning.evidence import Evidence, scaled_norms
 from slimming.pruning.importance import Scores

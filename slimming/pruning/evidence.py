@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from slimming.channels import inputs as arguments
-from slimming.channels.inputs import Inputs
+from slimming.channels.inputs import Inputs, only_logits
 from slimming.channels.scaling import batch_norms
 from slimming.channels.widths import BatchNorm
 from slimming.errors import UserError
@@ -23,7 +23,6 @@ from slimming.pruning.least_squares import Gram
 from slimming.pruning.one_pass import input_grams
 from slimming.runtime.failures import raise_if_of_the_machine
 from slimming.runtime.strides import unit_strides
-from slimming.slicing.proof import only_logits
 
 Tensors = dict[str, torch.Tensor]  # by name of the parameter
 NO_IMAGES = "this measure needs images: pass some, or use l1"

@@ -2,7 +2,7 @@
 and patterns of weights inside kernels.
 
 Pruned weights are exactly zero. `GradientMask` keeps them at zero during fine-tuning; input
-channels that no filter reads any more are removed by `slimming.slicing`.
+channels that no filter reads any more are removed by `slimming.pruning.slicing`.
 """
 
 import math

@@ -13,7 +13,7 @@ from slimming.channels import inputs as arguments
 from slimming.channels.groups import copied
 from slimming.channels.inputs import Inputs
 from slimming.channels.scaling import Masks
-from slimming.slicing.proof import outputs
+from slimming.pruning.slicing.proof import outputs
 
 FAINT = 0.01  # of the dense network's spread: less is hardly any, see benchmarks/defaults.py
 NOISE = 1e-6  # of the largest output: a smaller spread is rounding

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from slimming.channels.inputs import only_logits
 from slimming.channels.scaling import Masks
 from slimming.channels.widths import BATCH_NORMS, BatchNorm
 from slimming.errors import UserError
@@ -25,7 +26,6 @@ from slimming.runtime import optional
 from slimming.runtime.device import layout_for
 from slimming.runtime.failures import raise_if_of_the_machine
 from slimming.runtime.precision import full_fp32
-from slimming.slicing.proof import only_logits
 
 HELD_OUT = 8  # 1 of 8 images judges the result, and 1 of 8 batches chooses the ridge strength
 POSITIONS = 32_768  # sampled positions of the output of a layer, over all images

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from slimming import slicing
 from slimming.channels.groups import Channels, Group
 from slimming.channels.inputs import Inputs
 from slimming.measuring import profiling
+from slimming.pruning import slicing
 
 SHOWN = 3  # names in one line of the table
 

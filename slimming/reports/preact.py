@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from slimming import slicing
+from slimming.pruning import slicing
 from slimming.pruning.choice import Choice
 
 MEBIBYTE = 2**20

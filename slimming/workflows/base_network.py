@@ -12,8 +12,8 @@ from slimming.data.stream import Stream
 from slimming.errors import UserError
 from slimming.pruning import allocation, importance, ranking
 from slimming.pruning.allocation import Prunable
+from slimming.pruning.slicing.trial import groups
 from slimming.settings import specs
-from slimming.slicing.trial import groups
 from slimming.storage import architecture, checkpoint
 from slimming.workflows.experiment import same_settings
 from slimming.workflows.experiment_settings import BaseTrainingSettings, ExperimentSettings

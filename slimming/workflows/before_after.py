@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from models import NETWORKS
-from slimming import slicing
 from slimming.channels.groups import lists_widths
 from slimming.data import loading
 from slimming.data.batches import Batches
@@ -23,17 +22,17 @@ from slimming.data.stream import Stream
 from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.measuring.figures import measure
-from slimming.pruning import allocation
+from slimming.pruning import allocation, slicing
 from slimming.pruning.allocation import Prunable
 from slimming.pruning.choice import Choice, Multiples
 from slimming.pruning.liveness import liveness, liveness_warning
+from slimming.pruning.slicing import Kept
+from slimming.pruning.slicing.trial import declared
 from slimming.pruning.sparsity import alive_factors
 from slimming.reports import plots, tables
 from slimming.reports.figures import before_after_text, liveness_text, scores_text
 from slimming.runtime.device import choose_device
 from slimming.settings import name_flags
-from slimming.slicing import Kept
-from slimming.slicing.trial import declared
 from slimming.storage import architecture, checkpoint, files
 from slimming.storage.architecture import Architecture
 from slimming.storage.claim import claimed

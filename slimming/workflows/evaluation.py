@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from models import widths
-from slimming import slicing
 from slimming.channels.groups import lists_widths
 from slimming.channels.scaling import alive_channels, present_channels
 from slimming.data import datasets, loading
@@ -15,7 +14,7 @@ from slimming.data.stream import Stream
 from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.measuring.figures import BATCHES, measure
-from slimming.pruning import kernels
+from slimming.pruning import kernels, slicing
 from slimming.runtime.device import choose_device
 from slimming.storage import architecture, checkpoint
 from slimming.storage.architecture import Architecture

@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 
-from slimming import slicing
 from slimming.data import loading
+from slimming.pruning import slicing
 from slimming.pruning.importance import GRADIENT_FREE, MEASURES, Evidence, Scores
+from slimming.pruning.slicing import Slimmed
 from slimming.pruning.tracking import Tracker
 from slimming.runtime import distributed
-from slimming.slicing import Slimmed
 from slimming.training.trainer import Trainer
 from slimming.workflows.flow_settings import FlowRun
 

@@ -8,18 +8,17 @@ from typing import Any
 import torch
 
 from models import widths
-from slimming import slicing
 from slimming.channels.groups import count_filters
 from slimming.errors import UserError
 from slimming.measuring.figures import measure
-from slimming.pruning import ranking
+from slimming.pruning import ranking, slicing
 from slimming.pruning.liveness import liveness, liveness_warning
+from slimming.pruning.slicing import Slimmed
+from slimming.pruning.slicing.trial import groups
 from slimming.reports import plots
 from slimming.reports.figures import liveness_text
 from slimming.runtime import distributed
 from slimming.settings import build, kept
-from slimming.slicing import Slimmed
-from slimming.slicing.trial import groups
 from slimming.storage import files
 from slimming.training import loop
 from slimming.training.callbacks import Batch

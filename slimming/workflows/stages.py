@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from models import widths
-from slimming import slicing
 from slimming.data.batches import Batches
 from slimming.data.stream import Stream
+from slimming.pruning import slicing
 from slimming.pruning.liveness import liveness, liveness_warning
 from slimming.reports import tables
 from slimming.reports.figures import liveness_text

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from slimming import slicing
 from slimming.data import datasets, loading
 from slimming.data.batches import Batches
 from slimming.data.pixels import SIZE
 from slimming.data.stream import Stream
 from slimming.measuring import profiling
 from slimming.measuring.export.graph import Feed
+from slimming.pruning import slicing
 from slimming.runtime import threads
 from slimming.runtime.device import choose_device
 from slimming.storage import architecture

@@ -4,14 +4,14 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from slimming import slicing
 from slimming.errors import Interrupted
 from slimming.measuring import profiling
+from slimming.pruning import slicing
 from slimming.pruning.front import front, knee
 from slimming.pruning.liveness import liveness, liveness_warning
+from slimming.pruning.slicing.proof import prove_equal
 from slimming.reports import sweep_page, sweep_plot, sweep_text
 from slimming.runtime import optional
-from slimming.slicing.proof import prove_equal
 from slimming.storage import files
 from slimming.training import loop
 from slimming.workflows.sweep.settings import SweepRun

@@ -9,20 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from slimming import slicing
 from slimming.data import loading
 from slimming.data.batches import Batches
 from slimming.data.pixels import SIZE
 from slimming.data.stream import Stream
 from slimming.errors import UserError
-from slimming.pruning import allocation
+from slimming.pruning import allocation, slicing
 from slimming.pruning.allocation import Prunable
 from slimming.pruning.choice import Choice
 from slimming.pruning.evidence import scaled_norms
 from slimming.pruning.one_pass import OnePass
 from slimming.pruning.repair import LEAST, repair
+from slimming.pruning.slicing.trial import groups
 from slimming.runtime.device import choose_device
-from slimming.slicing.trial import groups
 from slimming.storage import architecture
 from slimming.storage.architecture import Architecture
 from slimming.training import loop

@@ -8,9 +8,16 @@
 - `sample`, `where`: what a network takes, and where it is
 """
 
-from slimming.slicing.proof import sample, where
-from slimming.slicing.prune import Slimmed, apply, chosen, living, prune, without_dead_channels
-from slimming.slicing.slim import (
+from slimming.pruning.slicing.proof import sample, where
+from slimming.pruning.slicing.prune import (
+    Slimmed,
+    apply,
+    chosen,
+    living,
+    prune,
+    without_dead_channels,
+)
+from slimming.pruning.slicing.slim import (
     Kept,
     cfg_of,
     cuts,
@@ -25,7 +32,7 @@ from slimming.slicing.slim import (
     sliced,
     unsaved_buffers,
 )
-from slimming.slicing.trial import declared, exact, groups, prunable, some
+from slimming.pruning.slicing.trial import declared, exact, groups, prunable, some
 
 __all__ = [
     "Kept",

@@ -15,11 +15,11 @@ from slimming.errors import UserError
 from slimming.pruning import ranking
 from slimming.pruning.choice import Choice, Multiples
 from slimming.pruning.importance import Scores
+from slimming.pruning.slicing.proof import first_difference, prove_equal
+from slimming.pruning.slicing.slim import Kept, cfg_of, kept_channels, masked, sliced
+from slimming.pruning.slicing.trial import declared, exact, groups
 from slimming.pruning.threshold import keep_one
 from slimming.runtime.failures import raise_if_of_the_machine
-from slimming.slicing.proof import first_difference, prove_equal
-from slimming.slicing.slim import Kept, cfg_of, kept_channels, masked, sliced
-from slimming.slicing.trial import declared, exact, groups
 
 
 @dataclass(frozen=True)

@@ -63,16 +63,6 @@ def difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
     return largest
 
 
-def only_logits(outputs: object) -> torch.Tensor:
-    """``outputs`` of a network, if they are one tensor; UserError otherwise."""
-    if not isinstance(outputs, torch.Tensor):
-        raise UserError(
-            f"the network returns a {type(outputs).__name__}, not a tensor of logits: wrap it in a "
-            "module that returns only the logits"
-        )
-    return outputs
-
-
 def compared(small: nn.Module, reference: nn.Module, inputs: Inputs) -> float:
     """The `difference` of what two networks return, in fp32; in fp64 where that is too large:
     thresholds and sorted scores, as in detectors, turn rounding into something else."""
@@ -147,8 +137,8 @@ def _first_different(
 def _of_layers(
     network: nn.Module, kept: dict[str, dict[str, torch.Tensor]], inputs: Inputs
 ) -> list[tuple[str, torch.Tensor]]:
-    """The name and the output of each layer that loses channels, up to the first exception, and what
-    the network returns, without a name."""
+    """The name and the output of each layer that loses channels, up to the first exception, and
+    what the network returns, without a name."""
     found: list[tuple[str, torch.Tensor]] = []
     handles = []
     for name, sides in kept.items():
