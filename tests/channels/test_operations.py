@@ -1003,3 +1003,24 @@ def test_what_can_go_and_that_it_is_exact(build, inputs, units, tried):
     for seed in (0, 1):
         prove(model, found.groups, inputs, seed)
     assert faults(model, inputs) == []
+
+
+def test_a_weight_is_not_computed_while_a_network_is_sliced(monkeypatch):
+    """Of lengths and directions of which one has been sliced: PyTorch writes beyond its memory."""
+    names = [f"layer{i}" for i in range(8)]
+    layers = {name: parametrizations.weight_norm(conv(8, 8)) for name in names}
+
+    def run(n, x):
+        for name in names:
+            x = getattr(n, name)(x)
+        return x
+
+    model, compute, sizes_of = randomized(mapped(run, **layers)), torch._weight_norm, []
+
+    def seen(v, g, dim):
+        sizes_of.append((len(v), len(g)))
+        return compute(v, g, dim) if len(v) == len(g) else v
+
+    monkeypatch.setattr(torch, "_weight_norm", seen)
+    prove(model, prunable(model, MAPS).groups, MAPS)
+    assert sizes_of and all(v == g for v, g in sizes_of)
