@@ -164,9 +164,14 @@ def fit_to(model: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:
 def put(layer: nn.Module, part: str, tensor: torch.Tensor) -> None:
     """Put a parameter or buffer of another shape into a layer, and set its attributes."""
     kind = kind_of(layer)
-    leading = (
-        next((p for p in kind.out if getattr(layer, p, None) is not None), None) if kind else None
-    )
+    # its own tensors alone: a weight that is computed of two, one of which is sliced, is none yet
+    own = {
+        **dict(layer.named_parameters(recurse=False)),
+        **dict(layer.named_buffers(recurse=False)),
+    }
+    leading = next((p for p in kind.out if p in own), None) if kind else None
+    if kind and kind.into and leading not in kind.into:
+        leading = None
     numbers = kind.attributes(layer, tensor.shape) if kind and part == leading else {}
     setattr(layer, part, tensor)
     for attribute, value in numbers.items():

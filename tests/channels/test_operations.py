@@ -834,12 +834,17 @@ def attention_by_hand():
     return sequence(run, q=nn.Linear(8, 4), k=nn.Linear(8, 4), v=nn.Linear(8, 8))
 
 
+def heads(x):
+    """4 of them, of a width that the code computes."""
+    return x.view(*x.shape[:2], 4, x.shape[2] // 4).transpose(1, 2)
+
+
 @case(TOKENS, {"a": 8, "v": 2, "b": 6})
 def attention_of_heads():
     """4 heads of 2 channels: those of v lose equal positions, no head goes without its q and k."""
 
     def run(n, x):
-        q, k, v = (layer(x).view(len(x), 5, 4, -1).transpose(1, 2) for layer in (n.q, n.k, n.v))
+        q, k, v = (heads(layer(x)) for layer in (n.q, n.k, n.v))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
     return sequence(run, q=nn.Linear(8, 8), k=nn.Linear(8, 8), v=nn.Linear(8, 8))
@@ -848,7 +853,7 @@ def attention_of_heads():
 @case(TOKENS, {"a": 8, "v": 2, "b": 6})
 def attention_of_heads_by_hand():
     def run(n, x):
-        q, k, v = (layer(x).view(len(x), 5, 4, -1).transpose(1, 2) for layer in (n.q, n.k, n.v))
+        q, k, v = (heads(layer(x)) for layer in (n.q, n.k, n.v))
         return ((q @ k.transpose(2, 3)).softmax(-1) @ v).transpose(1, 2).flatten(2)
 
     return sequence(run, q=nn.Linear(8, 8), k=nn.Linear(8, 8), v=nn.Linear(8, 8))
@@ -1003,3 +1008,24 @@ def test_what_can_go_and_that_it_is_exact(build, inputs, units, tried):
     for seed in (0, 1):
         prove(model, found.groups, inputs, seed)
     assert faults(model, inputs) == []
+
+
+def test_a_weight_is_not_computed_while_a_network_is_sliced(monkeypatch):
+    """Of lengths and directions of which one has been sliced: PyTorch writes beyond its memory."""
+    names = [f"layer{i}" for i in range(8)]
+    layers = {name: parametrizations.weight_norm(conv(8, 8)) for name in names}
+
+    def run(n, x):
+        for name in names:
+            x = getattr(n, name)(x)
+        return x
+
+    model, compute, sizes_of = randomized(mapped(run, **layers)), torch._weight_norm, []
+
+    def seen(v, g, dim):
+        sizes_of.append((len(v), len(g)))
+        return compute(v, g, dim) if len(v) == len(g) else v
+
+    monkeypatch.setattr(torch, "_weight_norm", seen)
+    prove(model, prunable(model, MAPS).groups, MAPS)
+    assert sizes_of and all(v == g for v, g in sizes_of)
