@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from slimming.channels import inputs as arguments
+from slimming.channels.inputs import Inputs
 from slimming.channels.scaling import Masks
-from slimming.slicing.proof import only_logits
 
 FAINT = 0.01  # of the dense network's spread: less is hardly any, see benchmarks/defaults.py
 NOISE = 1e-6  # of the largest output: a smaller spread is rounding
@@ -36,11 +37,15 @@ def spread_ratio(slim: Sequence[torch.Tensor], dense: Sequence[torch.Tensor]) ->
 
 
 @torch.no_grad()
-def liveness(slim: nn.Module, dense: nn.Module, images: torch.Tensor) -> float | None:
-    """The `spread_ratio` of both networks' outputs for ``images`` (N, 3, H, W), in fp32 in eval
-    mode on the device of the images."""
-    copies = [copy.deepcopy(model).to(images.device).float().eval() for model in (slim, dense)]
-    ours, theirs = ([only_logits(model(images.float()))] for model in copies)
+def liveness(slim: nn.Module, dense: nn.Module, inputs: Inputs) -> float | None:
+    """The `spread_ratio` of all tensors that both networks return for ``inputs``, in fp32 in eval
+    mode on the device of the inputs."""
+    device = arguments.tensors(inputs)[0].device
+    copies = [copy.deepcopy(model).to(device).float().eval() for model in (slim, dense)]
+    read = arguments.like(inputs, device, torch.float32)
+    ours, theirs = (arguments.tensors(arguments.call(model, read)) for model in copies)
+    if [t.shape for t in ours] != [t.shape for t in theirs]:  # detections: more or fewer
+        return None
     return spread_ratio(ours, theirs)
 
 
