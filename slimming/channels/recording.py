@@ -60,7 +60,8 @@ class Recording(TorchDispatchMode):
 
     ``calls``, in the order in which they began; ``readers``: for each value the number of the
     innermost call in which each operation that reads it runs; ``sums``; ``upstream``: the layers
-    that a value depends on; ``bits``: the bit of each layer in such sets.
+    that a value depends on; ``bits``: the bit of each layer in such sets; ``tensors``: the values
+    of the parameters and buffers of each module, by its name.
     """
 
     def __init__(self, model: nn.Module, layers: dict[str, nn.Module]):
@@ -70,6 +71,7 @@ class Recording(TorchDispatchMode):
         self.readers: dict[int, list[int]] = defaultdict(list)
         self.sums: list[Sum] = []
         self.upstream: dict[int, int] = {}
+        self.tensors: dict[str, list[int]] = {}
         self._time = 0
         self._values: dict[int, int] = {}
         self._alive: list[torch.Tensor] = []  # so that no two tensors have one id
@@ -80,6 +82,9 @@ class Recording(TorchDispatchMode):
 
     def run(self, inputs: Inputs) -> "Recording":
         """Record what the network does with ``inputs``."""
+        for name, module in self._model.named_modules():
+            own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+            self.tensors[name] = [self.value(tensor) for tensor in own]
         with torch.no_grad(), self._hooked(), self:
             outputs = arguments.call(self._model, inputs)
         for tensor in arguments.tensors(outputs):

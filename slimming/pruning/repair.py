@@ -548,9 +548,7 @@ class _Repair:
         elif isinstance(norm, BATCH_NORMS) and norm.running_mean is not None:
             norm.running_mean -= self._shift(step, wanted, bar, before=False)
 
-    def _shift(
-        self, step: Step, wanted: Wanted, bar: Any, before: bool = True
-    ) -> torch.Tensor:
+    def _shift(self, step: Step, wanted: Wanted, bar: Any, before: bool = True) -> torch.Tensor:
         """By how much the dense network's value exceeds the slim one's, for each channel, in the
         centre of maps: zero padding takes from constants at the borders."""
         dim = channel_dim(self.slim.get_submodule(step.name))

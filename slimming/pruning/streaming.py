@@ -214,9 +214,7 @@ class Stream:
 
 
 @contextlib.contextmanager
-def _seen(
-    module: nn.Module, look: Callable[[torch.Tensor], None], before: bool
-) -> Iterator[None]:
+def _seen(module: nn.Module, look: Callable[[torch.Tensor], None], before: bool) -> Iterator[None]:
     """Inside the context ``look`` gets what a module reads, or what it returns."""
     if before:
         hook = module.register_forward_pre_hook(
