@@ -91,7 +91,8 @@ def deploy(
     torch.float32
     """
     if isinstance(inputs, torch.dtype):
-        inputs, dtype, form = None, inputs, dtype if isinstance(dtype, Form) else form
+        form = dtype if isinstance(dtype, Form) else form
+        dtype, inputs = inputs, None
     inputs = images if inputs is None else inputs
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, not {dtype!r}")
@@ -262,15 +263,13 @@ def _recorded_pairs(still: nn.Module, inputs: Inputs) -> list[Pair]:
     return pairs
 
 
-def _may_fold(layer: nn.Module, norm: nn.Module) -> bool:
+def _may_fold(layer: Any, norm: Any) -> bool:
     """Whether both are what their classes say: a subclass may compute something else."""
-    return (
-        type(layer) in FOLDING
-        and type(norm) in FOLDED
-        and norm.running_mean is not None
-        and not any(map(_has_hooks, (layer, norm)))
-        and norm.num_features == getattr(layer, "out_channels", getattr(layer, "out_features", 0))
-    )
+    known = type(layer) in FOLDING and type(norm) in FOLDED
+    if not known or norm.running_mean is None or any(map(_has_hooks, (layer, norm))):
+        return False
+    outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    return bool(norm.num_features == outputs)
 
 
 def _traced_pairs(still: nn.Module) -> list[Pair]:

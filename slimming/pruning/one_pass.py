@@ -19,8 +19,8 @@ from slimming.channels.widths import layer_of
 from slimming.pruning.least_squares import STRENGTH, Gram, solve
 from slimming.pruning.patches import Fitted, channel_dim, draw, obstacle, patches, positions
 from slimming.pruning.statistics import mean_and_variance, move_statistics
-from slimming.runtime.device import layout_for
 from slimming.pruning.streaming import LEAST, batch_size
+from slimming.runtime.device import layout_for
 from slimming.runtime.precision import full_fp32
 
 POSITIONS = 16_384  # of a layer's output, over all images

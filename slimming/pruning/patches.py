@@ -87,7 +87,8 @@ def patches(layer: Fitted, read: torch.Tensor, places: list[torch.Tensor]) -> to
         taps.append(at.reshape(shape))
         valid = valid.reshape(shape)
         inside = valid if inside is None else inside & valid
-    rows = read.movedim(1, -1)[(samples.view(*samples.shape, *[1] * count), *taps)]
+    where = (samples.view(*samples.shape, *[1] * count), *taps)
+    rows = read.movedim(1, -1)[where]
     if inside is not None and not inside.all():
         rows = torch.where(inside[..., None], rows, 0)
     rows = rows.flatten(0, 1).flatten(1, -2)  # (N · P, taps, C)

@@ -54,9 +54,10 @@ CONSTANT = 1e-6  # spread of a channel, relative to its largest value, that coun
 @dataclass(frozen=True)
 class Repaired:
     """A slim network, repaired if that ``helped``: ``model``, in eval mode on the device of the
-    images, in the dtype that it had. ``before`` and ``after``: how far its outputs are from those
+    inputs, in the dtype that it had. ``before`` and ``after``: how far its outputs are from those
     of the dense network on samples held back from the fit, see `distance`; ``measure`` names the
-    measure. ``images``: how many samples were used; ``notes`` name the layers left as they were, and why.
+    measure. ``images``: how many samples were used; ``notes`` name the layers left as they were,
+    and why.
     """
 
     model: nn.Module
@@ -263,11 +264,10 @@ def _not_linear(model: nn.Module, one: Inputs) -> set[str]:
         read, dim = arguments.tensors(given)[0], channel_dim(layer)
         try:
             places = draw(positions(out, dim), CHECKED, generator)
-            x = patches(layer, read, places)
-            ours = (x @ matrix(layer).mT).transpose(0, 1).flatten(1)
+            ours = (patches(layer, read, places) @ matrix(layer).mT).transpose(0, 1).flatten(1)
             ours = ours if layer.bias is None else ours + layer.bias
             theirs = picked(out, dim, places)
-            close = (ours - theirs).abs().max() <= CLOSE * theirs.abs().max()
+            close = bool((ours - theirs).abs().max() <= CLOSE * theirs.abs().max())
         except (RuntimeError, ValueError, IndexError):  # without a batch, or of another shape
             close = False
         if not close:
@@ -289,6 +289,21 @@ def _not_linear(model: nn.Module, one: Inputs) -> set[str]:
     return found
 
 
+def _avoid_in_place(model: nn.Module, one: Inputs) -> None:
+    """Let activations write new tensors, if that makes no difference: see `Stream.resumes`."""
+    modules: list[Any] = [m for m in model.modules() if getattr(m, "inplace", False) is True]
+
+    def outputs() -> list[torch.Tensor]:
+        return arguments.tensors(arguments.call(model, arguments.mapped(one, torch.clone)))
+
+    before = outputs()
+    for module in modules:
+        module.inplace = False
+    if not all(a.equal(b) for a, b in zip(before, outputs(), strict=True)):
+        for module in modules:
+            module.inplace = True
+
+
 class _Repair:
     """Both networks on the same batches: the dense one runs once, the slim one up to each layer."""
 
@@ -306,6 +321,7 @@ class _Repair:
         self.shifted = 0  # these layers of the networks differ by constants,
         self.differs = 0  # and these by more
         one = arguments.first(batches[0], 1)
+        _avoid_in_place(slim, one)
         self.recording, other = (
             Recording(model, layers_of(model)).run(arguments.mapped(one, torch.clone))
             for model in (slim, dense)
@@ -423,61 +439,62 @@ class _Repair:
         room = 0
         for step in self.steps:
             layer = self.slim.get_submodule(step.name)
-            channels = matrix(layer)[..., 0].numel() if isinstance(layer, Fitted) else 0
-            size = POSITIONS * 4 * (channels or layer.num_features)
-            if not parts or size > room:
+            assert isinstance(layer, (Fitted, *BATCH_NORMS))
+            channels = layer.num_features if isinstance(layer, BATCH_NORMS) else len(layer.weight)
+            room -= POSITIONS * 4 * channels
+            if not parts or room < 0:
                 parts.append([])
-                room = TARGETS
+                room = TARGETS - POSITIONS * 4 * channels
             parts[-1].append(step)
-            room -= size
         return parts
 
     def _observed(self, steps: list[Step], bar: Any) -> dict[str, Wanted]:
         """What the dense network does in these layers."""
         found = {step.name: Wanted() for step in steps}
-        for b, batch in enumerate(self.batches):
-            terms: dict[int, tuple[Step, torch.Tensor]] = {}
-            count: dict[str, int] = dict.fromkeys(found, 0)
-            hooks: list[Any] = []
-
-            def look(step: Step, read: torch.Tensor, out: torch.Tensor, b: int = b) -> None:
-                k = count[step.name]
-                count[step.name] += 1
-                norm = isinstance(self.dense.get_submodule(step.name), BATCH_NORMS)
-                self._observe(found[step.name], step, (b, k), read, read if norm else out)
-
-            def added(known: tuple, _: torch.Tensor, total: torch.Tensor, b: int = b) -> None:
-                step, wanted = known[0], found[known[0].name]
-                dim = channel_dim(self.dense.get_submodule(step.last))
-                value = self._kept(picked(total, dim, wanted.places[b, 0]), step.last)
-                wanted.values[b, 0] = value
-
-            def note(step: Step, out: torch.Tensor) -> None:
-                terms[id(out)] = (step, out)
-
-            for step in steps:
-                layer = self.dense.get_submodule(step.name)
-                hooks.append(
-                    layer.register_forward_hook(
-                        lambda _, args, kwargs, out, step=step: look(
-                            step, arguments.tensors((args, kwargs))[0], out
-                        ),
-                        with_kwargs=True,
-                    )
-                )
-                if step.total:
-                    last = self.dense.get_submodule(step.last)
-                    hooks.append(
-                        last.register_forward_hook(lambda _, __, out, step=step: note(step, out))
-                    )
-            try:
-                with Sums(terms, added):
-                    arguments.call(self.dense, arguments.mapped(batch, torch.clone))
-            finally:
-                for hook in hooks:
-                    hook.remove()
+        for b in range(len(self.batches)):
+            self._observe_batch(steps, found, b)
             bar.update()
         return found
+
+    def _observe_batch(self, steps: list[Step], found: dict[str, Wanted], b: int) -> None:
+        terms: dict[int, tuple[Step, torch.Tensor]] = {}
+        count = dict.fromkeys(found, 0)
+
+        def look(step: Step, given: Any, out: torch.Tensor) -> None:
+            key = (b, count[step.name])
+            count[step.name] += 1
+            read = arguments.tensors(given)[0]
+            norm = isinstance(self.dense.get_submodule(step.name), BATCH_NORMS)
+            self._observe(found[step.name], step, key, read, read if norm else out)
+
+        def note(step: Step, out: torch.Tensor) -> None:
+            terms[id(out)] = (step, out)  # with the tensor, so that no other has its id
+
+        def added(known: tuple[Step, torch.Tensor], _: torch.Tensor, total: torch.Tensor) -> None:
+            step = known[0]
+            wanted, dim = found[step.name], channel_dim(self.dense.get_submodule(step.last))
+            value = picked(total, dim, wanted.places[b, 0])
+            wanted.values[b, 0] = self._kept(value, step.last)
+
+        hooks: list[Any] = []
+        for step in steps:
+            layer, last = map(self.dense.get_submodule, (step.name, step.last))
+            hooks.append(
+                layer.register_forward_hook(
+                    lambda _, args, kwargs, out, step=step: look(step, (args, kwargs), out),
+                    with_kwargs=True,
+                )
+            )
+            if step.total:
+                hooks.append(
+                    last.register_forward_hook(lambda _, __, out, step=step: note(step, out))
+                )
+        try:
+            with Sums(terms, added):
+                arguments.call(self.dense, arguments.mapped(self.batches[b], torch.clone))
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _observe(
         self,

@@ -32,12 +32,13 @@ def batch_size(inputs: Inputs) -> int:
     return max(1, min(BATCH, ELEMENTS // max(1, each)))
 
 
-class Stopped(Exception):  # noqa: N818  # not an error: the rest of the network need not run
+class Stopped(Exception):
     """Ends a forward pass where enough is known."""
 
 
 class Sums(TorchDispatchMode):
-    """Calls ``added(term, other, total)`` for each sum in which ``terms`` has one term by its id."""
+    """Calls ``added(known, other, total)`` for each sum with a term whose id is in ``terms``, which
+    says what is ``known`` of it."""
 
     def __init__(
         self, terms: dict[int, Any], added: Callable[[Any, torch.Tensor, torch.Tensor], None]
@@ -62,14 +63,15 @@ class Sums(TorchDispatchMode):
 
 
 class Stream:
-    """``model``, in eval mode, on ``batches``; ``recording``: of one run of it."""
+    """``model``, in eval mode, on ``batches``; ``recording``: of one run of it. It ``resumes``
+    unless modules write into what they read, which a later reader would miss."""
 
     def __init__(self, model: nn.Module, batches: list[Inputs], recording: Recording):
         self.model, self.batches, self.recording = model, batches, recording
         self.known: list[dict[Key, Any]] = [{} for _ in batches]
         self.room = MEMORY
         inner: dict[int, list[Key]] = {}
-        for number, call in enumerate(recording.calls):
+        for call in recording.calls:
             for outer in recording.around(call.parent):
                 inner.setdefault(outer, []).append(call.key)
         self.numbers = {call.key: number for number, call in enumerate(recording.calls)}
