@@ -6,7 +6,7 @@ from conftest import NARROW, randomize, same, save_network, succeed
 from torch import nn
 
 import main
-from models import mobilenet, vgg
+from models import mobilenet, resnet, vgg
 from slimming import slicing
 from slimming.measuring import profiling
 from slimming.pruning import kernels
@@ -14,6 +14,7 @@ from slimming.slicing.trial import groups
 from slimming.storage import architecture, checkpoint
 from slimming.training.penalties import GradientMask
 from slimming.training.trainer import Trainer
+from slimming.workflows.methods import Task, whole_kernels
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -104,6 +105,47 @@ def test_channels_that_nothing_reads_are_removed_and_nothing_changes(build):
         difference = (slim(IMAGES) - dense).abs().max() / dense.abs().max()
     assert difference <= 1e-5
     assert profiling.count_parameters(slim) < 0.8 * profiling.count_parameters(net)
+
+
+@pytest.mark.parametrize("local", [True, False])
+@pytest.mark.parametrize("arch", ["vgg", "resnet", "mobilenet"])
+def test_channels_with_small_kernels_go_first_and_as_a_whole(arch, local, monkeypatch):
+    """Of the kernels as many go as without them; the result is proved by `Pruned.difference`."""
+    torch.manual_seed(0)
+    builds = {"vgg": lambda: vgg(depth=11), "resnet": lambda: resnet(depth=11)}
+    net = randomize(builds.get(arch, mobilenet)())
+    coupled = groups(net, IMAGES)
+    gone = {}
+    for group in coupled:  # the last of a ResNet is read by a linear layer alone
+        convs = [m for m in group.members if m.side == "out" or "conv" in m.layer]
+        gone[group.name] = torch.arange(group.size) % 4 == (1 if arch != "resnet" or convs else 4)
+    with torch.no_grad():  # a fourth of the channels has small kernels
+        for name, small in kernels.kernels_of(net, coupled, gone).items():
+            net.get_submodule(name).weight[small] /= 100
+    task = Task(net, IMAGES, list, 0.5, "l1", local)
+    pruned = whole_kernels(task)
+    monkeypatch.setattr(kernels, "WHOLE", 0.0)
+    alone = whole_kernels(task).model
+    assert pruned.difference <= 1e-4
+    for name, keep in pruned.choice.keep.items():
+        assert (
+            not (~keep & ~gone[name]).any() and keep.numel() - keep.sum() >= 0.13 * gone[name].sum()
+        )
+    models = (net, alone, pruned.model)
+    assert profiling.count_parameters(models[2]) < profiling.count_parameters(models[1])
+    convs = [kernels.convolutions(model).values() for model in models]
+    total, without, left = (sum(int(c.weight.count_nonzero()) for c in some) for some in convs)
+    assert left / total == pytest.approx(without / total, abs=0.01)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 0.99])
+def test_half_of_the_kernels_go_with_whole_channels(ratio):
+    net = randomize(vgg(depth=11))
+    coupled, masks = groups(net, IMAGES), kernels.kernel_masks(net, ratio)
+    weak = kernels.weak_channels(net, coupled, masks, ratio)
+    gone = kernels.kernels_of(net, coupled, weak)
+    shares = [float(gone[name].float().mean()) for name in list(masks)[1:]]
+    assert shares == pytest.approx([ratio / 2] * len(shares), abs=0.02)
 
 
 def test_a_group_that_nothing_reads_keeps_one_channel():

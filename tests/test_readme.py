@@ -33,6 +33,7 @@ from benchmarks import (
     rounding,
     speed,
 )
+from slimming import __main__ as module
 
 PAGES = [
     ROOT / "README.md",
@@ -48,7 +49,7 @@ def commands(text):
     """The command lines of a page."""
     bash = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     lines = [line.partition("#")[0].strip() for block in bash for line in block.splitlines()]
-    return [line for line in lines if line.startswith("python ")]
+    return [line for line in lines if line.startswith("python ") and " -m " not in line]
 
 
 COMMANDS = commands(TOLD)
@@ -102,6 +103,13 @@ def test_every_command_line_parses(command):
     parser.parse_args(words)
 
 
+def test_the_module_s_command_line_parses():
+    lines = re.findall(r"^python -m slimming (.*)$", TOLD, re.MULTILINE)
+    assert lines
+    for line in lines:
+        assert module.make_parser().parse_args(shlex.split(line)).command == "inspect"
+
+
 @pytest.mark.parametrize("script", ["main.py", "flowprune.py"])
 def test_torchrun_leaves_every_flag_to_the_script(script):
     """But --s, which is --sparsity too."""
@@ -148,6 +156,7 @@ def quick(command, images):
     arch = words[words.index("--arch") + 1] if "--arch" in words else None
     more += ["--depth", str(SMALLEST[arch])] if arch in SMALLEST else []
     more += ["--image-size", "40", "--workers", "1"] if "--image-size" in words else []
+    more += ["--ms", "10000"] if "--ms" in words else []  # warm.shorten makes up 64 for a batch
     return [script, *words, *more]
 
 

@@ -240,10 +240,10 @@ class Weighted(nn.Module):
         return torch.add(x, y, alpha=self.alpha).mean((2, 3))
 
 
-@pytest.mark.parametrize("dense", [Weighted(-2.0), Weighted(corner=True), Weighted()])
-def test_sums_that_weight_or_broadcast_a_branch(dense):
+@pytest.mark.parametrize("how", [{"alpha": -2.0}, {"corner": True}, {}])
+def test_sums_that_weight_or_broadcast_a_branch(how):
     torch.manual_seed(0)
-    dense = with_statistics(dense)
+    dense = with_statistics(Weighted(**how))
     slim, kept = cut(dense, {"inner": [0, 1, 2, 3]})
     result = repair(slim, dense, kept, IMAGES)
     assert result.helped and result.after < 0.5 * result.before

@@ -207,11 +207,15 @@ def test_an_experiment_of_an_earlier_version_goes_on(tmp_path):
     assert not same_settings(config, settings(f"{words} --ignore layer1"))
     assert not same_settings(config, settings(f"{words} --depth 20"))
     ours = config_of(settings(words))
-    later = {"depth", "allocation", *flat(BudgetSettings()), *flat(RepairSettings())}
+    later = {"depth", "allocation", "least", *flat(BudgetSettings()), *flat(RepairSettings())}
     assert [name for name in ours if name not in later] == list(BEFORE_DEPTH)
     ours = {name: value for name, value in ours.items() if name not in later}
     assert {**ours, "command": BEFORE_DEPTH["command"]} == BEFORE_DEPTH
     assert not same_settings(config, settings(f"{words} --repair"))
+    over_layers = {**BEFORE_DEPTH, "global_pruning": True, "importance": "lamp"}
+    config.write_text(json.dumps(over_layers))  # where the least number of channels shows
+    assert same_settings(config, settings(f"{words} --global-pruning --least 0"))
+    assert not same_settings(config, settings(f"{words} --global-pruning"))
 
 
 def test_what_follows_from_other_settings():

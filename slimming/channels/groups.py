@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,7 +20,6 @@ from slimming.channels.scaling import selections
 from slimming.errors import UserError
 
 NONE = torch.empty(0, 2, dtype=torch.long)
-LONGEST = 128  # pixels: larger inputs are traced at this size, if the network takes it
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,9 @@ class Member:
     """The channels of a layer in a group: channel ``channels[j]`` belongs to unit ``units[j]``.
 
     ``side``: 'out', the layer writes these channels; 'in', it reads them; 'mask', a selection drops
-    them (see `Group`); 'dim D', positions of the parameter called ``layer`` along a dimension;
-    'size S', the number S in the attributes of the module ``layer`` is their number.
+    them (see `Group`); 'dim D', positions of the parameter called ``layer`` along a dimension, and
+    'in D', along which channels are read; 'size S', the number S in the attributes of the module
+    ``layer`` is their number.
     """
 
     layer: str
@@ -80,7 +80,9 @@ def traced(model: nn.Module, inputs: Inputs) -> Trace:
     network = with_selections(model).cpu().float().eval()
     one = arguments.like(arguments.first(inputs, 1), "cpu", torch.float32)
     whole = arguments.like(inputs, "cpu", torch.float32)
-    for attempt in [small for small in [_smaller(one)] if small is not None] + [one, whole]:
+    for attempt in [arguments.smaller(one), one, whole]:
+        if attempt is None:
+            continue
         trace = Trace(network)
         try:
             _run(network, attempt, trace)
@@ -106,22 +108,6 @@ def _run(network: nn.Module, inputs: Inputs, trace: Trace) -> None:
         outputs = arguments.call(network, inputs)
     for tensor in arguments.tensors(outputs):
         trace.pin(trace.of(tensor), OUTPUT)
-
-
-def _smaller(inputs: Inputs) -> Inputs | None:
-    """Images of `LONGEST` pixels at most, if these are larger."""
-    found = [t for t in arguments.tensors(inputs) if t.dim() == 4 and t.is_floating_point()]
-    longest = max((max(t.shape[2:]) for t in found), default=0)
-    if longest <= LONGEST:
-        return None
-
-    def shrunk(t: torch.Tensor) -> torch.Tensor:
-        if t.dim() != 4 or not t.is_floating_point():
-            return t
-        height, width = (max(32, round(s * LONGEST / longest / 32) * 32) for s in t.shape[2:])
-        return t[:, :, :height, :width]
-
-    return arguments.mapped(inputs, shrunk)
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -210,15 +196,17 @@ class Found:
             self.axes[Axis(name, dims[0])] = first
 
     def _settle(self, split: Split) -> None:
-        """Of the two ways to prune a dimension that becomes several, take the one that leaves more
-        units: all parts lose equal positions, or whole parts go."""
+        """Of the two ways to prune a dimension that becomes several, take the one that the code
+        leaves open, or else the one that leaves more units: all parts lose equal positions, or
+        whole parts go."""
         units = self.of(split.labels)
         pins = [labels for found in self.trace.pins.values() for labels in found]
         pinned = self.of(torch.cat([NONE[:, 0], *pins]))
         if torch.isin(units, pinned).all():
             return
         ways = []
-        for dims in (split.dims[:-1], split.dims[-1:]):
+        fixed = [d for d in split.dims if d != split.flexible]
+        for dims in [fixed] if split.flexible is not None else [split.dims[:-1], split.dims[-1:]]:
             joined = components(len(self.units), torch.cat([_along(units, dim) for dim in dims]))
             ways.append((len(joined[units].unique()), joined))
         self.units = max(ways, key=lambda way: way[0])[1][self.units]
@@ -257,7 +245,8 @@ def sides_of(found: Found) -> dict[Side, torch.Tensor]:
         elif kind and kind.into.get(part) == axis.dim:
             sides.setdefault((name, "in"), units.repeat(groups) if axis.dim == 1 else units)
         else:
-            sides[axis.name, f"dim {axis.dim}"] = units
+            word = "in" if axis in found.trace.reads else "dim"
+            sides[axis.name, f"{word} {axis.dim}"] = units
     for name, (labels, _) in found.trace.gates.items():
         sides[found.norms.get(name, name), "mask"] = found.of(labels)
     for name, count, labels in found.trace.sizes:
@@ -282,7 +271,7 @@ def _numbers(value: Any) -> list[int]:
 
 
 def _grouped(
-    model: nn.Module, found: Found, ignore: list[str]
+    model: nn.Module, found: Found, ignore: list[str], only: list[str] | None
 ) -> tuple[list[Group], dict[str, list[str]], list[str]]:
     for name, count, labels in found.trace.sizes:  # one number, one set of channels
         same = [other for n, c, other in found.trace.sizes if (n, c) == (name, count)]
@@ -318,11 +307,19 @@ def _grouped(
     ]
     order = {name: place for place, name in enumerate(found.trace.modules)}
     built.sort(key=lambda g: min(_place(order, member.layer) for member in g.members))
-    kept = [g for g in built if not _ignored(g, ignore)]
+    whole = selections(found.trace.model)
+    kept = [g for g in built if not _ignored(g, ignore, whole) and not _others(g, writers, only)]
     pinned = {
         reason: [layer for (layer, _), u in writers.items() if torch.isin(u, units).any()]
         for reason, units in reasons.items()
     }
+    for group in built:
+        foreign = _others(group, writers, only)
+        if _ignored(group, ignore, whole):
+            pinned.setdefault("ignored", []).append(group.name)
+        elif foreign and len(foreign) < len(_makers(group, writers)):
+            reason = f"coupled with {foreign[0]}, which `only` does not name"
+            pinned.setdefault(reason, []).append(group.name)
     return kept, {reason: names for reason, names in pinned.items() if names}, _unseen(found.trace)
 
 
@@ -423,23 +420,43 @@ def lists_widths(model: object) -> bool:
     return bool(getattr(model, "cfg_per_norm", False))
 
 
-def _ignored(group: Group, words: list[str]) -> bool:
+def _ignored(group: Group, words: list[str], whole: Mapping[str, str]) -> bool:
     written = [m.layer for m in group.members if m.side in ("out", "mask")]
+    written += [whole[m.layer] for m in group.members if m.side == "mask" and m.layer in whole]
     return any(inside(layer, word) for layer in written for word in words)
 
 
-def channels(model: nn.Module, inputs: Inputs, ignore: Iterable[str] = ()) -> Channels:
+def _makers(group: Group, writers: Iterable[Side]) -> list[str]:
+    """The layers that make the channels of a group, or all of them if none does."""
+    made = [m.layer for m in group.members if (m.layer, m.side) in writers]
+    return made or [m.layer for m in group.members]
+
+
+def _others(group: Group, writers: Iterable[Side], only: list[str] | None) -> list[str]:
+    """The layers that make the channels of a group and are not in ``only``."""
+    if only is None:
+        return []
+    makers = _makers(group, writers)
+    return [layer for layer in makers if not any(inside(layer, word) for word in only)]
+
+
+def channels(
+    model: nn.Module,
+    inputs: Inputs,
+    ignore: Iterable[str] = (),
+    only: Iterable[str] | None = None,
+) -> Channels:
     """The coupled channels of ``model``, found by one run on ``inputs``: a tensor, a tuple of
     arguments or a dict of keyword arguments.
 
     Groups that a layer in ``ignore`` writes (names of layers, or of modules that contain them) are
-    left out, and so is what writes the outputs. UserError if the model fails, or for an unknown
-    name in ``ignore``.
+    left out, with ``only`` also those that another layer writes, and so is what writes the outputs.
+    UserError if the model fails, or for an unknown name in ``ignore`` or ``only``.
     """
-    check_names(model, ignore)
+    check_names(model, [*ignore, *(only or ())])
     trace = traced(model, inputs)
     found = Found(model, trace)
-    return Channels(*_grouped(model, found, list(ignore)))
+    return Channels(*_grouped(model, found, list(ignore), None if only is None else list(only)))
 
 
 def check_names(model: nn.Module, names: Iterable[str]) -> None:

@@ -12,6 +12,9 @@ from slimming.errors import UserError
 # one tensor, a tuple of positional arguments, or a dict of keyword arguments
 Inputs = torch.Tensor | tuple | list | dict[str, Any]
 
+LONGEST = {4: 128, 5: 64}  # positions along a side, by the dimensions of a tensor
+STEP = 32  # what networks divide sizes by
+
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
     """What ``model`` returns for ``inputs``."""
@@ -63,3 +66,21 @@ def split(inputs: Inputs, size: int) -> list[Inputs]:
 def like(inputs: Inputs, device: torch.device | str, dtype: torch.dtype) -> Inputs:
     """``inputs`` on a device, those of floats in a dtype."""
     return mapped(inputs, lambda t: t.to(device, dtype if t.is_floating_point() else None))
+
+
+def smaller(inputs: Inputs) -> Inputs | None:
+    """Images and volumes (N, C, ...) of the size `LONGEST`, if these are larger."""
+    maps = [t for t in tensors(inputs) if t.dim() in LONGEST and t.is_floating_point()]
+    scale = min((LONGEST[t.dim()] / max(t.shape[2:]) for t in maps if t.numel()), default=1.0)
+    if scale >= 1:
+        return None
+
+    def shrunk(t: torch.Tensor) -> torch.Tensor:
+        if t.dim() not in LONGEST or not t.is_floating_point():
+            return t
+        sizes = (min(s, max(STEP, round(s * scale / STEP) * STEP)) for s in t.shape[2:])
+        for dim, size in enumerate(sizes, 2):
+            t = t.narrow(dim, 0, size)
+        return t
+
+    return mapped(inputs, shrunk)

@@ -57,21 +57,24 @@ class Axis(NamedTuple):
 
 class Split(NamedTuple):
     """A place where a dimension with labels becomes several: ``labels``, of the parts, in
-    ``dims``. Either all parts lose equal positions, or whole parts go."""
+    ``dims``. Either all parts lose equal positions, or whole parts go. ``flexible``: the dimension
+    whose size the code leaves open (-1), which is the one that gets shorter."""
 
     module: str
     labels: torch.Tensor
     dims: list[int]
+    flexible: int | None
 
 
 class Trace(TorchDispatchMode):
     """The labels of ``model`` while it runs, and what was learned about them.
 
-    ``axes``: the label of each position along a dimension of a parameter or buffer; ``elements``:
-    the label of each element of those that no layer reads as its weights; ``sizes``: the numbers of
-    channels that the code of a module may hold, with their labels; ``splits``; ``gates``: what
-    channel selections pass on, by their names, and which channels they keep; ``ran``: the modules
-    that ran. `tie` and `pin` record the rest.
+    ``axes``: the label of each position along a dimension of a parameter or buffer, ``reads``:
+    those along which a layer reads its channels; ``elements``: the label of each element of those
+    that no layer reads as its weights; ``sizes``: the numbers of channels that the code of a module
+    may hold, with their labels; ``splits``; ``gates``: what channel selections pass on, by their
+    names, and which channels they keep; ``ran``: the modules that ran. `tie` and `pin` record the
+    rest.
     """
 
     def __init__(self, model: nn.Module):
@@ -81,6 +84,7 @@ class Trace(TorchDispatchMode):
         self.pairs: list[torch.Tensor] = []
         self.pins: dict[tuple[str, str], list[torch.Tensor]] = defaultdict(list)  # (module, why)
         self.axes: dict[Axis, torch.Tensor] = {}
+        self.reads: set[Axis] = set()
         self.elements: dict[str, torch.Tensor] = {}
         self.sizes: list[tuple[str, int, torch.Tensor]] = []
         self.splits: list[Split] = []
@@ -132,13 +136,16 @@ class Trace(TorchDispatchMode):
         known = self._weights.get(tensor)
         return known[1] if known else tuple(range(tensor.dim()))
 
-    def axis(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
-        """A label for each position along a dimension of a parameter: the same at each call."""
+    def axis(self, tensor: torch.Tensor, dim: int, reads: bool = False) -> torch.Tensor:
+        """A label for each position along a dimension of a parameter: the same at each call.
+        ``reads``: a layer reads its channels along this dimension."""
         name = self.name(tensor)
         assert name is not None, "not a parameter"
         axis = Axis(name, self.dims(tensor)[dim])
         if axis not in self.axes:
             self.axes[axis] = self.fresh(tensor.shape[dim])
+        if reads:
+            self.reads.add(axis)
         return self.axes[axis]
 
     def tie(self, *labels: torch.Tensor) -> None:
@@ -289,6 +296,9 @@ class Trace(TorchDispatchMode):
         others = [
             t for t in others if t in self._labels and t.untyped_storage().data_ptr() == place
         ]
+        base = tensor._base  # no other way from a view to the tensor that has no labels yet
+        if base is not None and base not in self._labels and base.dtype == tensor.dtype:
+            others.append(base)
         if not others or all(_covers(tensor, t) for t in others):
             for t in (tensor, *others):
                 self.put(t, new.as_strided(t.shape, new.stride()) if t.dim() == new.dim() else new)

@@ -75,7 +75,7 @@ def view(trace: Trace, call: Call) -> None:
     if call.name in PARTS:
         _part(trace, call, labels)
     elif len(moved) == 1 and moved[0] is not None:
-        _split_dims(trace, labels, trace.of(call.outputs[0]))
+        _split_dims(trace, call, labels, trace.of(call.outputs[0]))
 
 
 PERMUTATIONS = {"t", "transpose", "permute", "detach", "alias", "numpy_T"}
@@ -143,20 +143,22 @@ def _part(trace: Trace, call: Call, labels: torch.Tensor) -> None:
     by_size: dict[int, list[torch.Tensor]] = {}
     for part in parts:
         by_size.setdefault(part.shape[dim], []).append(part)
-    if call.name != "split_with_sizes" and len(by_size) > 1:  # the last part is smaller
-        trace.pin(parts[-1], "the last of unequal parts")
-        by_size.pop(parts[-1].shape[dim])
+    if call.name != "split_with_sizes" and len(by_size) > 1:  # of fewer, cut elsewhere
+        trace.pin(labels, f"unequal parts ({call.name})")
+        return
     for size, equal in by_size.items():
         trace.tie(*equal)
         trace.size(size, trace.along(equal[0], dim))
     trace.size(labels.shape[dim], trace.along(labels, dim))
 
 
-def _split_dims(trace: Trace, before: torch.Tensor, after: torch.Tensor) -> None:
+def _split_dims(trace: Trace, call: Call, before: torch.Tensor, after: torch.Tensor) -> None:
     """Remember where one dimension with labels became several."""
     dims, old = varied(after), varied(before)
     if len(dims) > len(old):
-        trace.splits.append(Split(trace.module, after, dims))
+        sizes = call.arg(1) if call.name in ("view", "_unsafe_view") else []
+        open_ = sizes.index(-1) if -1 in sizes else None
+        trace.splits.append(Split(trace.module, after, dims, open_ if open_ in dims else None))
     if len(dims) != len(old):
         for labels in (before, after):
             for dim in varied(labels) if len(varied(labels)) == 1 else []:
@@ -172,7 +174,34 @@ def same(trace: Trace, call: Call) -> Labels:
     return call.func(labels, *call.args[1:]) if call.name == "flip" else labels
 
 
-@rule("cat", "stack", "repeat", "constant_pad_nd", "tile", "squeeze_copy", "unsqueeze_copy")
+@rule("cat", "stack")
+def joined(trace: Trace, call: Call) -> list[Labels]:
+    """One after the other along a dimension; along all others they have the same positions."""
+    operands = [trace.of(t) for t in call.args[0] if t.numel()]
+    if call.name == "cat":
+        operands = [o.narrow(call.kwargs.get("dim", call.arg(1, 0)), 0, 1) for o in operands]
+    tied = _same_positions(trace, operands)
+    if tied is not None and call.name == "cat" and len(operands) == len(call.args[0]):
+        return [tied.expand(call.outputs[0].shape)]  # as a class token before all others
+    return _on_labels(trace, call, *call.args, **call.kwargs)
+
+
+def _same_positions(trace: Trace, operands: list[torch.Tensor]) -> Labels:
+    """Tie what has the same positions; pin what is the same for all channels of another one. The
+    labels that all have then, if they do."""
+    dims = {d for labels in operands for d in varied(labels)}
+    known = [labels for labels in operands if dims and labels.any()]
+    full = [labels for labels in known if dims == set(varied(labels))]
+    for labels in known:
+        if len({o.shape for o in known}) > 1 or all(labels is not o for o in full):
+            trace.pin(labels, "positions of other channels")
+    if len({o.shape for o in full}) != 1:
+        return None
+    trace.tie(*full)
+    return full[0] if len(full) == len(operands) else None
+
+
+@rule("repeat", "constant_pad_nd", "tile", "squeeze_copy", "unsqueeze_copy")
 @rule("im2col", "expand_copy", "permute_copy", "transpose_copy", "view_copy", "slice_backward")
 @rule("pixel_unshuffle", "tril", "triu", "_unsafe_view", "unfold_copy", "diagonal_copy")
 def moved(trace: Trace, call: Call) -> list[Labels]:
@@ -182,7 +211,7 @@ def moved(trace: Trace, call: Call) -> list[Labels]:
     if call.name == "_unsafe_view":
         labels = trace.of(call.args[0])
         after = compact(labels.reshape(call.outputs[0].shape))
-        _split_dims(trace, labels, after)
+        _split_dims(trace, call, labels, after)
         return [after]
     return _on_labels(trace, call, *call.args, **call.kwargs)
 
@@ -222,6 +251,9 @@ def picked(trace: Trace, call: Call) -> list[Labels]:
             trace.pin(labels, call.name)
     if call.name == "masked_select":
         return [None]
+    if call.name in ("gather", "scatter", "scatter_add"):
+        operands = [trace.of(t) for t in call.tensors if t.dim()]
+        _same_positions(trace, [o.narrow(call.args[1], 0, 1) for o in operands])
     return _on_labels(trace, call, *call.args, **call.kwargs)
 
 
@@ -306,6 +338,8 @@ def spatial(trace: Trace, call: Call) -> Labels:
         space = call.args[0].dim() - 2
     else:
         space = next(d for d in (1, 2, 3) if f"{d}d" in call.name)
+    if "unpool" in call.name:  # where each channel is written comes from another one
+        _same_positions(trace, [trace.of(t) for t in call.tensors[:2]])
     labels, out = trace.of(call.args[0]), call.outputs[0]
     trace.reduce(labels, range(labels.dim() - space, labels.dim()), call.name)
     for dim in range(labels.dim() - space, labels.dim()):
@@ -436,13 +470,14 @@ def pointwise(trace: Trace, call: Call) -> Labels:
         tensors = tensors[1:2]
     operands = [trace.of(t) for t in tensors]
     operands = [o.view([1] * (len(shape) - o.dim()) + list(o.shape)) for o in operands]
-    dims = {d for o in operands for d in varied(o)}
-    full = []
-    for labels in operands:
-        if any(labels.shape[d] == 1 and shape[d] > 1 for d in dims):
-            trace.pin(labels, f"broadcast over channels ({call.name})")
-        else:
-            full.append(labels.expand(shape))
+    # of two that are broadcast over each other's channels, parameters are pinned first
+    order = sorted(range(len(operands)), key=lambda i: trace.name(tensors[i]) is None)
+    left = dict(enumerate(operands))
+    for place in order:
+        dims = {d for other in left.values() for d in varied(other)}
+        if any(operands[place].shape[d] == 1 and shape[d] > 1 for d in dims):
+            trace.pin(left.pop(place), f"broadcast over channels ({call.name})")
+    full = [labels.expand(shape) for labels in left.values()]
     if not full:
         return None
     if len(full) > 1 or len(operands) > len(full):
@@ -499,7 +534,7 @@ def _weighted(trace: Trace, x: torch.Tensor, weight: torch.Tensor, out: torch.Te
     if varied(labels) and not varies(labels, labels.dim() - 1):  # channels are rows: each by itself
         _pinned(trace, [weight], "a matrix product over another dimension")
         return labels.narrow(-1, 0, 1).expand(out.shape)
-    trace.tie(trace.axis(weight, 0), trace.along(labels, labels.dim() - 1))
+    trace.tie(trace.axis(weight, 0, reads=True), trace.along(labels, labels.dim() - 1))
     return trace.axis(weight, 1).expand(out.shape)
 
 
@@ -510,20 +545,40 @@ def _weighted_columns(
     if varied(labels) and not varies(labels, labels.dim() - 2):
         _pinned(trace, [weight], "a matrix product over another dimension")
         return labels.narrow(-2, 0, 1).expand(out.shape)
-    trace.tie(trace.axis(weight, 1), trace.along(labels, labels.dim() - 2))
+    trace.tie(trace.axis(weight, 1, reads=True), trace.along(labels, labels.dim() - 2))
     return trace.axis(weight, 0)[:, None].expand(out.shape)
 
 
 def _of_activations(
     trace: Trace, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, why: str
 ) -> Labels:
-    if varies(a, a.dim() - 1) or varies(b, b.dim() - 2) or (a.any() and b.any()):
-        trace.pin(a, f"a product of activations ({why})")
-        trace.pin(b, f"a product of activations ({why})")
+    summed = varies(a, a.dim() - 1), varies(b, b.dim() - 2)
+    free = [
+        labels for labels, over in zip((a, b), summed, strict=True) if labels.any() and not over
+    ]
+    if len(free) == 2:
+        batch = range(a.dim() - 2)
+        if all(d in batch for labels in free for d in varied(labels)):  # each matrix by itself
+            trace.tie(a[..., :1, :1], b[..., :1, :1])
+        else:
+            free = []
+    for labels in (a, b):
+        if all(labels is not other for other in free):
+            trace.pin(labels, f"a product of activations ({why})")
+    if not free:
         return None
-    if a.any():
-        return a.narrow(-1, 0, 1).expand(out.shape)
-    return b.narrow(-2, 0, 1).expand(out.shape)
+    own, other = (a, b) if free[0] is a else (b, a)
+    if len(free) == 1:
+        _same_in_batch(trace, own, other)
+    return own.narrow(-1 if own is a else -2, 0, 1).expand(out.shape)
+
+
+def _same_in_batch(trace: Trace, labels: torch.Tensor, other: torch.Tensor) -> None:
+    """The matrices of a batch have equal shapes, and as many stay as there are of the other
+    operand: heads of attention lose equal positions."""
+    for dim in range(labels.dim() - 2):
+        if varies(labels, dim) and other.shape[dim] > 1:
+            trace.tie(labels, labels.narrow(dim, 0, 1))
 
 
 @rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention")
@@ -535,6 +590,7 @@ def attention(trace: Trace, call: Call) -> list[Labels]:
     _pinned(trace, [q, k], "attention")
     labels = trace.of(v)
     trace.reduce(labels, [labels.dim() - 2], "attention")
+    _same_in_batch(trace, labels, trace.of(q))
     out = call.outputs[0]
     own = labels.narrow(-2, 0, 1).expand(out.shape)
     return [own, *[None] * (len(call.outputs) - 1)]
@@ -577,7 +633,7 @@ def convolved(
 ) -> torch.Tensor:
     """The labels of the output of a convolution of ``x`` (N, C, ...)."""
     labels = trace.of(x)
-    if any(varies(labels, d) for d in (0, *range(2, labels.dim()))):
+    if varied(labels) and not varies(labels, 1):  # its channels are positions
         trace.pin(labels, "a convolution along another dimension")
     reads = trace.along(labels, 1)
     writes = _filters(trace, reads, weight, transposed, groups, out.shape[1])
@@ -607,10 +663,10 @@ def _filters(
         trace.size(groups, reads)
         return writes
     if transposed:
-        trace.tie(trace.axis(weight, 0), reads)
+        trace.tie(trace.axis(weight, 0, reads=True), reads)
         _equal_parts(trace, reads, groups)
         return trace.axis(weight, 1).repeat(groups)
-    columns = trace.axis(weight, 1)
+    columns = trace.axis(weight, 1, reads=True)
     trace.tie(reads.view(groups, -1), columns.expand(groups, -1))
     writes = trace.axis(weight, 0)
     _equal_parts(trace, writes, groups)
@@ -644,8 +700,10 @@ def group_norm(trace: Trace, call: Call) -> list[Labels]:
             trace.tie(rows, trace.of(part))
     if groups == 1:
         trace.pin(rows, "normalised over all channels (GroupNorm)")
+    trace.size(x.shape[1], rows)
     of_group = rows.view(groups, -1)
     trace.tie(of_group, of_group[:, :1].expand_as(of_group))
+    trace.size(x.shape[1], rows)
     return [rows.view(-1, *[1] * (x.dim() - 2)).expand(x.shape), None, None]
 
 
@@ -657,8 +715,12 @@ def layer_norm(trace: Trace, call: Call) -> list[Labels]:
     trace.reduce(
         labels, range(x.dim() - len(shape), x.dim()), "normalised over all channels (LayerNorm)"
     )
+    own = any(varies(labels, d) for d in range(x.dim() - len(shape), x.dim()))
     for part in call.tensors[1:]:
-        trace.tie(labels, trace.of(part).expand(x.shape))
+        if own:
+            trace.tie(labels, trace.of(part).expand(x.shape))
+        else:
+            trace.pin(trace.of(part), "broadcast over channels (LayerNorm)")
     return [labels, *[None] * (len(call.outputs) - 1)]
 
 
@@ -670,9 +732,9 @@ def weight_norm(trace: Trace, call: Call) -> list[Labels]:
         return [unknown(trace, call)] * len(call.outputs)
     labels = trace.of(v)
     trace.reduce(labels, range(1, v.dim()), call.name)
-    own = trace.of(g).expand(v.shape)
-    trace.tie(labels, own)
-    return [labels, *[None] * (len(call.outputs) - 1)]
+    labels = trace.along(labels, 0).view(g.shape)
+    trace.tie(labels, trace.of(g))
+    return [labels.expand(v.shape), *[None] * (len(call.outputs) - 1)]
 
 
 # --- what has no channels

@@ -20,7 +20,7 @@ class Wire(NamedTuple):
 
 
 def wires(model: nn.Module) -> list[Wire]:
-    """Every convolution and linear layer of one of the paper's networks, in the order of its
+    """The layers of one of the paper's networks that read or write a BN, in the order of its
     modules. A BN before a channel selection is written by none."""
     form = with_selections(model)
     found = Found(form, traced(form, torch.zeros(1, 3, 32, 32)))
@@ -35,11 +35,9 @@ def wires(model: nn.Module) -> list[Wire]:
     def writes(own: torch.Tensor) -> str | None:
         return next((name for name, norm in norms.items() if torch.equal(own, norm)), None)
 
-    return [
-        Wire(name, reads(units[name, "in"]), writes(units[name, "out"]))
-        for name, layer in form.named_modules()
-        if isinstance(layer, (_ConvNd, nn.Linear))
-    ]
+    layers = [n for n, m in form.named_modules() if isinstance(m, (_ConvNd, nn.Linear))]
+    every = [Wire(n, reads(units[n, "in"]), writes(units[n, "out"])) for n in layers]
+    return [wire for wire in every if wire.reads or wire.writes]
 
 
 def behind_selections(model: nn.Module) -> list[str]:

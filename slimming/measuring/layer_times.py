@@ -1,4 +1,4 @@
-"""How long single layers take, by their shapes."""
+"""The latency of single layers, by their shapes."""
 
 import copy
 import functools
@@ -17,7 +17,7 @@ from slimming.runtime import optional
 from slimming.runtime.device import now
 
 ROUNDS = 9
-TOGETHER = 256  # shapes that take turns: oneDNN keeps 1,024 compiled kernels, a few for each shape
+TOGETHER = 256  # shapes that take turns: oneDNN caches 1,024 kernels, a few for each shape
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ Clock = Callable[[], float]  # the time in seconds
 
 
 def calls(model: nn.Module, shape: tuple[int, ...]) -> list[tuple[str, LayerShape]]:
-    """The name and the shape of each convolution and linear layer, as often as it runs for an image
-    of this ``shape`` (C, H, W), in the order of the forward pass."""
+    """The name and the shape of each call of a convolution or linear layer, for an image of this
+    ``shape`` (C, H, W), in the order of the forward pass."""
     still, found = copy.deepcopy(model).cpu().float().eval(), []
     for name, layer in layers(still).items():
         layer.register_forward_hook(
@@ -93,8 +93,8 @@ def seconds(
     into which deployment folds BN.
 
     The shapes take turns, after a round of warm-up, so that load on the machine affects all of them
-    equally; equal ones are measured once. They share one input and one weight tensor, of which each
-    views as much as it reads. ``clock`` waits for the device by default.
+    equally; equal ones are measured once. All use views of one input and one weight tensor.
+    ``clock`` synchronizes with the device by default.
     """
     read_clock, distinct = clock or functools.partial(now, device), list(dict.fromkeys(shapes))
     if not distinct:

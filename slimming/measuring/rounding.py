@@ -8,7 +8,7 @@ from slimming.measuring.layer_times import LayerShape
 from slimming.pruning.choice import Choice
 
 MULTIPLES = (1, 2, 4, 8, 16, 32)
-NOISE = 0.01  # relative difference of two times that counts as none
+NOISE = 0.01  # smaller relative differences of two times are noise
 
 Times = Mapping[LayerShape, float]
 Cost = Callable[[Iterable[LayerShape]], Times]  # see `layer_times.seconds`
@@ -108,8 +108,8 @@ class _Rounded:
         return found
 
     def named(self, multiples: Mapping[str, int]) -> dict[str, int]:
-        """For each group the multiple by which one would call the number of channels that it keeps:
-        of all that lead to it, the largest that divides it, else the smallest."""
+        """For each group, the multiple to report for its number of channels: of all multiples that
+        give this number, the largest that divides it, else the smallest."""
         names = {}
         for group, multiple in multiples.items():
             counts = {m: int(choice.keep[group].sum()) for m, choice in self.choices.items()}
@@ -120,7 +120,7 @@ class _Rounded:
 
 
 def _narrower(dense: LayerShape, unread: int, unwritten: int) -> LayerShape:
-    """A layer without so many channels, but with at least one in each of its groups."""
+    """A layer without these numbers of channels, but with at least one in each of its groups."""
     if dense.groups == dense.reads == dense.writes > 1:  # depthwise
         left = max(1, dense.writes - unwritten)
         return replace(dense, reads=left, writes=left, groups=left)

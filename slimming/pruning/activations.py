@@ -7,14 +7,14 @@ from slimming.runtime.failures import raise_if_of_the_machine
 
 
 class _Tracer(fx.Tracer):
-    """Channel selection is one operation, as PyTorch's own layers are."""
+    """Treats channel selection as a leaf module, like the layers of PyTorch."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return hasattr(module, "indexes") or super().is_leaf_module(module, name)
 
 
 def trace(model: nn.Module) -> fx.Graph:
-    """The operations of a network. UserError if torch.fx cannot trace it."""
+    """The graph of the operations of a network. UserError if torch.fx cannot trace it."""
     try:
         return _Tracer().trace(model)
     except Exception as error:  # whatever the user's forward does with a proxy

@@ -1,7 +1,8 @@
 """Optimal Brain Surgeon for whole inputs of a layer (Hassibi and Stork 1993; Kurtić et al. 2023).
 
-The inputs of a layer are correlated, so that what one contributes others can stand in for. They are
-eliminated one by one, each time the one whose loss the others make up for best.
+The inputs of a layer are correlated, so that the others can partly replace one that is removed.
+Inputs are eliminated one by one, each time the one whose removal increases the error least after
+the remaining weights are refitted.
 """
 
 import math
@@ -10,23 +11,23 @@ import torch
 
 from slimming.pruning.least_squares import STRENGTH, Gram
 
-ABREAST = 16  # inputs that are compared step by step, at least
+CANDIDATES = 16  # inputs among which one is chosen at each step, at least
 TINY = 1e-30
 
 
 @torch.no_grad()
 def elimination_errors(weight: torch.Tensor, gram: Gram) -> torch.Tensor:
     """The error that each input channel of a layer leaves when it is eliminated: (C,) fp32 on the
-    CPU, as a share of the variance of the layer's output.
+    CPU, as a fraction of the variance of the layer's output.
 
-    ``weight`` (O, C / groups, ...) of the layer, ``gram`` the moments of what it reads. Of inputs
-    that can stand in for each other one has a small error and the last that is left a large one.
+    ``weight`` (O, C / groups, ...) is that of the layer, ``gram`` the moments of its inputs. Of
+    inputs that can replace each other, all but the last one eliminated have a small error.
     """
     groups = len(gram.x)
     grouped = weight.double().clone().unflatten(0, (groups, -1)).flatten(2)
     xx, taps = gram.covariance(), weight[0, 0].numel()
     variance = (grouped @ xx * grouped).sum()
-    if variance <= 0:  # it reads constants: nothing is lost with any of them
+    if variance <= 0:  # all inputs are constant: a bias replaces them
         return torch.zeros(groups * xx.shape[1] // taps)
     ridge = gram.penalty(STRENGTH).clamp_min(TINY).expand(xx.shape[:2])
     inverses = torch.linalg.inv(xx + torch.diag_embed(ridge))
@@ -43,8 +44,8 @@ def _eliminate(weight: torch.Tensor, inverse: torch.Tensor, taps: int) -> torch.
     while alive.any():
         each = _costs(weight, inverse, taps).masked_fill(~alive, math.inf)
         order = each.argsort()[: int(alive.sum())]
-        few = order[: max(ABREAST, len(order) // 8)]
-        # what the others cost grows with each elimination: until the few reach it they go first
+        few = order[: max(CANDIDATES, len(order) // 8)]
+        # costs only grow with eliminations: the candidates below this bound are the cheapest of all
         bound = float(each[order[len(few)]]) if len(few) < len(order) else math.inf
         features = _features(few, taps)
         chosen, costs = _cheapest(weight[:, features], inverse[features][:, features], taps, bound)
@@ -62,8 +63,8 @@ def _eliminate(weight: torch.Tensor, inverse: torch.Tensor, taps: int) -> torch.
 
 
 def _clear(weight: torch.Tensor, inverse: torch.Tensor, gone: torch.Tensor) -> None:
-    """Refit the weights without the features ``gone``, and update the inverse, both in place; what
-    is gone gets a 1 on the diagonal."""
+    """Refit the weights without the features ``gone`` and update the inverse, both in place. The
+    diagonal of the inverse is 1 at these features."""
     rows = inverse[gone]
     update = torch.linalg.solve(rows[:, gone], rows)
     weight -= weight[:, gone] @ update
@@ -74,8 +75,8 @@ def _clear(weight: torch.Tensor, inverse: torch.Tensor, gone: torch.Tensor) -> N
 def _cheapest(
     weight: torch.Tensor, inverse: torch.Tensor, taps: int, bound: float
 ) -> tuple[list[int], list[float]]:
-    """The inputs to eliminate one by one, the cheapest first, while that costs no more than
-    ``bound``, and at least one; what each costs. Both tensors are changed."""
+    """The inputs to eliminate, cheapest first, and their costs: those that cost at most ``bound``,
+    and at least one. Changes ``weight`` and ``inverse`` in place."""
     alive = torch.ones(len(inverse) // taps, dtype=torch.bool, device=weight.device)
     chosen: list[int] = []
     costs: list[float] = []
@@ -92,7 +93,7 @@ def _cheapest(
 
 
 def _costs(weight: torch.Tensor, inverse: torch.Tensor, taps: int) -> torch.Tensor:
-    """What the elimination of each input alone adds to the error: tr(w B⁻¹ wᵀ), with its weights w
+    """The increase of the error if each input alone is eliminated: tr(w B⁻¹ wᵀ), with its weights w
     and its block B of the inverse."""
     count = len(inverse) // taps
     blocks = inverse.view(count, taps, count, taps).diagonal(dim1=0, dim2=2).permute(2, 0, 1)

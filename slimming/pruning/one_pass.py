@@ -1,8 +1,8 @@
-"""Repair in closed form, from the moments of what the dense network's layers read.
+"""Repair in closed form, from the moments of the inputs of the dense network's layers.
 
-One pass through the dense network serves any choice of channels: then a repair takes a fraction of
-a second, and the statistics of BNs a forward pass. Unlike `slimming.pruning.repair` it does not see
-errors grow from layer to layer.
+The moments are computed once and serve any choice of channels: after that, a repair takes a
+fraction of a second, plus one forward pass for the statistics of BNs. Unlike
+`slimming.pruning.repair`, it does not compensate for the errors of earlier layers.
 """
 
 import copy
@@ -23,14 +23,14 @@ from slimming.pruning.streaming import LEAST, batch_size
 from slimming.runtime.device import layout_for
 from slimming.runtime.precision import full_fp32
 
-POSITIONS = 16_384  # of a layer's output, over all images
-FORWARD = 256  # images of the forward pass for statistics: a batch of BN
+POSITIONS = 16_384  # sampled positions of the output of a layer, over all images
+FORWARD = 256  # images in the forward pass for the statistics of BNs
 
 
 class OnePass:
-    """What a ``dense`` network does with ``images`` (N, 3, H, W) of the training data, normalised:
-    enough to repair any network that is cut from it. Statistics are those of one batch of 256, or
-    of fewer images where these are large."""
+    """The moments of a ``dense`` network's layers for ``images`` (N, 3, H, W) of the training data,
+    normalised. They suffice to repair any slim network that is cut from it. The statistics are
+    those of at most 256 images, of fewer if they are large."""
 
     def __init__(self, dense: nn.Module, images: torch.Tensor, seed: int = 0):
         self.dense = copy.deepcopy(dense).to(images.device).eval()

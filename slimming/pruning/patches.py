@@ -1,4 +1,4 @@
-"""What a convolution or linear layer computes, as rows of a matrix product."""
+"""The inputs and outputs of a convolution or linear layer as rows of a matrix product."""
 
 import torch
 import torch.nn.functional as F

@@ -1,9 +1,10 @@
-"""Repair of a slim network: what the removed channels contributed, from those that are left.
+"""Repair of a slim network: the remaining channels reproduce what the removed ones contributed.
 
-No gradient and no label is needed. Layer by layer, in the order of the forward pass and on the same
-images, each layer gets the weights that best reproduce, from what it reads in the slim network,
-what it put out in the dense one (He et al., ICCV 2017, 1707.06168), and each BatchNorm statistics
-to match (Li et al., ECCV 2020, 2007.02491).
+No gradients or labels are needed. In the order of the forward pass, each layer is fitted by least
+squares to map its inputs in the slim network to its outputs in the dense one, for the same samples
+(He et al., ICCV 2017, 1707.06168). The running statistics of each BatchNorm are adapted to its new
+inputs (Li et al., ECCV 2020, 2007.02491). Any network is repaired that runs: hooks show what its
+layers read and write.
 """
 
 import copy
@@ -41,21 +42,21 @@ from slimming.runtime.failures import raise_if_of_the_machine
 from slimming.runtime.precision import full_fp32
 from slimming.slicing.proof import only_logits
 
-HELD_BACK = 8  # one sample in so many, to judge the result; one batch, to choose the strength
+HELD_OUT = 8  # 1 of 8 samples judges the result, and 1 of 8 batches chooses the ridge strength
 POSITIONS = 32_768  # of a layer's output that are fitted, over all samples
 TARGETS = 2**30  # bytes of what dense layers put out at these positions, kept at a time
 STRENGTHS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)  # of the ridge, relative to the variance of the inputs
 DIVERGENCE, RELATIVE_ERROR = "divergence (nats)", "relative error"
 CHECKED = 64  # positions at which it is checked that a layer is linear,
 CLOSE = 1e-3  # and the difference, relative to the largest value, that is rounding
-CONSTANT = 1e-6  # spread of a channel, relative to its largest value, that counts as none
+CONSTANT = 1e-6  # a channel with a smaller range, relative to its largest value, is constant
 
 
 @dataclass(frozen=True)
 class Repaired:
     """A slim network, repaired if that ``helped``: ``model``, in eval mode on the device of the
     inputs, in the dtype that it had. ``before`` and ``after``: how far its outputs are from those
-    of the dense network on samples held back from the fit, see `distance`; ``measure`` names the
+    of the dense network on samples held out from the fit, see `distance`; ``measure`` names the
     measure. ``images``: how many samples were used; ``notes`` name the layers left as they were,
     and why.
     """
@@ -105,9 +106,9 @@ def repair(
     original = slim
     slim, dense, layout = _ready(slim, dense, arguments.first(inputs, 1), device, dtype)
     inputs = _in_layout(inputs, layout)
-    size = count // HELD_BACK
+    size = count // HELD_OUT
     judged, fitted = arguments.part(inputs, 0, size), arguments.part(inputs, size, count)
-    batch = min(batch_size(inputs), -(-(count - size) // HELD_BACK))
+    batch = min(batch_size(inputs), -(-(count - size) // HELD_OUT))
     notes = _Repair(slim, dense, kept, arguments.split(fitted, batch), seed, weights).run()
     unchanged = _laid_out(copy.deepcopy(original).to(device), layout).eval()
     repaired = copy.deepcopy(unchanged)
@@ -326,7 +327,11 @@ class _Repair:
             Recording(model, layers_of(model)).run(arguments.mapped(one, torch.clone))
             for model in (slim, dense)
         )
-        if [call.key for call in self.recording.calls] != [call.key for call in other.calls]:
+        runs = [
+            [call.key for call in recording.calls if call.key.name in recording.bits]
+            for recording in (self.recording, other)
+        ]
+        if runs[0] != runs[1]:  # a channel selection may run in one of them only
             raise UserError("the slim network is not the dense one without some channels")
         self.other = _not_linear(dense, one)
         self.stream = Stream(slim, batches, self.recording)
@@ -608,7 +613,7 @@ class _Repair:
                 theirs.add(target)
                 short = target if layer.bias is None else target - layer.bias
                 short = short.unflatten(1, (groups, -1)).transpose(0, 1) - x @ weight.mT
-                moments[b >= batches - max(1, batches // HELD_BACK)].add(x, short)
+                moments[b >= batches - max(1, batches // HELD_OUT)].add(x, short)
             bar.update()
         slope, intercept = best_ridge(*moments, STRENGTHS)
         add_to_weight(layer, slope.mT)

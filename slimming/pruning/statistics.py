@@ -1,4 +1,4 @@
-"""Statistics of what BatchNorm reads."""
+"""Statistics of the inputs of BatchNorm."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ import torch
 
 from slimming.channels.widths import BatchNorm
 
-LARGEST = 100.0  # factor by which a running variance is changed
+LARGEST = 100.0  # limit of the factor by which a running variance changes
 
 
 def rows(value: torch.Tensor) -> torch.Tensor:
@@ -33,8 +33,8 @@ def move_statistics(
     """Move the running mean of ``norm`` by ``shift`` (C,), and its running variance by the ratio of
     the variances (C,) of its input after and before.
 
-    Not the statistics themselves: those of a few images are not the running ones, even if nothing
-    was pruned.
+    The statistics are not replaced by those of these images, which differ from the running ones
+    even if nothing was pruned.
     """
     assert norm.running_mean is not None and norm.running_var is not None  # eval mode needs both
     ratio = torch.where(var_before > 0, var / var_before, 1).clamp(1 / LARGEST, LARGEST)

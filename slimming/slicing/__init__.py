@@ -1,14 +1,15 @@
 """Take channels out of a network, and prove that what is left computes the same.
 
-- `groups`, `declared`, `prunable`: the groups of channels that can go, tried
-- `prune`, `apply`: choose, slice and prove
+- `groups`, `declared`, `prunable`, `some`: the groups of channels that can go, tried
+- `prune`, `chosen`, `apply`: choose, slice and prove
 - `sliced`, `masked`, `scatter`, `slice_tensors`, `kept_channels`: the slim and the masked network
-- `cfg_of`, `load_slim_state`: widths in files
+- `cfg_of`, `load_slim_state`, `numbers_of`, `set_numbers`, `unsaved_buffers`: widths in files
 - `living`, `without_dead_channels`: networks whose γ and β were set to zero
-- `prove_equal`, `outputs`, `difference`: the proof
+- `sample`, `where`: what a network takes, and where it is
 """
 
-from slimming.slicing.prune import Slimmed, apply, living, prune, without_dead_channels
+from slimming.slicing.proof import sample, where
+from slimming.slicing.prune import Slimmed, apply, chosen, living, prune, without_dead_channels
 from slimming.slicing.slim import (
     Kept,
     cfg_of,
@@ -16,18 +17,22 @@ from slimming.slicing.slim import (
     kept_channels,
     load_slim_state,
     masked,
+    numbers_of,
     of_one_group,
     scatter,
+    set_numbers,
     slice_tensors,
     sliced,
+    unsaved_buffers,
 )
-from slimming.slicing.trial import declared, exact, groups, prunable
+from slimming.slicing.trial import declared, exact, groups, prunable, some
 
 __all__ = [
     "Kept",
     "Slimmed",
     "apply",
     "cfg_of",
+    "chosen",
     "cuts",
     "declared",
     "exact",
@@ -36,11 +41,17 @@ __all__ = [
     "living",
     "load_slim_state",
     "masked",
+    "numbers_of",
     "of_one_group",
     "prunable",
     "prune",
+    "sample",
     "scatter",
+    "set_numbers",
     "slice_tensors",
     "sliced",
+    "some",
+    "unsaved_buffers",
+    "where",
     "without_dead_channels",
 ]

@@ -9,6 +9,7 @@ from slimming.channels import inputs as arguments
 from slimming.channels.groups import copied
 from slimming.channels.inputs import Inputs
 from slimming.errors import UserError
+from slimming.runtime.failures import raise_if_of_the_machine
 
 TOLERANCE = 1e-4
 
@@ -31,6 +32,17 @@ def where(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     found = (t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
     first = next(found, torch.zeros(()))
     return first.device, first.dtype
+
+
+def sample(model: nn.Module, inputs: Inputs) -> Inputs:
+    """The first sample of ``inputs``, or all of them if the network does not take one alone."""
+    one = arguments.first(inputs, 1)
+    try:
+        outputs(model, one)
+    except Exception as error:  # the user's forward may expect a batch of one size
+        raise_if_of_the_machine(error)
+        return inputs
+    return one
 
 
 def difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
@@ -93,33 +105,65 @@ def first_difference(
 ) -> str | None:
     """The name of the first layer, in the order of the forward pass, whose kept channels differ: on
     constant inputs the outputs may not show it."""
-    seen = [_of_layers(model, kept, inputs) for model in (small, reference)]
+    networks = [copied(model).eval().float() for model in (small, reference)]
+    return _first_different(networks, kept, inputs)
+
+
+def is_exact(
+    small: nn.Module,
+    reference: nn.Module,
+    kept: dict[str, dict[str, torch.Tensor]],
+    inputs: Inputs,
+) -> bool:
+    """Whether two networks return the same, and their layers too in the channels that are kept.
+    Both are left in eval mode, in fp32 or fp64."""
+    for dtype in (torch.float32, torch.float64):  # see `compared`
+        networks = [model.eval().to(dtype) for model in (small, reference)]
+        if _first_different(networks, kept, inputs, outputs_too=True) is None:
+            return True
+    return False
+
+
+def _first_different(
+    networks: list[nn.Module],
+    kept: dict[str, dict[str, torch.Tensor]],
+    inputs: Inputs,
+    outputs_too: bool = False,
+) -> str | None:
+    seen = [_of_layers(model, kept, inputs) for model in networks]
     for (name, ours), (_, theirs) in zip(*seen, strict=False):
-        mask = kept[name]["out"]
-        dim = -1 if isinstance(reference.get_submodule(name), nn.Linear) else 1
-        if theirs.shape[dim] != len(mask):
-            continue
-        theirs = theirs.index_select(dim, mask.nonzero().flatten().to(theirs.device))
-        if not difference([ours], [theirs]) <= TOLERANCE:
-            return name
-    return None
+        if name and theirs.dim() > 1 and "out" in kept[name]:
+            mask = kept[name]["out"]
+            dim = -1 if isinstance(networks[1].get_submodule(name), nn.Linear) else 1
+            if theirs.shape[dim] != len(mask):
+                continue
+            theirs = theirs.index_select(dim, mask.nonzero().flatten().to(theirs.device))
+        if (name or outputs_too) and not difference([ours], [theirs]) <= TOLERANCE:
+            return name or "the outputs"
+    ran = len(seen[0]) == len(seen[1]) and any(not name for name, _ in seen[1])
+    return None if ran or not outputs_too else "the outputs"
 
 
 def _of_layers(
-    model: nn.Module, kept: dict[str, dict[str, torch.Tensor]], inputs: Inputs
+    network: nn.Module, kept: dict[str, dict[str, torch.Tensor]], inputs: Inputs
 ) -> list[tuple[str, torch.Tensor]]:
-    """The name and the output of each layer that loses outputs, up to the first exception."""
-    network, found = copied(model).eval().double(), []
+    """The name and the output of each layer that loses channels, up to the first exception, and what
+    the network returns, without a name."""
+    found: list[tuple[str, torch.Tensor]] = []
+    handles = []
     for name, sides in kept.items():
-        if "out" in sides:
+        if "out" in sides or "in" in sides:  # what reads others, too
 
             def record(_: nn.Module, __: object, out: object, name: str = name) -> None:
                 if isinstance(out, torch.Tensor) and out.dim() > 1:
                     found.append((name, out.detach().clone()))
 
-            network.get_submodule(name).register_forward_hook(record)
+            handles.append(network.get_submodule(name).register_forward_hook(record))
     device, dtype = where(network)
     with contextlib.suppress(Exception), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
-        arguments.call(network, arguments.like(inputs, device, dtype))
+        returned = arguments.call(network, arguments.like(inputs, device, dtype))
+        found += [("", tensor) for tensor in arguments.tensors(returned)]
+    for handle in handles:
+        handle.remove()
     return found

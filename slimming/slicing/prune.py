@@ -2,7 +2,7 @@
 the same as the dense network without the others."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -48,14 +48,15 @@ def prune(
     round_to: Multiples = 1,
     least: float = 0.0,
     ignore: Iterable[str] = (),
+    only: Iterable[str] | None = None,
 ) -> Slimmed:
     """Remove the least important fraction ``ratio`` (0 to 1) of the filters, and prove the result.
 
     ``scores`` come from a measure of `importance`; they are ranked over the whole network or, with
     ``local``, within each group. Coupled layers keep a multiple of ``round_to`` channels, and at
     least the fraction ``least`` of their channels. What writes the outputs and the layers in
-    ``ignore`` are not pruned. ``inputs``: a tensor, a tuple of arguments or a dict of them.
-    UserError if nothing can be pruned, or the model fails.
+    ``ignore`` are not pruned, with ``only`` no others than these. ``inputs``: a tensor, a tuple of
+    arguments or a dict of them. UserError if nothing can be pruned, or the model fails.
 
     >>> from slimming.pruning.importance import Evidence, l1
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 900, 10))
@@ -63,18 +64,24 @@ def prune(
     >>> prune(net, l1(Evidence(net, [])), 0.5, torch.rand(2, 3, 32, 32)).model[0]
     Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))
     """
-    coupled = groups(model, inputs, ignore)
 
-    def chosen() -> Choice:
+    def choose(coupled: list[Group]) -> Choice:
         return ranking.choose(coupled, scores, ratio, local=local, round_to=round_to, least=least)
 
-    choice = chosen()
+    return chosen(model, groups(model, inputs, ignore, only), choose, inputs)
+
+
+def chosen(
+    model: nn.Module, coupled: list[Group], choose: Callable[[list[Group]], Choice], inputs: Inputs
+) -> Slimmed:
+    """Slim ``model`` to the units of ``coupled`` groups that ``choose`` keeps, and prove the
+    result; groups that cannot be sliced exactly by this choice stay, and it chooses again."""
+    choice = choose(coupled)
     try:
         return apply(model, coupled, choice, inputs)
     except UserError:  # what holds for a third of each group does not hold for this choice
         coupled = exact(model, coupled, inputs, choice.keep)
-        choice = chosen()
-        return apply(model, coupled, choice, inputs)
+        return apply(model, coupled, choose(coupled), inputs)
 
 
 def apply(model: nn.Module, coupled: list[Group], choice: Choice, inputs: Inputs) -> Slimmed:

@@ -1,6 +1,7 @@
 """Build the network that has only the kept channels, and the masked one that it must equal."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +13,8 @@ from slimming.channels.scaling import present_channels, selections
 from slimming.channels.widths import fit_to, put, widths
 from slimming.errors import UserError
 
+# an attribute of modules whose code holds numbers of channels: the names of these attributes
+NUMBERS = "numbers_of_channels"
 Masks = dict[str, torch.Tensor]  # name of a layer or group -> one bool for each channel
 Kept = dict[str, Masks]  # name of a layer or parameter -> side (see `Member`) -> mask
 
@@ -39,8 +42,8 @@ def cuts(model: nn.Module, kept: Kept) -> dict[str, dict[int, torch.Tensor]]:
     masks: dict[str, dict[int, torch.Tensor]] = {}
     for name, sides in kept.items():
         for side, mask in sides.items():
-            if side.startswith("dim "):
-                masks.setdefault(name, {})[int(side[4:])] = mask
+            if side.startswith(("dim ", "in ")):
+                masks.setdefault(name, {})[int(side.split()[1])] = mask
                 continue
             layer = model.get_submodule(name)
             kind = kind_of(layer)
@@ -118,23 +121,79 @@ def sliced(model: nn.Module, kept: Kept) -> nn.Module:
             owner, _, part = other.rpartition(".")
             put(small.get_submodule(owner), part, new)
     for name, sides in kept.items():
-        for side, mask in sides.items():
-            if side.startswith("size "):
-                set_number(small.get_submodule(name), len(mask), int(mask.sum()))
+        sizes = {len(mask): int(mask.sum()) for side, mask in sides.items() if side[:5] == "size "}
+        if sizes:
+            follow_sizes(small.get_submodule(name), sizes)
     return _with_cfg(small)
 
 
-def set_number(module: nn.Module, old: int, new: int) -> None:
-    """Set the attributes of a module, of a user's own class, that hold the number ``old``."""
-    for name, value in list(vars(module).items()):
-        if type(value) is int and value == old:
-            setattr(module, name, new)
-        elif isinstance(value, (list, tuple)) and any(type(v) is int and v == old for v in value):
-            setattr(
-                module, name, type(value)(new if type(v) is int and v == old else v for v in value)
-            )
-    if isinstance(module, nn.GroupNorm):
-        module.num_groups = module.num_groups * new // old
+def follow_sizes(module: nn.Module, sizes: Mapping[int, int]) -> None:
+    """Set the attributes of a module, of a user's own class or without parameters, that hold
+    numbers of channels: ``sizes``, the new number for each old one."""
+
+    def new(value: Any) -> Any:
+        return sizes.get(value, value) if type(value) is int else value
+
+    changed: dict[str, Any] = {}
+    if kind := kind_of(module):
+        for old in sizes:
+            changed |= kind.attributes(module, [sizes[old]])
+    else:
+        for name, value in list(vars(module).items()):
+            follows = type(value) in (int, list, tuple, torch.Size) and name != NUMBERS
+            after = value
+            if follows:
+                after = new(value) if type(value) is int else type(value)(map(new, value))
+            if follows and after != value:
+                changed[name] = after
+    _assign(module, changed)
+
+
+def _assign(module: nn.Module, numbers: Mapping[str, Any]) -> None:
+    """Set attributes of a module, and note which they are, for files."""
+    for name, value in numbers.items():
+        setattr(module, name, value)
+    noted = dict.fromkeys([*getattr(module, NUMBERS, ()), *numbers])
+    vars(module)[NUMBERS] = list(noted)
+
+
+def numbers_of(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """The numbers of channels in attributes that slicing has set, by module and attribute. The
+    weights do not tell them."""
+    return {
+        name: {attribute: getattr(module, attribute) for attribute in noted}
+        for name, module in model.named_modules()
+        if (noted := getattr(module, NUMBERS, None))
+    }
+
+
+def set_numbers(model: nn.Module, numbers: Mapping[str, Mapping[str, Any]]) -> None:
+    """Set the `numbers_of` a slim network in the dense one that it comes from. UserError, with the
+    model unchanged, if that has no such numbers, or smaller ones."""
+    modules = dict(model.named_modules())
+    found: dict[str, dict[str, Any]] = {}
+    for name, attributes in numbers.items():
+        for attribute, value in attributes.items():
+            dense: Any = vars(modules[name]).get(attribute) if name in modules else None
+            pairs = [(value, dense)]
+            both = isinstance(dense, (list, tuple)) and isinstance(value, (list, tuple))
+            if both and len(value) == len(dense):
+                pairs = [(a, b) for a, b in zip(value, dense, strict=True) if a != b]
+                value = type(dense)(value)
+            if any(type(a) is not int or type(b) is not int or not 0 < a <= b for a, b in pairs):
+                raise UserError(
+                    f"the file has {attribute} = {value} for {name or 'the network'}, the dense "
+                    f"network {dense}: it is of another network"
+                )
+            found.setdefault(name, {})[attribute] = value
+    for name, attributes in found.items():
+        _assign(modules[name], attributes)
+
+
+def unsaved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers that are not in the state dict, by name."""
+    saved = model.state_dict()
+    return {name: value for name, value in model.named_buffers() if name not in saved}
 
 
 @torch.no_grad()
@@ -142,13 +201,15 @@ def masked(model: nn.Module, kept: Kept) -> nn.Module:
     """A copy of the dense network in which no layer reads the removed channels: its weights for
     them are zero."""
     zeroed = copied(model)
-    state = dict(zeroed.named_parameters(remove_duplicate=False))
-    for name, sides in kept.items():
-        if "in" in sides:
-            for part, dims in cuts(zeroed, {name: {"in": sides["in"]}}).items():
-                for dim, mask in dims.items():
-                    gone = (~mask).nonzero().flatten().to(state[part].device)
-                    state[part].index_fill_(dim, gone, 0)
+    state: dict[str, torch.Tensor] = dict(zeroed.named_parameters(remove_duplicate=False))
+    state |= dict(zeroed.named_buffers(remove_duplicate=False))
+    read = {
+        n: {s: m for s, m in sides.items() if s.split()[0] == "in"} for n, sides in kept.items()
+    }
+    for part, dims in cuts(zeroed, read).items():
+        for dim, mask in dims.items():
+            gone = (~mask).nonzero().flatten().to(state[part].device)
+            state[part].index_fill_(dim, gone, 0)
     return zeroed
 
 

@@ -10,24 +10,38 @@ from slimming.channels import inputs as arguments
 from slimming.channels.groups import Channels, Group, channels, lists_widths
 from slimming.channels.inputs import Inputs
 from slimming.errors import UserError
-from slimming.slicing.proof import TOLERANCE, compared, first_difference
+from slimming.runtime.failures import raise_if_of_the_machine
+from slimming.slicing.proof import is_exact
 from slimming.slicing.slim import Masks, kept_channels, masked, sliced
 
 SHARE = 3  # one unit in three goes, to try a group
 
 
-def prunable(model: nn.Module, inputs: Inputs, ignore: Iterable[str] = ()) -> Channels:
+def prunable(
+    model: nn.Module,
+    inputs: Inputs,
+    ignore: Iterable[str] = (),
+    only: Iterable[str] | None = None,
+) -> Channels:
     """The coupled channels of ``model`` (see `channels`), without the groups that cannot be sliced
     exactly: because a number in the code of a module does not follow, or an operation does
     something else with fewer channels than its rule says."""
-    found = channels(model, inputs, ignore)
-    one = arguments.first(inputs, 1)
-    sound = exact(model, found.groups, one)
+    found = channels(model, inputs, ignore, only)
+    if lists_widths(model):  # the paper's: nothing in their code holds a width
+        return found
+    sound = exact(model, found.groups, _least(model, inputs))
     if len(sound) == len(found.groups):
         return found
     wrong = [g for g in found.groups if g not in sound]
     reason = "the code of the network holds the number of channels"
     return replace(found, groups=sound, pinned={**found.pinned, reason: [g.name for g in wrong]})
+
+
+def _least(model: nn.Module, inputs: Inputs) -> Inputs:
+    """The least of ``inputs`` that the network takes: one small sample, one, or all."""
+    one = arguments.first(inputs, 1)
+    small = arguments.smaller(one)
+    return next((x for x in (small, one) if x is not None and holds(model, [], {}, x)), inputs)
 
 
 def exact(
@@ -38,7 +52,7 @@ def exact(
     keep = keep or {group.name: _some(group) for group in groups}
 
     def grown(accepted: list[Group], more: list[Group]) -> list[Group]:
-        if not more or is_exact(model, [*accepted, *more], keep, inputs):
+        if not more or holds(model, [*accepted, *more], keep, inputs):
             return [*accepted, *more]
         if len(more) == 1:
             return accepted
@@ -49,35 +63,40 @@ def exact(
     return [group for group in groups if any(group is other for other in accepted)]
 
 
-def is_exact(model: nn.Module, groups: list[Group], keep: Masks, inputs: Inputs) -> bool:
+def holds(model: nn.Module, groups: list[Group], keep: Masks, inputs: Inputs) -> bool:
     """Whether the network that keeps these units of the groups equals the masked one."""
     kept = kept_channels(groups, {group.name: keep[group.name] for group in groups})
     try:
-        slim, reference = sliced(model, kept), masked(model, kept)
-        found = compared(slim, reference, inputs)
-    except Exception:  # the user's forward may raise anything at other widths
+        return is_exact(sliced(model, kept), masked(model, kept), kept, inputs)
+    except Exception as error:  # the user's forward may raise anything at other widths
+        raise_if_of_the_machine(error)
         return False
-    return found <= TOLERANCE and first_difference(slim, reference, kept, inputs) is None
 
 
 def _some(group: Group) -> torch.Tensor:
-    """Two of three units, and at least one of each layer that writes the group."""
-    generator = torch.Generator().manual_seed(group.size)
+    """Two of three units, and at least one of each layer that writes the group. The first ones go,
+    but the second stays: of parts whose sizes the code computes one loses more than its share."""
     keep = group.alive.clone()
-    keep[torch.randperm(group.size, generator=generator)[: max(1, group.size // SHARE)]] = False
+    keep[[0, *range(2, group.size // SHARE + 1)]] = False
     for member in group.members:
         if not keep[member.units].any():
             keep[member.units[0]] = True
     return keep
 
 
-def groups(model: nn.Module, inputs: Inputs, ignore: Iterable[str] = ()) -> list[Group]:
+def groups(
+    model: nn.Module,
+    inputs: Inputs,
+    ignore: Iterable[str] = (),
+    only: Iterable[str] | None = None,
+) -> list[Group]:
     """The channels of ``model`` that can be removed, as `Group`s in the order of its modules.
     UserError if there are none."""
-    ignore = list(ignore)
-    found = (
-        channels(model, inputs, ignore) if lists_widths(model) else prunable(model, inputs, ignore)
-    )
+    return some(prunable(model, inputs, ignore, only))
+
+
+def some(found: Channels) -> list[Group]:
+    """The groups that were found. UserError, with what pins the channels, if there are none."""
     if not found.groups:
         raise UserError(f"no layer of the network can be pruned: {_reasons(found)}")
     return found.groups
@@ -93,7 +112,7 @@ def _reasons(found: Channels) -> str:
     return "; ".join(told[:3]) or "it has no layers with channels, or all are ignored"
 
 
-def declared(model: nn.Module) -> list[Group]:
+def declared(model: nn.Module, ignore: Iterable[str] = ()) -> list[Group]:
     """The groups of one of the paper's networks, which all read 3x32x32 images."""
     assert lists_widths(model), "not one of the paper's networks: pass inputs to `groups`"
-    return channels(model, torch.zeros(1, 3, 32, 32)).groups
+    return channels(model, torch.zeros(1, 3, 32, 32), ignore).groups

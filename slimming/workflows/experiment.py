@@ -79,6 +79,9 @@ def same_settings(
     ours, defaults = (
         json.loads(json.dumps(config_of(s))) for s in (settings, ExperimentSettings())
     )
+    pruning = settings.pruning
+    if (pruning.global_pruning or pruning.allocation) and not pruning.masks:
+        defaults["least"] = 0.0  # before there was --least, a layer could keep one channel
     recorded = {**defaults, **recorded}  # an older version knew fewer settings
     compared = ours.keys() - PASSING if names is None else names
     return all(recorded.get(n) == ours[n] for n in compared)

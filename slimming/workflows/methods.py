@@ -127,14 +127,18 @@ def _scores(task: Task) -> importance.Scores:
 
 
 def whole_kernels(task: Task) -> Pruned:
-    """Zero kernels; remove the channels that no filter reads any more."""
+    """Zero kernels, first those of the channels that would keep the fewest; remove these channels,
+    and those that no filter reads any more."""
     model, image = copy.deepcopy(task.model), task.images[:1]
-    masks = kernels.kernel_masks(model, task.ratio, task.local)
+    removable = groups(model, image, task.ignore)
+    alone = kernels.kernel_masks(model, task.ratio, task.local)
+    weak = kernels.weak_channels(model, removable, alone, task.ratio)
+    first = kernels.kernels_of(model, removable, weak)
+    masks = kernels.kernel_masks(model, task.ratio, task.local, first)
     inner = {m.layer for group in groups(model, image) for m in group.members}
     masks = {name: mask for name, mask in masks.items() if name in inner}
     kernels.zero_weights(model, _without(masks, task.ignore))
-    removable = groups(model, image, task.ignore)
-    choice = kernels.unread_channels(model, removable)
+    choice = kernels.unread_channels(model, removable, weak)
     slimmed = slicing.apply(model, removable, choice, task.images)
     return Pruned(slimmed.model, slimmed.choice, slimmed.difference, slimmed.kept)
 
