@@ -68,7 +68,9 @@ def smaller(inputs: Inputs) -> Inputs | None:
     def shrunk(t: torch.Tensor) -> torch.Tensor:
         if t.dim() not in LONGEST or not t.is_floating_point():
             return t
-        sizes = (min(s, max(STEP, round(s * scale / STEP) * STEP)) for s in t.shape[2:])
-        return t[(slice(None), slice(None), *(slice(size) for size in sizes))]
+        for dim in range(2, t.dim()):
+            size = max(STEP, round(t.shape[dim] * scale / STEP) * STEP)
+            t = t.narrow(dim, 0, min(size, t.shape[dim]))
+        return t
 
     return mapped(inputs, shrunk)
