@@ -41,7 +41,7 @@ from slimming.cli import entry
 from slimming.errors import UserError
 from slimming.slicing import proof
 from slimming.slicing.slim import Kept, Masks, cuts, kept_channels, masked, sliced
-from slimming.slicing.trial import prunable
+from slimming.slicing.trial import least, prunable
 
 OURS = "slimming"
 TOOLS = (OURS, *PEERS)
@@ -162,7 +162,7 @@ def measured(name: str, tool: str) -> dict[str, Any]:
             with limited(row):
                 by_peer(tool, model, inputs, row) if tool in PEERS else by_us(model, inputs, row)
             if "slim" in row:
-                check(row, inputs, *row.pop("slim"))
+                check(row, least(model, inputs), *row.pop("slim"))
         except OverTime:
             row["verdict"] = "over time"
         except UserError as error:

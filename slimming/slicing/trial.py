@@ -22,7 +22,7 @@ def prunable(model: nn.Module, inputs: Inputs, ignore: Iterable[str] = ()) -> Ch
     exactly: because a number in the code of a module does not follow, or an operation does
     something else with fewer channels than its rule says."""
     found = channels(model, inputs, ignore)
-    sound = exact(model, found.groups, _least(model, inputs))
+    sound = exact(model, found.groups, least(model, inputs))
     if len(sound) == len(found.groups):
         return found
     wrong = [g for g in found.groups if g not in sound]
@@ -30,7 +30,7 @@ def prunable(model: nn.Module, inputs: Inputs, ignore: Iterable[str] = ()) -> Ch
     return replace(found, groups=sound, pinned={**found.pinned, reason: [g.name for g in wrong]})
 
 
-def _least(model: nn.Module, inputs: Inputs) -> Inputs:
+def least(model: nn.Module, inputs: Inputs) -> Inputs:
     """The least of ``inputs`` that the network takes: one small sample, one, or all."""
     one = arguments.first(inputs, 1)
     small = arguments.smaller(one)
