@@ -273,7 +273,7 @@ AUDIO: dict[str, Builder] = {
         of_torchaudio, "DeepSpeech", {"n_feature": 80, "n_hidden": 512}, (1, 1, 100, 80)
     ),
     "audio/wavernn": functools.partial(
-        of_torchaudio, "WaveRNN", WAVERNN, (1, 1, 1200), (1, 1, 10, 128)
+        of_torchaudio, "WaveRNN", WAVERNN, (1, 1, 1200), (1, 1, 128, 10)
     ),
     "audio/hdemucs_low": functools.partial(
         of_torchaudio, "hdemucs_low", {"sources": ["drums", "voice"]}, (1, 2, 32768)
