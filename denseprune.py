@@ -9,7 +9,7 @@ selection after each BN keeps only the channels that the next convolution still 
 from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
 from slimming.pruning import allocation, slicing
-from slimming.pruning.proof import prove_equal
+from slimming.pruning.slicing.proof import prove_equal
 from slimming.settings import build
 from slimming.workflows import before_after
 from slimming.workflows.settings import PruningRun

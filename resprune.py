@@ -16,7 +16,7 @@ from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
 from slimming.errors import UserError
 from slimming.pruning import allocation, slicing
-from slimming.pruning.proof import prove_equal
+from slimming.pruning.slicing.proof import prove_equal
 from slimming.reports import preact
 from slimming.settings import build, part, setting
 from slimming.storage import architecture, checkpoint, files

@@ -9,7 +9,7 @@ filter in the convolution after it.
 from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
 from slimming.pruning import allocation, slicing
-from slimming.pruning.proof import prove_equal
+from slimming.pruning.slicing.proof import prove_equal
 from slimming.settings import build
 from slimming.workflows import before_after
 from slimming.workflows.settings import PruningRun

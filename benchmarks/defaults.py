@@ -28,18 +28,18 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import measure
 from models import NETWORKS
+from slimming.channels.groups import Group
+from slimming.channels.scaling import batch_norms
 from slimming.cli import entry
 from slimming.data import loading
 from slimming.data.settings import DataSettings
 from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.pruning import importance, ranking, slicing
-from slimming.pruning.coupling import Group
 from slimming.pruning.evidence import Evidence, layers
-from slimming.pruning.groups import groups
 from slimming.pruning.importance import Scores
 from slimming.pruning.liveness import FAINT, liveness
-from slimming.pruning.scaling import batch_norms
+from slimming.pruning.slicing.trial import groups
 
 RATIOS = (0.5, 0.7)
 LEAST = 0.1
@@ -196,7 +196,7 @@ def pruned(
     name, scope, least = way
     scores = MEASURES[name](evidence)
     choice = ranking.choose(coupled, scores, ratio, local=scope == "layer", least=least)
-    return slicing.sliced(model, slicing.kept_channels(model, coupled, choice.keep))
+    return slicing.sliced(model, slicing.kept_channels(coupled, choice.keep))
 
 
 @torch.no_grad()

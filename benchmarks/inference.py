@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import measure, plain
 from benchmarks.plain import Passes
 from models import NETWORKS
+from slimming.channels.scaling import batch_norms
 from slimming.cli import entry
 from slimming.errors import UserError
 from slimming.measuring import profiling
@@ -38,8 +39,7 @@ from slimming.measuring.export.graph import Feed, traced
 from slimming.measuring.forms import FORMS
 from slimming.pruning import slicing
 from slimming.pruning.choice import Choice
-from slimming.pruning.groups import declared
-from slimming.pruning.scaling import batch_norms
+from slimming.pruning.slicing.trial import declared
 from slimming.pruning.threshold import choose_channels
 from slimming.runtime import optional
 from slimming.runtime.device import LAYOUT, choose_device, compiled
@@ -173,7 +173,7 @@ def pruned(dense: nn.Module, ratio: float) -> nn.Module:
 
 def slim_of(dense: nn.Module, choice: Choice) -> nn.Module:
     """The network that keeps the chosen channels."""
-    return slicing.sliced(dense, slicing.kept_channels(dense, declared(dense), choice.keep))
+    return slicing.sliced(dense, slicing.kept_channels(declared(dense), choice.keep))
 
 
 def flops(dense: nn.Module, slim: nn.Module) -> float:

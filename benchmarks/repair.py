@@ -27,10 +27,10 @@ from slimming.data.stream import Stream
 from slimming.measuring import profiling
 from slimming.pruning import one_pass, ranking, repair, slicing
 from slimming.pruning.choice import Choice
-from slimming.pruning.groups import groups
 from slimming.pruning.importance import MEASURES, Evidence
 from slimming.pruning.least_squares import Gram, solve
 from slimming.pruning.one_pass import OnePass
+from slimming.pruning.slicing.trial import groups
 from slimming.pruning.threshold import choose_channels
 from slimming.runtime.device import choose_device
 from slimming.settings import fraction, plain_name
@@ -122,7 +122,7 @@ class Trial:
 
     def rows(self, name: str, measured: str, ratio: float, ways: Sequence[str]) -> Iterator[dict]:
         choice = self.choose(measured, ratio)
-        kept = slicing.kept_channels(self.model, self.coupled, choice.keep)
+        kept = slicing.kept_channels(self.coupled, choice.keep)
         slim = slicing.sliced(self.model, kept)
         flops = f"{profiling.count_flops(slim) / 1e6:.1f}"
         parameters = f"{profiling.count_parameters(slim):,}"

@@ -23,7 +23,7 @@ from benchmarks.inference import CASES, random_network, slim_of
 from slimming.cli import entry
 from slimming.measuring import profiling
 from slimming.measuring.deploy import deploy
-from slimming.pruning.groups import declared
+from slimming.pruning.slicing.trial import declared
 from slimming.pruning.threshold import choose_channels
 from slimming.runtime.device import LAYOUT, choose_device
 from slimming.workflows import rounding

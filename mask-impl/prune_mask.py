@@ -15,11 +15,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `models` of the main suite
 
+from slimming.channels.scaling import zero_channels
 from slimming.cli import entry, flags
 from slimming.cli.parser import Parser
 from slimming.pruning import allocation, slicing
-from slimming.pruning.proof import prove_equal
-from slimming.pruning.scaling import zero_channels
+from slimming.pruning.slicing.proof import prove_equal
 from slimming.settings import build
 from slimming.workflows import before_after
 from slimming.workflows.settings import PruningRun

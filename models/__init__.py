@@ -5,15 +5,15 @@ from collections.abc import Callable
 
 from torch import nn
 
+from slimming.channels.widths import resize, widths
+
 from . import zoo
 from .channel_selection import ChannelSelection, channel_selection
 from .cifar_resnet import cifar_resnet
 from .densenet import densenet
 from .mobilenet import mobilenet
 from .preresnet import resnet
-from .resize import resize, widths
 from .vgg import vgg
-from .wiring import Wire
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "vgg": vgg,
@@ -30,7 +30,6 @@ __all__ = [
     "NETWORKS",
     "PAPER_DEPTH",
     "ChannelSelection",
-    "Wire",
     "channel_selection",
     "cifar_resnet",
     "constructor",

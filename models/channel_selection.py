@@ -1,8 +1,6 @@
 """The layer that lets a pruned network keep feature maps that a later sum or concatenation needs,
 and still read only their kept channels."""
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -21,44 +19,18 @@ def gather_channels(x: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     return own.view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
-class Mask(nn.Parameter):
-    """A parameter without a gradient whose version counter increases with every write.
-
-    PyTorch counts in-place writes to a tensor and its views, but not those through ``data``. Here
-    ``data`` is a view, whose writes are counted.
-    """
-
-    @property
-    def data(self) -> torch.Tensor:
-        return torch.Tensor.detach(self)
-
-    @data.setter
-    def data(self, value: torch.Tensor) -> None:
-        counts = not self.is_inference()
-        torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]  # a descriptor
-        if counts:
-            torch.autograd.graph.increment_version(self)
-
-    def detach(self) -> "Mask":  # of this class, as ``nn.Parameter(mask)`` requires
-        return torch.Tensor.detach(self).as_subclass(Mask)
-
-
-REAL = (Mask, nn.Parameter, torch.Tensor)  # not the proxies of tensors in tracing
-
-
 class channel_selection(nn.Module):
     """Select the channels of a (N, C, H, W) batch whose ``indexes`` entry is not zero.
 
     Used directly after a BatchNorm2d. ``indexes`` (C floats, 0 or 1) is a Parameter without a
-    gradient, so that it is in the state dict and moves with the module. Writes to it, by any means
-    of PyTorch or with `keep`, take effect in the next forward. If every entry is 1 the forward is
+    gradient, so that it is in the state dict and moves with the module. Writes to it
+    take effect in the next forward. If every entry is 1 the forward is
     the identity; otherwise it gathers with an index tensor that stays on the device.
 
     A forward detects writes without synchronising with the device: on the CPU it compares the
-    values, elsewhere the version counter (see `Mask`), which misses writes that bypass PyTorch
-    (DLPack) or go through ``.data.data``. ``train()``, ``eval()``, ``load_state_dict()`` and `keep`
-    compare the values on every device. torch.compile and torch.export capture the mask as a
-    constant.
+    values, elsewhere the version counter of the tensor, which misses writes through ``.data``:
+    `keep`, ``train()`` and ``eval()`` compare the values on every device. torch.compile and
+    torch.export capture the mask as a constant.
 
     >>> select = channel_selection(3)
     >>> select.indexes.data[1] = 0
@@ -91,23 +63,14 @@ class channel_selection(nn.Module):
         self._refresh()
         return super().train(mode)
 
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        super().register_parameter(name, param)
-        if type(param) is nn.Parameter:
-            param.__class__ = Mask
-
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_read": None}  # the version counter of a copy starts again
-
-    def __setstate__(self, state: dict) -> None:
-        super().__setstate__(state)
-        self.register_parameter("indexes", self.indexes)  # unpickled as a plain Parameter
 
     def _refresh(self) -> None:
         """Bring ``kept`` up to date, if ``indexes`` has been written."""
         # not self.indexes, which torch.fx would trace; replicas of DataParallel have no parameters
         indexes = self._parameters.get("indexes", vars(self).get("indexes"))
-        if indexes is None or indexes.is_meta or type(indexes) not in REAL:
+        if indexes is None or indexes.is_meta or type(indexes) not in (nn.Parameter, torch.Tensor):
             return  # it has no values
         if self._read and _is_unchanged(indexes, *self._read):
             return
@@ -120,15 +83,6 @@ class channel_selection(nn.Module):
                 self.kept = None
             elif old is None or old.device != indexes.device or not torch.equal(old.cpu(), kept):
                 self.kept = kept.to(indexes.device)
-
-    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if not keep_vars:
-            destination[f"{prefix}indexes"] = self.indexes.data  # a plain tensor
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._refresh()
 
 
 def _is_unchanged(

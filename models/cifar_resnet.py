@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
-from .resize import resize
-from .wiring import count_classes
+from slimming.channels.widths import resize
+
+from .basics import count_classes
 
 PLANES = (16, 32, 64)
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .basics import check_cfg, count_classes, initialize
 from .channel_selection import channel_selection
-from .wiring import Wire, check_cfg, count_classes, initialize
 
 STAGES = 3
 DEFAULTS = {"dropRate": 0, "growthRate": 12, "compressionRate": 1}
@@ -73,6 +73,7 @@ class densenet(nn.Module):
     """
 
     BasicBlock, Transition = BasicBlock, Transition  # reachable from `models.densenet`
+    cfg_per_norm = True  # cfg lists the kept channels of each BN
     dense1: nn.Sequential
     dense2: nn.Sequential
     dense3: nn.Sequential
@@ -148,12 +149,6 @@ class densenet(nn.Module):
         x = self.trans1(self.dense1(self.conv1(x)))
         x = self.dense3(self.trans2(self.dense2(x)))
         return self.fc(self.relu(self.select(self.bn(x))).mean((2, 3)))
-
-    def wiring(self) -> list[Wire]:
-        """Each convolution except the first reads the BN before it; all its outputs are kept."""
-        readers = [n for n, m in self.named_modules() if isinstance(m, BasicBlock | Transition)]
-        wires = [Wire(f"{name}.conv1", f"{name}.bn1", None) for name in readers]
-        return [*wires, Wire("fc", "bn", None)]
 
 
 def _full_cfg(blocks: int, growth: int, compression: float) -> list[int]:

@@ -3,9 +3,10 @@
 import torch
 from torch import nn
 
+from slimming.channels.widths import resize
+
+from .basics import count_classes
 from .cifar_resnet import initialize
-from .resize import resize
-from .wiring import count_classes
 
 STEM = 32
 BLOCKS = [  # output channels, stride: table 1 of the paper

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .basics import check_cfg, count_classes, initialize
 from .channel_selection import channel_selection
-from .wiring import Wire, check_cfg, count_classes, initialize
 
 PLANES = (16, 32, 64)
 
@@ -49,13 +49,6 @@ class Bottleneck(nn.Module):
         out += x if self.downsample is None else self.downsample(x)  # in place, to save memory
         return out
 
-    def wiring(self, name: str) -> list[Wire]:
-        return [
-            Wire(f"{name}.conv1", f"{name}.bn1", f"{name}.bn2"),
-            Wire(f"{name}.conv2", f"{name}.bn2", f"{name}.bn3"),
-            Wire(f"{name}.conv3", f"{name}.bn3", None),
-        ]
-
 
 Block = Bottleneck  # its name in `resnet`, whose attribute `Bottleneck` hides the class
 
@@ -72,6 +65,7 @@ class resnet(nn.Module):
     """
 
     Bottleneck = Bottleneck  # reachable from `models.resnet`
+    cfg_per_norm = True  # cfg lists the kept channels of each BN
     layer1: nn.Sequential
     layer2: nn.Sequential
     layer3: nn.Sequential
@@ -122,12 +116,6 @@ class resnet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
         return self.fc(self.relu(self.select(self.bn(x))).mean((2, 3)))
-
-    def wiring(self) -> list[Wire]:
-        """The wires of every block, and the classifier, which reads the last BN."""
-        blocks = [(n, m) for n, m in self.named_modules() if isinstance(m, Bottleneck)]
-        wires = [wire for name, block in blocks for wire in block.wiring(name)]
-        return [*wires, Wire("fc", "bn", None)]
 
 
 def _full_cfg(blocks: int) -> list[int]:

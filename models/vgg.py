@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .wiring import Wire, check_cfg, count_classes, initialize
+from .basics import check_cfg, count_classes, initialize
 
 defaultcfg = {
     11: [64, "M", 128, "M", *[256] * 2, "M", *[512] * 2, "M", *[512] * 2],
@@ -26,6 +26,7 @@ class vgg(nn.Module):
     """
 
     defaultcfg = defaultcfg  # `models.vgg` is this class
+    cfg_per_norm = True  # cfg lists the kept channels of each BN
 
     def __init__(
         self,
@@ -69,14 +70,6 @@ class vgg(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.feature(x).mean((2, 3)))  # 2x2 average pooling at 32x32
-
-    def wiring(self) -> list[Wire]:
-        """Each convolution reads the BN before it and writes the BN after it."""
-        bns = [n for n, m in self.named_modules() if isinstance(m, nn.BatchNorm2d)]
-        convs = [n for n, m in self.named_modules() if isinstance(m, nn.Conv2d)]
-        reads = [None, *bns]
-        wires = [Wire(*names) for names in zip(convs, reads[:-1], bns, strict=True)]
-        return [*wires, Wire("classifier", bns[-1], None)]
 
 
 def _depth_of(cfg: list, depth: int) -> int:

@@ -8,8 +8,9 @@ from zipfile import BadZipFile
 import torch
 from torch import nn
 
-from .resize import resize
-from .wiring import count_classes
+from slimming.channels.widths import resize
+
+from .basics import count_classes
 
 SMALL = 64  # pixels; up to this size, a stem that downsamples by 4 leaves too few pixels
 OPTIONS = {"aux_logits": False, "transform_input": True, "init_weights": True}

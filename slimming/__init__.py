@@ -1,6 +1,7 @@
 """Prune convolutional networks exactly (Network Slimming, Liu et al., ICCV 2017).
 
 penalty = slimming.L1Penalty(model, s=1e-4)  # in your training loop
+print(slimming.inspect(model, images))  # what can go
 slim = slimming.prune(model, images, ratio=0.5)
 slim = slimming.repair(slim, model, training_images)
 slimming.save(slim, "slim.pth")
@@ -8,6 +9,30 @@ model = slimming.load("slim.pth", build=lambda: resnet18(num_classes=10))
 fast = slimming.deploy(model)
 """
 
-from slimming.api import L1Penalty, Slim, deploy, load, prune, repair, save, updateBN
+from slimming.api import (
+    Inspection,
+    L1Penalty,
+    Slim,
+    deploy,
+    inspect,
+    load,
+    load_into,
+    prune,
+    repair,
+    save,
+    updateBN,
+)
 
-__all__ = ["L1Penalty", "Slim", "deploy", "load", "prune", "repair", "save", "updateBN"]
+__all__ = [
+    "Inspection",
+    "L1Penalty",
+    "Slim",
+    "deploy",
+    "inspect",
+    "load",
+    "load_into",
+    "prune",
+    "repair",
+    "save",
+    "updateBN",
+]

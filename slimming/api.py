@@ -1,40 +1,71 @@
-"""The public API: sparsity training; slim a network, repair it, save it, load it, deploy it."""
+"""The public API: sparsity training; inspect a network, slim it, repair it, save it, load it,
+deploy it."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from slimming.channels import inputs as arguments
+from slimming.channels.groups import Group, copied, count_filters
+from slimming.channels.inputs import Inputs
+from slimming.channels.kinds import kind_of
+from slimming.channels.widths import fit_to, width
 from slimming.errors import UserError
-from slimming.measuring import figures
+from slimming.measuring import profiling
 from slimming.measuring.deploy import deploy
 from slimming.measuring.figures import Figures
-from slimming.pruning import importance, slicing
+from slimming.pruning import budget, importance, ranking, slicing
 from slimming.pruning import repair as repairing
-from slimming.pruning.choice import LEAST
+from slimming.pruning.choice import LEAST, Choice
+from slimming.pruning.importance import Evidence, Scores
 from slimming.pruning.liveness import liveness, liveness_warning
-from slimming.storage import checkpoint
+from slimming.reports.inspection import Inspection, inspection
+from slimming.storage import checkpoint, slim_file
 from slimming.training.penalties import L1Penalty, updateBN
 
-__all__ = ["L1Penalty", "Slim", "deploy", "load", "prune", "repair", "save", "updateBN"]
+__all__ = [
+    "Inspection",
+    "L1Penalty",
+    "Slim",
+    "deploy",
+    "inspect",
+    "load",
+    "load_into",
+    "prune",
+    "repair",
+    "save",
+    "updateBN",
+]
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 PROBES = 64  # images that tell whether a repaired network is alive
 SCOPES = ("global", "layer")
+RATIO = 0.5  # of the filters, by default
+HALVES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class Slim:
-    """A slim network: ``model``, in eval mode on the CPU; ``cfg``, the widths of its layers (a list
-    for the paper's networks); ``figures``, its cost (parameters, FLOPs per image, bytes);
-    ``difference``, the proof: the largest difference between its logits and those of the masked
-    dense network, in which no layer reads the removed channels, relative to the largest logit;
-    ``kept``, which channels of each layer of the dense network are left; ``notes``, what `repair`
-    left as it was or discarded, and why; ``liveness``, how much its outputs vary from image to
-    image, as a fraction of how much those of the dense network do: near 0 the proof holds, but the
-    network is constant (None for fewer than 2 images, or if the outputs of the dense network are
-    constant)."""
+    """A slim network.
+
+    ``model``: of the class, the dtype, the device and the mode of the dense network, with its hooks
+    ``cfg``: the widths of its layers (a list for the paper's networks)
+    ``figures``: its cost (parameters, FLOPs of one sample, bytes)
+    ``difference``: the proof: the largest difference of its outputs from those of the masked dense
+        network, in which no layer reads the removed channels, relative to the largest of each
+    ``kept``: by the name of a layer of the dense network and a side, one bool for each channel:
+        'out' are those that it writes, 'in' those that it reads; 'dim D' are the positions of a
+        parameter outside of layers. What is not there is whole
+    ``notes``: what `repair` left as it was or discarded, and why
+    ``liveness``: how much its outputs vary from sample to sample, as a fraction of how much those
+        of the dense network do: near 0 the proof holds, but the network is constant (None for fewer
+        than 2 samples, or if the outputs of the dense network are constant)
+    """
 
     model: nn.Module
     cfg: dict | list
@@ -45,59 +76,194 @@ class Slim:
     liveness: float | None = None
 
 
+def inspect(model: nn.Module, inputs: Inputs) -> Inspection:
+    """What can be pruned of a network, before anything is: its groups of coupled channels and what
+    goes with them, and what stays, with the reason: print it, or see its fields.
+
+    ``inputs`` are as in `prune`. UserError if the network fails on them.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+    >>> print(inspect(net, torch.rand(1, 3, 8, 8)))
+    group  channels  parameters  FLOPs  written by; read by
+    0             8       87.2%  87.5%  0; 3
+    <BLANKLINE>
+    Sequential: 8 channels that can go, in 1 group
+    with one left in each layer, 87.2% of 3,114 parameters and 87.5% of 21,312 FLOPs go
+    stays: 3 (the outputs)
+    """
+    inputs = checked(model, inputs)
+    found = slicing.prunable(model, inputs)
+    return inspection(model, found, slicing.sample(model, inputs))
+
+
 def prune(
     model: nn.Module,
-    images: torch.Tensor,
-    ratio: float = 0.5,
+    inputs: Inputs,
+    ratio: float | None = None,
     *,
-    measure: str = "lamp",
+    measure: str | Callable[[Evidence], Scores] | Mapping[str, torch.Tensor] = "lamp",
     scope: str = "global",
+    loss: Callable[[Any], torch.Tensor] | None = None,
     labels: torch.Tensor | None = None,
     least: float = LEAST,
     round_to: int = 1,
     ignore: str | Iterable[str] = (),
+    only: str | Iterable[str] | None = None,
+    flops: float | None = None,
+    params: float | None = None,
 ) -> Slim:
-    """Remove the fraction ``ratio`` (0 <= ratio < 1) of the filters of any CNN, and prove the
-    result.
+    """Remove the fraction ``ratio`` (0 <= ratio < 1, by default 0.5) of the filters of any CNN, or
+    as few as keep a budget, and prove the result.
 
-    ``images`` (N, 3, H, W) are normalised inputs; the result is proved on them, and a warning is
-    given if its outputs hardly depend on them. ``measure`` is one of
-    `slimming.pruning.importance.MEASURES`; those with gradients also need ``labels`` (N,). In one
-    ranking over the network, scores must be comparable between layers: those of lamp are, sums
-    such as l1 are not, and empty layers (benchmarks/defaults.py).
-    ``scope`` ranks filters over the whole network ("global") or prunes the same fraction of each
-    layer ("layer"). Each layer keeps at least the fraction ``least`` (0 to 1) of its channels, or
-    1 - ``ratio`` if that is less, and a multiple of ``round_to``; the layers or modules named in
-    ``ignore`` are not pruned. ``model`` is not changed. UserError if the network cannot be slimmed
-    exactly, or an argument is invalid.
+    ``inputs`` are what the network takes: a tensor such as images (N, 3, H, W), a tuple of
+    arguments, or a dict of keyword arguments; its outputs may be any tree of tensors. The result is
+    proved on them, and a warning is given if its outputs hardly depend on them.
+
+    ``measure`` is one of `slimming.pruning.importance.MEASURES`, a function of `Evidence` that
+    returns scores, or these: name of a layer -> (channels,), the higher the more important. Those
+    with gradients need ``loss``, a function of the outputs that returns the mean over the samples,
+    or ``labels`` (N,) for the cross entropy. In one ranking over the network, scores must be
+    comparable between layers: those of lamp are, sums such as l1 are not, and empty layers
+    (benchmarks/defaults.py). ``scope`` ranks filters over the whole network ("global") or prunes
+    the same fraction of each layer ("layer"). Each layer keeps at least the fraction ``least``
+    (0 to 1) of its channels, or 1 - ``ratio`` if that is less, and a multiple of ``round_to``.
+    ``ignore`` are layers, or modules, that are not pruned; ``only``: no others are.
+    ``flops`` and ``params`` are upper limits instead of a ratio: up to 1 a fraction of those of
+    ``model``, else a number, of FLOPs for one sample and of parameters.
+
+    ``model`` is not changed. UserError if nothing can be pruned, or an argument is invalid.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
     >>> slim = prune(net, torch.rand(2, 3, 8, 8), ratio=0.5)
     >>> slim.model[0].out_channels, slim.cfg["0"], slim.figures.parameters
     (4, [3, 4], 1562)
     """
-    judge = importance.MEASURES.get(measure)
-    if judge is None or measure == "biased_loss_tracked":  # which needs a training run
-        names = ", ".join(name for name in importance.MEASURES if name != "biased_loss_tracked")
-        raise UserError(f"unknown measure {measure!r}: use {names}")
     if scope not in SCOPES:
         raise UserError(f"scope must be 'global' or 'layer', not {scope!r}")
-    temperature = importance.TEMPERATURES.get(measure, 1.0)
-    slimmed = slicing.prune(
-        model,
-        judge(importance.Evidence(model, [(images, labels)], temperature)),
-        ratio,
-        images,
-        local=scope == "layer",
-        round_to=round_to,
-        least=least,
-        ignore=(ignore,) if isinstance(ignore, str) else tuple(ignore),
-    )
-    (cost,) = figures.measure([slimmed.model], images[:1].cpu())
-    alive = liveness(slimmed.model, model, images)
+    if loss and labels is not None:
+        raise UserError("`loss` and `labels` contradict each other: use one of them")
+    limits = {name: v for name, v in {"flops": flops, "params": params}.items() if v is not None}
+    if limits and ratio is not None:
+        raise UserError(f"`ratio` and `{next(iter(limits))}` contradict each other: use one")
+    for name, limit in limits.items():
+        if not limit > 0:
+            raise UserError(f"{name} must be positive, not {limit}")
+    inputs = checked(model, inputs)
+    found = slicing.prunable(model, inputs, _names(ignore), None if only is None else _names(only))
+    coupled, one = slicing.some(found), slicing.sample(model, inputs)
+    scores = _scores(model, inputs, measure, loss, labels)
+
+    def choose(coupled: list[Group], ratio: float) -> Choice:
+        local = scope == "layer"
+        return ranking.choose(coupled, scores, ratio, local=local, round_to=round_to, least=least)
+
+    def within(coupled: list[Group]) -> Choice:
+        wanted = RATIO if ratio is None else ratio
+        if limits:
+            wanted = _fitting(model, coupled, choose, limits, one)
+        return choose(coupled, wanted)
+
+    slimmed = slicing.chosen(model, coupled, within, inputs)
+    if found.unseen:
+        names = ", ".join(found.unseen[:5]) + (", ..." if len(found.unseen) > 5 else "")
+        warnings.warn(
+            f"layers that these inputs do not reach were left as they are: {names}; if they read "
+            "what other layers lost, they fail: pass inputs that reach them",
+            stacklevel=2,
+        )
+    alive = liveness(slimmed.model, model, inputs)
     if dead := liveness_warning(alive, slimmed.kept):
         warnings.warn(dead, stacklevel=2)
+    cost = Figures(
+        **profiling.count_with(slimmed.model, one)._asdict(),
+        bytes=profiling.count_bytes(slimmed.model),
+    )
     return Slim(slimmed.model, slimmed.cfg, cost, slimmed.difference, slimmed.kept, liveness=alive)
+
+
+def checked(model: nn.Module, inputs: Inputs) -> Inputs:
+    """``inputs`` on the device of the network. UserError if it cannot be followed."""
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise UserError(
+            f"a {type(model).__name__} cannot be pruned: pass the nn.Module that it was made from"
+        )
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer) or tensor.is_meta:
+            raise UserError(f"{name} has no values yet: run the network once, or load its weights")
+    if not arguments.count(inputs):
+        raise UserError("inputs must have at least one sample")
+    device = slicing.where(model)[0]
+    return arguments.mapped(inputs, lambda tensor: tensor.to(device))
+
+
+def _names(words: str | Iterable[str]) -> list[str]:
+    return [words] if isinstance(words, str) else list(words)
+
+
+def _scores(
+    model: nn.Module,
+    inputs: Inputs,
+    measure: str | Callable[[Evidence], Scores] | Mapping[str, torch.Tensor],
+    loss: Callable[[Any], torch.Tensor] | None,
+    labels: torch.Tensor | None,
+) -> Scores:
+    """The importance of the channels. UserError for what are no scores of this network."""
+    if any(tensor.dtype in HALVES for tensor in model.parameters()):
+        model = copied(model).float()  # gradients in fp16 are zero or infinite
+    device, dtype = slicing.where(model)
+    own = arguments.like(inputs, device, dtype)
+    labels = None if labels is None else labels.to(device)
+    if isinstance(measure, str):
+        judge = importance.MEASURES.get(measure)
+        if judge is None or measure == "biased_loss_tracked":  # which needs a training run
+            names = ", ".join(name for name in importance.MEASURES if name != "biased_loss_tracked")
+            raise UserError(f"unknown measure {measure!r}: use {names}")
+        temperature = importance.TEMPERATURES.get(measure, 1.0)
+        return judge(Evidence(model, [(own, labels)], temperature, loss=loss))
+    scores = measure(Evidence(model, [(own, labels)], loss=loss)) if callable(measure) else measure
+    if not isinstance(scores, Mapping):
+        raise UserError(
+            "`measure` must be a name, scores {name of a layer: (channels,)}, or a function that "
+            f"returns these, not a {type(scores).__name__}"
+        )
+    layers = dict(model.named_modules())
+    given = {name: torch.as_tensor(values).detach().cpu() for name, values in scores.items()}
+    for name, values in given.items():
+        layer = layers.get(name.removesuffix(":in"))
+        if layer is None:
+            raise UserError(f"`measure` has scores for {name}, but the network has no such layer")
+        side = "in" if name.endswith(":in") else "out"
+        count = width(layer, side) if kind_of(layer) else values.numel()
+        if values.shape != (count,):
+            raise UserError(
+                f"`measure` has scores of shape {tuple(values.shape)} for {name}, which has "
+                f"{count} channels"
+            )
+    return given
+
+
+def _fitting(
+    model: nn.Module,
+    coupled: list[Group],
+    choose: Callable[[list[Group], float], Choice],
+    limits: Mapping[str, float],
+    one: Inputs,
+) -> float:
+    """The smallest ratio at which the slim network keeps the ``limits``."""
+    dense = profiling.count_with(model, one)
+    full = {"flops": dense.flops, "params": dense.parameters}
+
+    def slim(ratio: float) -> nn.Module:
+        return slicing.sliced(model, slicing.kept_channels(coupled, choose(coupled, ratio).keep))
+
+    def cost(slim: nn.Module) -> budget.Costs:
+        found = {"params": float(profiling.count_parameters(slim))}
+        if "flops" in limits:
+            found["flops"] = profiling.flops_with(slim, one)[0]
+        return found
+
+    absolute = {n: limit * full[n] if limit <= 1 else limit for n, limit in limits.items()}
+    return budget.fit(slim, cost, absolute, count_filters(coupled)).ratio
 
 
 def repair(slim: Slim, dense: nn.Module, images: torch.Tensor, seed: int = 0) -> Slim:
@@ -125,11 +291,14 @@ def repair(slim: Slim, dense: nn.Module, images: torch.Tensor, seed: int = 0) ->
     if not repaired.helped:
         return replace(slim, notes=notes)
     alive = liveness(repaired.model, dense, images[:PROBES])
-    return replace(slim, model=repaired.model.cpu(), notes=notes, liveness=alive)
+    there = repaired.model.to(slicing.where(slim.model)[0])
+    return replace(slim, model=there, notes=notes, liveness=alive)
 
 
 def save(slim: Slim | nn.Module, path: str | Path) -> None:
-    """Write a slim network, its widths and its weights, atomically.
+    """Write a slim network, atomically: its weights, its widths, and the numbers of channels that
+    were set in the code of its modules. A path that ends in .safetensors gets that format, which
+    other programs read (pip install safetensors).
 
     >>> import tempfile
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 10))
@@ -139,8 +308,15 @@ def save(slim: Slim | nn.Module, path: str | Path) -> None:
     Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))
     """
     model = slim.model if isinstance(slim, Slim) else slim
-    contents = {"cfg": slicing.cfg_of(model), "state_dict": model.state_dict()}
-    checkpoint.write(path, contents)
+    if isinstance(model, WRAPPERS):
+        model = model.module
+    contents = {
+        "cfg": slicing.cfg_of(model),
+        "numbers": slicing.numbers_of(model),
+        "buffers": slicing.unsaved_buffers(model),
+        "state_dict": model.state_dict(),
+    }
+    slim_file.write(path, contents)
 
 
 def load(path: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
@@ -158,5 +334,34 @@ def load(path: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
     4
     """
     model = build()
-    state = checkpoint.fitted(checkpoint.read(path)["state_dict"], model)
-    return slicing.load_slim_state(model, state).eval()
+    if not isinstance(model, nn.Module):
+        raise UserError(f"`build` must return the dense network, not a {type(model).__name__}")
+    return load_into(model, path).eval()
+
+
+def load_into(model: nn.Module, path: str | Path) -> nn.Module:
+    """`load` into the dense ``model``, or one of the same widths, however it was made: in place, in
+    its mode, on its device, in the dtype of the file; return it. UserError if the file is damaged
+    or of another network.
+    """
+    contents = slim_file.read(path)
+    state = checkpoint.fitted(contents["state_dict"], model)
+    own = model.state_dict()
+    if others := sorted(own.keys() ^ state.keys()):
+        raise UserError(
+            f"{path} is of another network: {others[0]} is "
+            f"{'missing' if others[0] in own else 'unknown'} ({len(others)} such names)"
+        )
+    buffers, numbers = slim_file.widths_of(contents)
+    try:
+        fit_to(model, {**state, **buffers})
+    except ValueError as error:
+        raise UserError(f"{path} is not of a slim version of the network: {error}") from error
+    slicing.set_numbers(model, numbers)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        saved = state.get(name, buffers.get(name))
+        if saved is not None and tensor.dtype != saved.dtype:
+            tensor.data = tensor.data.to(saved.dtype)  # the same Parameter: it may be tied
+        if name in buffers:
+            tensor.data.copy_(buffers[name])
+    return slicing.load_slim_state(model, state)

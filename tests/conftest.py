@@ -16,11 +16,11 @@ import warm
 from PIL import Image
 
 from models import NETWORKS
+from slimming.channels.scaling import batch_norms, zero_channels
 from slimming.data import datasets
 from slimming.data.pixels import Split, normalize
 from slimming.pruning import slicing
-from slimming.pruning.groups import declared
-from slimming.pruning.scaling import batch_norms, zero_channels
+from slimming.pruning.slicing.trial import declared
 from slimming.storage import architecture, checkpoint
 
 SMALLEST = {"vgg": 11, "resnet": 11, "densenet": 7}  # the smallest depth of each network
@@ -79,8 +79,8 @@ def randomize(model, seed=0):
 
 
 def keep_only(model, keep):
-    """What is left of a network with ``wiring()`` when each BN keeps the channels of ``keep``."""
-    return slicing.sliced(model, slicing.kept_channels(model, declared(model), keep))
+    """What is left of one of the paper's networks when each BN keeps the channels of ``keep``."""
+    return slicing.sliced(model, slicing.kept_channels(declared(model), keep))
 
 
 def zero_others(model, keep):

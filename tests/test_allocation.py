@@ -7,15 +7,15 @@ import torch
 from conftest import NARROW, SMALLEST, fails, keep_only, save_network, succeed, zero_others
 
 from models import constructor
+from slimming.channels.groups import count_filters
 from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.pruning import allocation
 from slimming.pruning.allocation import ALLOCATIONS, Prunable
 from slimming.pruning.choice import Choice
-from slimming.pruning.coupling import count_filters
-from slimming.pruning.groups import declared, groups
-from slimming.pruning.proof import prove_equal
 from slimming.pruning.slicing import masked
+from slimming.pruning.slicing.proof import prove_equal
+from slimming.pruning.slicing.trial import declared, groups
 from slimming.pruning.threshold import choose_channels
 from slimming.reports import tables
 from slimming.storage import architecture

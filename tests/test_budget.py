@@ -7,11 +7,11 @@ import torch
 from conftest import NARROW, SMALLEST, fails, randomize, save_network, succeed
 
 from models import NETWORKS, cifar_resnet
+from slimming.channels.groups import count_filters
 from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.pruning import budget, importance, ranking, slicing
-from slimming.pruning.coupling import count_filters
-from slimming.pruning.groups import declared, groups
+from slimming.pruning.slicing.trial import declared, groups
 from slimming.pruning.threshold import choose_channels
 from slimming.storage import architecture
 from slimming.workflows.budgets import BudgetSettings
@@ -27,7 +27,7 @@ def of_the_paper(arch, round_to=1):
 
     def prune(ratio):
         choice = choose_channels(model, ratio, round_to=round_to)
-        kept = slicing.kept_channels(model, declared(model), choice.keep)
+        kept = slicing.kept_channels(declared(model), choice.keep)
         return slicing.sliced(model, kept)
 
     return model, prune, choose_channels(model, 0).channels[0]
@@ -42,7 +42,7 @@ def traced():
 
     def prune(ratio):
         choice = ranking.choose(coupled, scores, ratio)
-        return slicing.sliced(model, slicing.kept_channels(model, coupled, choice.keep))
+        return slicing.sliced(model, slicing.kept_channels(coupled, choice.keep))
 
     return model, prune, count_filters(coupled)
 

@@ -8,11 +8,11 @@ from conftest import keep_only, randomize
 from torch import nn
 from torch.nn.utils import prune
 
-from models import NETWORKS, PAPER_DEPTH, Wire, channel_selection
+from models import NETWORKS, PAPER_DEPTH, channel_selection
+from slimming.channels.scaling import batch_norms
 from slimming.errors import UserError
 from slimming.measuring import deploy, profiling
-from slimming.pruning.proof import prove_equal
-from slimming.pruning.scaling import batch_norms
+from slimming.pruning.slicing.proof import prove_equal
 from slimming.pruning.threshold import choose_channels
 
 IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -67,8 +67,10 @@ def test_a_convolution_that_runs_twice_takes_no_batch_norm():
 
 
 class Twice(nn.Module):
-    """A network with ``wiring()`` and channel selection whose only ReLU runs twice, or is a
+    """A network that lists its widths, with channel selection, whose only ReLU runs twice, or is a
     function, or has another reader."""
+
+    cfg_per_norm = True
 
     def __init__(self, kind):
         super().__init__()
@@ -78,11 +80,7 @@ class Twice(nn.Module):
             channel_selection(6),
         )
         self.conv, self.bn2, self.fc = nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), nn.Linear(6, 10)
-        self.relu, self.kind, self.cfg = nn.ReLU(inplace=True), kind, {}
-
-    def wiring(self):
-        wires = [Wire("stem", None, None), Wire("conv", "bn", "bn2"), Wire("fc", "bn2", None)]
-        return wires
+        self.relu, self.kind, self.cfg = nn.ReLU(inplace=True), kind, [6, 6]
 
     def forward(self, x):
         x = self.select(self.bn(self.stem(x)))

@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from conftest import NARROW, SMALLEST, make_images, randomize, same, succeed
 
 from models import NETWORKS
+from slimming.channels.scaling import zero_channels
 from slimming.data.batches import Batches
 from slimming.data.pixels import Split
 from slimming.pruning import slicing
 from slimming.pruning.evidence import Evidence
-from slimming.pruning.groups import declared
 from slimming.pruning.importance import MEASURES
 from slimming.pruning.one_pass import OnePass
 from slimming.pruning.repair import repair
-from slimming.pruning.scaling import zero_channels
+from slimming.pruning.slicing.trial import declared
 from slimming.pruning.threshold import choose_channels
 from slimming.pruning.tracking import Tracker
 from slimming.runtime.device import LAYOUT, compiled
@@ -45,7 +45,7 @@ def network(arch, device, pruned=0.0):
 def slim_of(model, ratio):
     """A slim network, and what it keeps of each layer."""
     keep = choose_channels(model, ratio).keep
-    kept = slicing.kept_channels(model, declared(model), keep)
+    kept = slicing.kept_channels(declared(model), keep)
     return slicing.sliced(model, kept), kept
 
 

@@ -10,12 +10,13 @@ from torch import nn
 from warm import ROOT
 
 from models import NETWORKS
+from slimming.channels.groups import count_filters
+from slimming.channels.scaling import alive_channels, present_channels, scaling_factors, selections
+from slimming.channels.wires import wires
 from slimming.errors import UserError
-from slimming.pruning import kernels, slicing, tracing
-from slimming.pruning.coupling import count_filters
-from slimming.pruning.groups import declared, groups
+from slimming.pruning import kernels, slicing
 from slimming.pruning.importance import MEASURES, Evidence
-from slimming.pruning.scaling import alive_channels, present_channels, scaling_factors, selections
+from slimming.pruning.slicing.trial import declared, groups
 from slimming.pruning.threshold import choose_channels
 
 IMAGES = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -70,7 +71,7 @@ def test_every_measure_slims_the_networks_of_the_paper_again_and_again(dense, me
 
 def writers(model, name):
     """The BN ``name`` and what writes it."""
-    return [name, *(wire.layer for wire in model.wiring() if wire.writes == name)]
+    return [name, *(wire.layer for wire in wires(model) if wire.writes == name)]
 
 
 def test_what_stays_are_the_weights_that_were_there(dense):
@@ -78,7 +79,7 @@ def test_what_stays_are_the_weights_that_were_there(dense):
     for _ in range(2):
         keep, present = choose_channels(dense, 0.4).keep, present_channels(dense)
         slim, whole, expected = keep_only(dense, keep), selections(dense), dense.state_dict()
-        for layer, reads, writes in dense.wiring():
+        for layer, reads, writes in wires(dense):
             weight = expected[f"{layer}.weight"]
             weight = weight[keep[writes]] if writes else weight
             weight = weight[:, keep[reads][present[reads]]] if reads else weight
@@ -101,29 +102,8 @@ def test_what_stays_are_the_weights_that_were_there(dense):
 
 def test_what_nothing_reads_and_what_has_no_scale_is_the_same_mask(dense):
     keep = choose_channels(dense, 0.5).keep
-    kept = slicing.kept_channels(dense, declared(dense), keep)
+    kept = slicing.kept_channels(declared(dense), keep)
     assert torch.equal(logits(slicing.masked(dense, kept)), logits(zero_others(dense, keep)))
-
-
-def test_declared_groups_are_those_that_a_trace_finds():
-    torch.manual_seed(0)
-    vgg = build("vgg", NARROW["vgg"])
-    pairs = zip(declared(vgg), tracing.traced(vgg, IMAGES.repeat(1, 1, 2, 2)), strict=True)
-    for ours, found in pairs:
-        assert found.name == ours.members[0].layer and ours.name == ours.members[1].layer
-        assert torch.equal(ours.filters, found.filters) and torch.equal(ours.alive, found.alive)
-        for mine, theirs in zip(ours.members, found.members, strict=True):
-            assert (mine.layer, mine.side) == (theirs.layer, theirs.side)
-            assert torch.equal(mine.channels, theirs.channels)
-            assert torch.equal(mine.units, theirs.units)
-
-
-def test_declared_groups_need_no_library(dense, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    assert prune(dense).difference <= 1e-4
-    tracing.need_library(type(dense))
-    with pytest.raises(UserError, match="torch-pruning"):
-        tracing.need_library(nn.Sequential)
 
 
 def test_a_channel_that_a_selection_has_dropped_neither_counts_nor_comes_back():
@@ -232,7 +212,7 @@ def test_a_slim_state_dict_of_a_network_that_declares_nothing():
 def test_a_choice_over_other_groups_is_an_error():
     model = randomize(build("resnet"))
     with pytest.raises(ValueError, match=r"has no groups called bn"):
-        slicing.kept_channels(model, declared(model, ["bn"]), choose_channels(model, 0.5).keep)
+        slicing.kept_channels(declared(model, ["bn"]), choose_channels(model, 0.5).keep)
 
 
 FOREIGN = """

@@ -16,6 +16,7 @@ from conftest import NARROW, SMALLEST, fails, save_network, succeed
 from warm import ROOT
 
 from models import NETWORKS
+from slimming.channels.scaling import zero_channels
 from slimming.data import datasets
 from slimming.data.pixels import denormalize, normalize
 from slimming.errors import UserError
@@ -27,8 +28,7 @@ from slimming.measuring.export.graph import Feed, traced
 from slimming.measuring.export.quiet import interrupted_later
 from slimming.measuring.forms import FORMS
 from slimming.pruning import kernels, slicing
-from slimming.pruning.proof import prove_equal
-from slimming.pruning.scaling import zero_channels
+from slimming.pruning.slicing.proof import prove_equal
 from slimming.pruning.threshold import choose_channels
 from slimming.settings import build
 from slimming.storage import architecture, checkpoint

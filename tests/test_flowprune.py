@@ -14,12 +14,12 @@ from warm import start
 
 import flowprune
 from models import NETWORKS, cifar_resnet
+from slimming.channels.groups import count_filters
 from slimming.cli import flags
 from slimming.errors import UserError
 from slimming.pruning import slicing
-from slimming.pruning.coupling import count_filters
-from slimming.pruning.groups import groups
 from slimming.pruning.importance import MEASURES
+from slimming.pruning.slicing.trial import groups
 from slimming.settings import build, kept
 from slimming.storage import architecture, checkpoint
 from slimming.training.trainer import Trainer

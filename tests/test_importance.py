@@ -10,6 +10,7 @@ from conftest import randomize
 from torch import nn
 
 from models import densenet
+from slimming.channels.wires import wires
 from slimming.errors import UserError
 from slimming.pruning.importance import GRADIENT_FREE, MEASURES, SECOND_ORDER, Evidence
 from slimming.pruning.least_squares import Gram
@@ -135,7 +136,7 @@ def test_what_reads_through_a_selection_is_scored_by_the_channels_that_it_reads(
     evidence, expected = Evidence(model, []), {}
     for numbers in ("gradient", "squared_gradient", "hessian_gradient"):
         setattr(evidence, numbers, {n: torch.randn_like(v) for n, v in evidence.values.items()})
-    for layer, _, _ in model.wiring():
+    for layer, _, _ in wires(model):
         theta = evidence.values[name := f"{layer}.weight"]
         bias = theta.abs() if measure in BIASED_BY_DEFAULT else torch.ones_like(theta)
         terms = [theta, bias, evidence.gradient[name], evidence.squared_gradient[name]]
@@ -144,7 +145,7 @@ def test_what_reads_through_a_selection_is_scored_by_the_channels_that_it_reads(
         expected[f"{layer}:in"] = own
     scores = MEASURES[measure](evidence)
     assert_scores({name: s for name, s in scores.items() if ":" in name}, expected)
-    assert set(scores) == {*expected, "conv1", *(layer for layer, _, _ in model.wiring())}
+    assert set(scores) == {*expected, "conv1", *(layer for layer, _, _ in wires(model))}
 
 
 def test_lamp_divides_by_all_that_is_as_large():

@@ -9,7 +9,7 @@ import main
 from models import mobilenet, resnet, vgg
 from slimming.measuring import profiling
 from slimming.pruning import kernels, slicing
-from slimming.pruning.groups import groups
+from slimming.pruning.slicing.trial import groups
 from slimming.storage import architecture, checkpoint
 from slimming.training.penalties import GradientMask
 from slimming.training.trainer import Trainer

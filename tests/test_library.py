@@ -1,6 +1,9 @@
 """The library by itself: built as a wheel, installed beside a foreign package called `models`."""
 
+import copy
+import functools
 import importlib
+import json
 import os
 import shutil
 import subprocess
@@ -14,10 +17,16 @@ from torch import nn
 from warm import ROOT
 
 import slimming
+import slimming.channels.widths
 from models import NETWORKS
+from slimming import __main__ as command
+from slimming.channels.inputs import tensors
+from slimming.channels.scaling import batch_norms
 from slimming.errors import UserError
+from slimming.measuring import profiling
+from slimming.pruning import slicing
+from slimming.pruning.evidence import Evidence
 from slimming.pruning.importance import MEASURES
-from slimming.pruning.scaling import batch_norms
 from slimming.storage import architecture, checkpoint
 from slimming.storage.architecture import Architecture
 from slimming.training import penalties
@@ -175,3 +184,413 @@ def test_labels_are_needed_by_gradients_alone(measure):
             slimming.prune(net, images, 0.3, measure=measure)
     else:
         assert slimming.prune(net, images, 0.3, measure=measure).difference <= 1e-4
+
+
+class Pair(nn.Module):
+    """Two images and a mask by keyword, a dict with a list: what detectors take and return."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12)
+        self.other, self.mix = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(20, 16, 1)
+        self.boxes, self.score = nn.Conv2d(16, 4, 1), nn.Linear(16, 5)
+
+    def forward(self, image, depth, scale=None):
+        x = torch.cat([self.norm(self.stem(image)).relu(), self.other(depth).relu()], 1)
+        x = self.mix(x).relu()
+        x = x if scale is None else x * scale
+        return {"boxes": [self.boxes(x)], "scores": self.score(x.mean((2, 3)))}
+
+
+ARGUMENTS = {
+    "tuple": (torch.rand(4, 3, 8, 8), torch.rand(4, 1, 8, 8)),
+    "dict": {"depth": torch.rand(4, 1, 8, 8), "image": torch.rand(4, 3, 8, 8), "scale": 2.0},
+}
+
+
+def run_on(model, inputs):
+    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+
+
+@pytest.mark.parametrize("kind", ARGUMENTS)
+def test_arguments_and_outputs_are_trees(kind):
+    net, inputs = randomize(Pair()), ARGUMENTS[kind]
+    slim = slimming.prune(net, inputs, 0.4)
+    ours, dense = run_on(slim.model, inputs), run_on(net, inputs)
+    assert ours["boxes"][0].shape == dense["boxes"][0].shape
+    assert slim.difference <= 1e-4 and slim.liveness > 0
+    assert slim.figures.flops < 0.8 * profiling.count_with(net, slicing.sample(net, inputs)).flops
+
+
+@pytest.mark.parametrize("measure", ["loss_based", "fisher", "taylor_group", "grasp"])
+def test_a_loss_of_the_outputs_of_any_form(measure):
+    net, inputs = randomize(Pair()), ARGUMENTS["tuple"]
+    slim = slimming.prune(
+        net, inputs, measure=measure, loss=lambda out: out["scores"].square().mean()
+    )
+    assert slim.difference <= 1e-4
+
+
+def test_the_loss_is_what_cross_entropy_with_labels_is_short_for():
+    net, images, labels = tiny(), torch.rand(4, 3, 8, 8), torch.arange(4)
+    short = slimming.prune(net, images, measure="tfo", labels=labels)
+    loss = functools.partial(nn.functional.cross_entropy, target=labels)
+    long = slimming.prune(net, images, measure="tfo", loss=loss)
+    assert all(
+        torch.equal(short.kept[n][s], long.kept[n][s]) for n in short.kept for s in short.kept[n]
+    )
+
+
+def tiny():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=1),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4),
+    ).eval()  # fmt: skip
+
+
+IMAGES = torch.rand(4, 3, 8, 8)
+
+
+def test_scores_of_one_s_own():
+    """A function of Evidence, or a dict: the channels with the lowest go."""
+    wanted = {"0": torch.arange(8.0), "3": -torch.arange(12.0)}
+    by_dict = slimming.prune(tiny(), IMAGES, scope="layer", measure=wanted)
+    seen = []
+    by_function = slimming.prune(
+        tiny(), IMAGES, scope="layer", measure=lambda evidence: seen.append(evidence) or wanted
+    )
+    for slim in (by_dict, by_function):
+        assert slim.kept["0"]["out"].tolist() == [False] * 4 + [True] * 4
+        assert slim.kept["3"]["out"].tolist() == [True] * 6 + [False] * 6
+    assert isinstance(seen[0], Evidence)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("measure", ["lamp", "loss_based"])
+def test_the_dtype_of_a_network_stays(dtype, measure):
+    slim = slimming.prune(
+        tiny().to(dtype), IMAGES.to(dtype), measure=measure, loss=lambda out: out.square().mean()
+    )
+    assert {t.dtype for t in slim.model.parameters()} == {dtype} and slim.difference <= 1e-4
+
+
+def test_what_is_returned_is_as_the_dense_network_was():
+    net, calls = tiny().train(), []
+    net[1].eval()
+    net[3].bias.requires_grad_(False)
+    net[0].register_forward_hook(lambda *_: calls.append(1))
+    net.register_buffer("history", torch.arange(3))
+    state = copy.deepcopy(net.state_dict())
+    slim = slimming.prune(net, IMAGES).model
+    assert slim.training and not slim[1].training and slim[0].training
+    assert slim[3].weight.requires_grad and not slim[3].bias.requires_grad
+    assert torch.equal(slim.history, net.history)
+    calls.clear()
+    slim(IMAGES)
+    assert calls == [1]
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert net.training and not net[1].training
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.b.weight, self.head = self.a.weight, nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.b(self.a(self.stem(x)).relu()).relu().mean((2, 3)))
+
+
+def test_tied_weights_stay_one(tmp_path):
+    slim = slimming.prune(Tied(), IMAGES)
+    assert slim.model.a.weight is slim.model.b.weight and slim.model.a.weight.shape[0] < 8
+    for name in ("slim.pth", "slim.safetensors"):
+        slimming.save(slim, tmp_path / name)
+        again = slimming.load(tmp_path / name, Tied)
+        assert again.a.weight is again.b.weight
+        assert torch.equal(again(IMAGES), slim.model.eval()(IMAGES))
+
+
+def test_prune_again_what_was_pruned(tmp_path):
+    first = slimming.prune(tiny(), IMAGES, 0.3)
+    second = slimming.prune(first.model, IMAGES, 0.3)
+    assert second.figures.parameters < first.figures.parameters and second.difference <= 1e-4
+    slimming.save(second, tmp_path / "slim.pth")
+    assert torch.equal(slimming.load(tmp_path / "slim.pth", tiny)(IMAGES), second.model(IMAGES))
+
+
+def test_only_is_the_opposite_of_ignore():
+    assert slimming.prune(tiny(), IMAGES, only="0").cfg["3"] == [4, 12]
+    assert slimming.prune(tiny(), IMAGES, only=["3"]).cfg["0"] == [3, 8]
+    net = NETWORKS["resnet"](depth=11)
+    widths = slimming.prune(nn.Sequential(net), torch.rand(2, 3, 32, 32), only="0.layer2").cfg
+    dense = slimming.channels.widths.widths(nn.Sequential(net))
+    assert {name.split(".")[1] for name in widths if widths[name] != dense[name]} == {"layer2"}
+
+
+@pytest.mark.parametrize(
+    "limit", [{"params": 0.6}, {"flops": 0.5}, {"flops": 20_000, "params": 0.9}, {"params": 700}]
+)
+def test_budgets(limit):
+    net = tiny()
+    dense = profiling.count_with(net, IMAGES[:1])
+    slim = slimming.prune(net, IMAGES, **limit)
+    for name, full, left in (
+        ("params", dense.parameters, slim.figures.parameters),
+        ("flops", dense.flops, slim.figures.flops),
+    ):
+        if name in limit:
+            most = limit[name] * full if limit[name] <= 1 else limit[name]
+            assert left <= most, "and not far below"
+    assert any(
+        left > 0.8 * (limit[n] * full if limit[n] <= 1 else limit[n])
+        for n, full, left in (
+            ("params", dense.parameters, slim.figures.parameters),
+            ("flops", dense.flops, slim.figures.flops),
+        )
+        if n in limit
+    )
+
+
+class Two(nn.Module):
+    """Its other branch runs only when asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.other, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), nn.Linear(8, 4)
+
+    def forward(self, x, which="head"):
+        x = self.stem(x)
+        return self.head(x.mean((2, 3))) if which == "head" else self.other(x)
+
+
+def test_layers_that_did_not_run_are_named():
+    with pytest.warns(UserWarning, match="do not reach .*: other;"):
+        slimming.prune(Two(), IMAGES)
+
+
+def test_by_hand_what_no_layer_reads_any_more_is_zero_and_changes_nothing():
+    """The proof in plain PyTorch: in the dense network, weights for channels that `kept` does not
+    hold are zero; the slim network computes the same."""
+    net = tiny()
+    slim = slimming.prune(net, IMAGES)
+    for name, sides in slim.kept.items():
+        if "in" in sides:
+            net.get_submodule(name).weight.data[:, ~sides["in"]] = 0
+    assert not slim.kept["3"]["in"].all() and torch.equal(
+        slim.kept["0"]["out"], slim.kept["3"]["in"]
+    )
+    torch.testing.assert_close(slim.model(IMAGES), net(IMAGES))
+    assert slim.model[0].out_channels == int(slim.kept["0"]["out"].sum())
+    assert torch.equal(slim.model[0].weight, net[0].weight[slim.kept["0"]["out"]])
+
+
+class Fails(nn.Module):
+    def forward(self, x):
+        raise RuntimeError("shapes")
+
+
+@pytest.mark.parametrize(
+    "net, inputs, wrong, says",
+    [
+        (tiny, IMAGES, {"ratio": 0.5, "flops": 0.5}, "contradict"),
+        (tiny, IMAGES, {"loss": torch.sum, "labels": torch.arange(4)}, "contradict"),
+        (tiny, IMAGES, {"flops": -1}, "positive"),
+        (tiny, IMAGES, {"params": 5}, "budget cannot be met"),
+        (tiny, IMAGES, {"only": "9"}, "no layer called 9"),
+        (tiny, IMAGES, {"only": "7"}, "no layer of the network can be pruned"),
+        (tiny, IMAGES, {"measure": {"9": torch.ones(8)}}, "no such layer"),
+        (tiny, IMAGES, {"measure": {"0": torch.ones(7)}}, "0, which has 8 channels"),
+        (tiny, IMAGES, {"measure": lambda evidence: None}, "not a NoneType"),
+        (tiny, IMAGES, {"measure": "tfo", "labels": torch.arange(4) + 9}, "labels"),
+        (tiny, IMAGES, {"measure": "tfo", "loss": lambda out: 1.0}, "must return a tensor"),
+        (tiny, IMAGES, {"measure": "tfo", "loss": lambda out: out}, "must return a tensor"),
+        (Tied, torch.rand(4, 1, 8, 8), {}, "Tied fails on these inputs"),
+        (Fails, IMAGES, {}, "Fails fails"),
+        (tiny, IMAGES[:0], {}, "at least one sample"),
+        (tiny, "image.png", {}, "must have a tensor"),
+        (lambda: nn.Sequential(nn.LazyConv2d(8, 3)), IMAGES, {}, "0.weight has no values yet"),
+        (lambda: torch.jit.trace(tiny(), IMAGES), IMAGES, {}, "pass the nn.Module"),
+        (Pair, ARGUMENTS["tuple"], {"measure": "obs"}, "one tensor"),
+        (Pair, ARGUMENTS["tuple"], {"measure": "tfo", "labels": torch.arange(4)}, "logits"),
+    ],
+)
+def test_what_cannot_be_done_is_told(net, inputs, wrong, says):
+    with pytest.raises(UserError, match=says):
+        slimming.prune(net(), inputs, **wrong)
+
+
+class Halves(nn.Module):
+    """Its code holds the number of channels, which no weight tells."""
+
+    def __init__(self):
+        super().__init__()
+        self.c = 8
+        self.cv1, self.m = nn.Conv2d(3, 16, 1), nn.Conv2d(8, 8, 3, padding=1)
+        self.cv2 = nn.Conv2d(24, 8, 1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        a, b = self.cv1(x).split((self.c, self.c), 1)
+        x = self.cv2(torch.cat([a, b, self.m(b).relu()], 1)).relu()
+        return self.head(x.mean((2, 3)))
+
+
+class Normed(nn.Module):
+    """GroupNorm with and without weights, layer scale, a buffer that no state dict holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(4, 16)
+        self.plain = nn.GroupNorm(4, 16, affine=False)
+        self.conv, self.scale = nn.Conv2d(16, 16, 3, padding=1), nn.Parameter(torch.rand(16, 1, 1))
+        self.register_buffer("shift", torch.rand(1, 16, 1, 1), persistent=False)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x)).relu()
+        x = x + self.scale * self.plain(self.conv(x) + self.shift)
+        return self.head(x.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["slim.pth", "slim.safetensors"])
+@pytest.mark.parametrize("build", [Halves, Normed, Pair, tiny])
+def test_a_file_holds_all_that_was_set(build, name, dtype, tmp_path):
+    """Weights, numbers in the code of modules, loose parameters and buffers: to the bit; what is
+    pruned again too."""
+    inputs = ARGUMENTS["tuple"] if build is Pair else (IMAGES,)
+    once = slimming.prune(build().to(dtype), inputs, 0.4)
+    for slim in (once, slimming.prune(once.model, inputs, 0.3)):
+        assert slim.figures.parameters < profiling.count_parameters(build())
+        slimming.save(slim, tmp_path / name)
+        for again in (
+            slimming.load(tmp_path / name, build),
+            slimming.load_into(build().eval(), tmp_path / name),
+            slimming.load(tmp_path / name, functools.partial(copy.deepcopy, slim.model)),
+        ):
+            own = [t.to(dtype) for t in inputs]
+            ours, theirs = tensors(again(*own)), tensors(slim.model.eval()(*own))
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+            assert slimming.prune(again, inputs, 0.1).difference <= 1e-4
+
+
+def test_the_numbers_of_a_split_are_in_the_file(tmp_path):
+    slim = slimming.prune(Halves(), IMAGES)
+    slimming.save(slim, tmp_path / "slim.pth")
+    again = slimming.load(tmp_path / "slim.pth", Halves)
+    assert slim.model.c == again.c < 8
+
+
+@pytest.mark.parametrize("name", ["slim.pth", "slim.safetensors"])
+def test_files_that_are_damaged_or_of_another_network(name, tmp_path):
+    path = tmp_path / name
+    with pytest.raises(UserError, match="cannot read"):
+        slimming.load(path, tiny)
+    slimming.save(slimming.prune(Halves(), IMAGES), path)
+    dense = tiny()
+    before = copy.deepcopy(dense.state_dict())
+    with pytest.raises(UserError, match="of another network"):
+        slimming.load_into(dense, path)
+    assert all(torch.equal(v, before[n]) for n, v in dense.state_dict().items())
+
+    class Other(Halves):
+        def __init__(self):
+            super().__init__()
+            self.c = "8"
+
+    with pytest.raises(UserError, match=r"c = \d for the network, the dense network 8"):
+        slimming.load(path, Other)
+    with pytest.raises(UserError, match="must return the dense network"):
+        slimming.load(path, lambda: None)
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(UserError):
+        slimming.load(path, Halves)
+
+
+def test_a_safetensors_file_holds_no_code_and_other_programs_read_it(tmp_path):
+    from safetensors.torch import load_file
+
+    slim = slimming.prune(tiny(), IMAGES)
+    slimming.save(slim, tmp_path / "slim.safetensors")
+    read = load_file(tmp_path / "slim.safetensors")
+    assert all(torch.equal(read[n], v) for n, v in slim.model.state_dict().items())
+
+
+def test_inspect_tells_what_can_go_and_what_stays():
+    told = slimming.inspect(tiny(), IMAGES)
+    first, second = told.groups
+    assert (first.name, first.channels, first.read_by) == ("0", 8, ["3"])
+    assert first.written_by == ["0", "1"] and told.pinned == {"the outputs": ["7"]}
+    one = nn.Sequential(
+        nn.Conv2d(3, 1, 3, padding=1), nn.BatchNorm2d(1), nn.ReLU(), nn.Conv2d(1, 1, 3, padding=1),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 4),
+    )  # fmt: skip
+    dense, left = (profiling.count_with(net.eval(), IMAGES[:1]) for net in (tiny(), one))
+    assert told.parameters == dense.parameters and told.flops == dense.flops
+    assert told.prunable_parameters == pytest.approx(1 - left.parameters / dense.parameters)
+    assert told.prunable_flops == pytest.approx(1 - left.flops / dense.flops)
+    assert json.loads(json.dumps(told.as_dict()))["groups"][1]["name"] == second.name == "3"
+    assert "stays: 7 (the outputs)" in str(told)
+    assert "did not run with these inputs: other" in str(slimming.inspect(Two(), IMAGES))
+
+
+class Sorts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.LayerNorm([8, 8, 8])
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.fc(self.norm(self.conv(x)).mean((2, 3)))
+
+
+def test_inspect_names_what_pins_where_nothing_can_go():
+    told = slimming.inspect(Sorts(), IMAGES)
+    assert not told.groups and "conv (normalised over all channels (LayerNorm) in norm)" in str(
+        told
+    )
+    with pytest.raises(UserError, match="LayerNorm"):
+        slimming.prune(Sorts(), IMAGES)
+
+
+NETWORK = """
+from torch import nn, ones
+
+def build():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 10))
+
+def with_inputs():
+    return build(), ones(2, 3, 8, 8)
+
+def broken():
+    return 1 / 0
+"""
+
+
+def test_inspect_from_the_command_line(tmp_path, monkeypatch, capsys):
+    def tells(*words):
+        monkeypatch.setattr("sys.argv", ["slimming", "inspect", *words])
+        command.main()
+        return capsys.readouterr().out
+
+    monkeypatch.setattr("sys.path", [*sys.path])
+    (tmp_path / "net.py").write_text(NETWORK)
+    file = tmp_path / "net.py"
+    table = tells(f"{file}:build", "--input", "1x3x8x8")
+    assert table == tells(f"{file}:with_inputs") and "in 1 group" in table
+    assert json.loads(tells(f"{file}:with_inputs", "--json"))["groups"][0]["channels"] == 8
+    for words, says in (
+        ([f"{file}:build"], "--input SHAPE is required"),
+        ([f"{file}:build", "--input", "1x3x9x9"], "Sequential fails on these inputs"),
+        ([f"{file}:build", "--input", "1xx3"], "--input"),
+        ([f"{file}:broken"], "broken fails .ZeroDivisionError"),
+        ([f"{file}:nothing"], "no function called nothing"),
+        ([str(file)], "expected FILE.py:build"),
+        ([f"{tmp_path / 'other.py'}:build"], "expected FILE.py:build"),
+    ):
+        with pytest.raises(UserError, match=says):
+            tells(*words)

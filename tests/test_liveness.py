@@ -9,13 +9,13 @@ from torch import nn
 
 import slimming
 from models import NETWORKS
+from slimming.channels.scaling import batch_norms
 from slimming.pruning import ranking
 from slimming.pruning.allocation import ALLOCATIONS, Prunable, choose
 from slimming.pruning.choice import LEAST
-from slimming.pruning.groups import declared, groups
 from slimming.pruning.importance import Evidence, l1
 from slimming.pruning.liveness import liveness, liveness_warning, spread_ratio
-from slimming.pruning.scaling import batch_norms
+from slimming.pruning.slicing.trial import declared, groups
 from slimming.pruning.threshold import choose_channels
 from slimming.workflows.experiment_settings import ExperimentSettings
 from slimming.workflows.methods import Task, channels

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from models import NETWORKS, channel_selection, densenet, resnet, vgg
+from slimming.channels.scaling import batch_norms
 from slimming.measuring import profiling
-from slimming.pruning.scaling import batch_norms
 
 TABLE = [  # arch, depth, weights for 10 and 100 classes, BN channels, FLOPs of one image
     ("vgg", 11, 9_228_362, 9_274_532, 2_752, 305_539_072),

@@ -26,7 +26,7 @@ from slimming.training import loop
 from slimming.training.optimizer import make_optimizer
 
 NEEDED = {"torch", "torchvision", "numpy", "pillow"}  # pillow comes with torchvision
-PARTS = {"sklearn": "scikit-learn", "scipy": "scipy", "torch_pruning": "torch-pruning"}
+PARTS = {"sklearn": "scikit-learn", "scipy": "scipy"}
 SHORT = "--arch resnet --depth 11 --batch-size 32 --no-cuda".split()
 
 
@@ -90,11 +90,7 @@ def test_the_library_works_without_each(library, hidden, tmp_path):
     torch.testing.assert_close(again(images), slim.model(images), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(slimming.deploy(again)(images), again(images), rtol=1e-3, atol=1e-4)
     other = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3))
-    if library == "torch_pruning":
-        with pytest.raises(UserError, match="pip install torch-pruning"):
-            slimming.prune(other, images[:2])
-    else:
-        assert slimming.prune(other, images[:2]).figures.parameters > 0
+    assert slimming.prune(other, images[:2]).figures.parameters > 0
 
 
 @pytest.mark.slow
@@ -201,8 +197,6 @@ def test_experiments_without_pictures(tmp_path):
     [
         ("sklearn", "main.py --dataset digits"),
         ("scipy", "main.py --dataset svhn"),
-        ("torch_pruning", "run.py --dataset svhn"),
-        ("torch_pruning", "flowprune.py --dataset svhn"),
     ],
 )
 def test_what_a_run_needs_is_one_line_before_any_work(library, words, tmp_path):

@@ -7,16 +7,16 @@ import torch
 from conftest import SMALLEST, keep_only, randomize, zero_others
 
 from models import densenet, resnet, vgg
-from slimming.errors import UserError
-from slimming.measuring import profiling
-from slimming.pruning.proof import prove_equal
-from slimming.pruning.scaling import (
+from slimming.channels.scaling import (
     alive_channels,
     batch_norms,
     scaling_factors,
     selections,
     zero_channels,
 )
+from slimming.errors import UserError
+from slimming.measuring import profiling
+from slimming.pruning.slicing.proof import prove_equal
 from slimming.pruning.threshold import choose_channels, keep_one
 from slimming.reports import tables
 from slimming.storage import architecture

@@ -33,6 +33,7 @@ from benchmarks import (
     rounding,
     speed,
 )
+from slimming import __main__ as module
 
 PAGES = [
     ROOT / "README.md",
@@ -48,7 +49,7 @@ def commands(text):
     """The command lines of a page."""
     bash = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     lines = [line.partition("#")[0].strip() for block in bash for line in block.splitlines()]
-    return [line for line in lines if line.startswith("python ")]
+    return [line for line in lines if line.startswith("python ") and " -m " not in line]
 
 
 COMMANDS = commands(TOLD)
@@ -100,6 +101,13 @@ def test_every_command_line_parses(command):
     name = script.rpartition("/")[2]
     parser = BENCHMARKS[name].make_parser() if name in BENCHMARKS else PARSERS[name]
     parser.parse_args(words)
+
+
+def test_the_module_s_command_line_parses():
+    lines = re.findall(r"^python -m slimming (.*)$", TOLD, re.MULTILINE)
+    assert lines
+    for line in lines:
+        assert module.make_parser().parse_args(shlex.split(line)).command == "inspect"
 
 
 @pytest.mark.parametrize("script", ["main.py", "flowprune.py"])

@@ -16,9 +16,9 @@ from slimming.errors import UserError
 from slimming.pruning import importance, slicing
 from slimming.pruning import repair as repairing
 from slimming.pruning.activations import Activations
-from slimming.pruning.groups import declared, groups
 from slimming.pruning.one_pass import OnePass
 from slimming.pruning.repair import divergence, repair
+from slimming.pruning.slicing.trial import declared, groups
 from slimming.pruning.threshold import choose_channels
 from slimming.storage import architecture, checkpoint
 
@@ -56,7 +56,7 @@ def cut(model: nn.Module, lost: dict[str, list[int]]) -> tuple[nn.Module, slicin
         stays = torch.ones(group.size, dtype=torch.bool)
         stays[lost.get(group.name, [])] = False
         keep[group.name] = stays
-    kept = slicing.kept_channels(model, coupled, keep)
+    kept = slicing.kept_channels(coupled, keep)
     return slicing.sliced(model, kept), kept
 
 
@@ -116,7 +116,7 @@ def test_the_networks_of_the_paper_are_repaired_the_same_way_twice(arch, depth):
     dense = NETWORKS[arch](depth=depth, num_classes=10, cfg=NARROW.get(arch))
     with_statistics(dense, images)
     choice = choose_channels(dense, 0.3)
-    kept = slicing.kept_channels(dense, declared(dense), choice.keep)
+    kept = slicing.kept_channels(declared(dense), choice.keep)
     slim = slicing.sliced(dense, kept)
     first, second = (repair(slim, dense, kept, images, seed=4) for _ in range(2))
     assert first.helped and first.after < 0.7 * first.before and not first.notes

@@ -16,7 +16,7 @@ from slimming.measuring.layer_times import LayerShape
 from slimming.measuring.rounding import MULTIPLES
 from slimming.pruning import importance, ranking, slicing
 from slimming.pruning.evidence import Evidence
-from slimming.pruning.groups import declared, groups
+from slimming.pruning.slicing.trial import declared, groups
 from slimming.pruning.threshold import choose_channels
 from slimming.storage import architecture
 
@@ -78,7 +78,7 @@ def of_two_layers(one, multiples=MULTIPLES, around=lambda m: 0, **more):
         return ranking.choose(coupled, scores, 0.86, local=True, round_to=m)
 
     def whole(several):
-        kept = [slicing.kept_channels(model, coupled, choose(m).keep) for m in several]
+        kept = [slicing.kept_channels(coupled, choose(m).keep) for m in several]
         calls = [layer_times.calls(slicing.sliced(model, k), (3, 8, 8))[:2] for k in kept]
         inside = [sum(one(shape) for _, shape in layers) for layers in calls]
         return [time + around(m) for time, m in zip(inside, several, strict=True)]
@@ -152,7 +152,7 @@ def are_measured(model, coupled, choose):
     choices, layers = {m: choose(m) for m in (1, 8)}, layer_times.calls(model, SHAPE)
     rounding.fastest(coupled, choices, layers, cost, lambda several: range(len(several)))
     rounded = [{}, *({group.name: 8} for group in coupled[:: len(coupled) // 3])]
-    kept = [slicing.kept_channels(model, coupled, choose(multiples).keep) for multiples in rounded]
+    kept = [slicing.kept_channels(coupled, choose(multiples).keep) for multiples in rounded]
     networks = [slicing.sliced(model, each) for each in kept]
     names = {member.layer for group in coupled for member in group.members}
     return all(

@@ -13,9 +13,9 @@ from warm import start
 import run
 from models import NETWORKS
 from run import make_parser
+from slimming.channels.scaling import present_channels, selections
 from slimming.cli import flags
 from slimming.errors import UserError
-from slimming.pruning.scaling import present_channels, selections
 from slimming.settings import flat
 from slimming.storage import architecture, checkpoint
 from slimming.workflows import base_network

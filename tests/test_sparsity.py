@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from models import resnet
+from slimming.channels.scaling import batch_norms
 from slimming.errors import UserError
 from slimming.pruning import kernels
-from slimming.pruning.scaling import batch_norms
 from slimming.training.optimizer import make_optimizer
 from slimming.training.penalties import GradientMask, L1Penalty
 

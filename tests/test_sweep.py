@@ -16,9 +16,9 @@ from models import NETWORKS
 from slimming.measuring import profiling
 from slimming.pruning import activations, one_pass, slicing
 from slimming.pruning.front import front, knee
-from slimming.pruning.groups import declared
 from slimming.pruning.one_pass import OnePass
 from slimming.pruning.repair import divergence
+from slimming.pruning.slicing.trial import declared
 from slimming.pruning.threshold import choose_channels
 from slimming.storage import architecture
 
@@ -198,7 +198,7 @@ def test_one_pass_changes_nothing_without_a_loss_and_helps_with_one(arch):
     unchanged = once.repaired(slicing.sliced(dense, {}), {}).state_dict()
     assert all(torch.allclose(value, unchanged[n]) for n, value in dense.state_dict().items())
     choice = choose_channels(dense, 0.3)
-    kept = slicing.kept_channels(dense, declared(dense), choice.keep)
+    kept = slicing.kept_channels(declared(dense), choice.keep)
     slim = slicing.sliced(dense, kept)
     repaired = once.repaired(slim, kept)
     assert divergence(repaired, dense, images) < 0.7 * divergence(slim, dense, images)

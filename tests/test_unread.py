@@ -6,9 +6,9 @@ from conftest import keep_only, randomize
 from torch import nn
 
 from models import NETWORKS
+from slimming.channels.scaling import batch_norms
 from slimming.measuring import profiling
-from slimming.pruning.proof import prove_equal
-from slimming.pruning.scaling import batch_norms
+from slimming.pruning.slicing.proof import prove_equal
 from slimming.pruning.threshold import choose_channels
 from slimming.pruning.unread import without_unread_channels
 

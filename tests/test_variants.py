@@ -11,9 +11,9 @@ from warm import run
 import main
 import models
 import resprune
+from slimming.channels.scaling import alive_channels
 from slimming.errors import UserError
 from slimming.pruning.choice import Choice
-from slimming.pruning.scaling import alive_channels
 from slimming.reports import preact
 from slimming.storage import checkpoint, files
 from slimming.training import penalties

@@ -18,6 +18,8 @@ def _load() -> ModuleType:
     existing = util.find_spec("models")
     if existing and existing.origin and Path(existing.origin).resolve() == INIT:
         return importlib.import_module("models")
+    if util.find_spec("slimming") is None:  # which the suite's models import
+        sys.path.append(str(INIT.parents[1]))
     spec = util.spec_from_file_location(f"{__package__}.with_selection", INIT)
     package = sys.modules[spec.name] = util.module_from_spec(spec)
     spec.loader.exec_module(package)

@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from slimming.channels.groups import lists_widths, with_selections
+from slimming.channels.scaling import batch_norms, present_channels, selections
+from slimming.channels.wires import wires
 from slimming.errors import UserError
 from slimming.measuring.forms import (
     DEPLOYED,
@@ -20,10 +23,8 @@ from slimming.measuring.forms import (
     SelectedClamp,
 )
 from slimming.pruning import activations
-from slimming.pruning.coupling import is_wired
 from slimming.pruning.importance import layers
-from slimming.pruning.proof import TOLERANCE
-from slimming.pruning.scaling import batch_norms, present_channels, selections
+from slimming.pruning.slicing.proof import TOLERANCE
 from slimming.pruning.unread import without_unread_channels
 from slimming.runtime.device import LAYOUT, layout_for
 from slimming.runtime.failures import raise_if_of_the_machine
@@ -59,11 +60,11 @@ def deploy(
     or pruned. With a ``dtype`` such as torch.bfloat16 it computes in that precision, and still
     reads images and returns logits in fp32. ``form``: see `slimming.measuring.forms`.
 
-    In a network without ``wiring()`` each BN after a convolution is folded, if torch.fx can trace
+    In any other network each BN after a convolution is folded, if torch.fx can trace
     the network, nothing else uses what the two compute with, and they run once. With ``images``
     (N, C, H, W), normalised, the result is proved on them: its outputs are equal, or UserError.
     Weights are channels_last, which is fastest, unless the network views a map, or, with
-    ``images``, unless it fails in that layout. ValueError if a network with ``wiring()`` has no BN,
+    ``images``, unless it fails in that layout. ValueError if one of the paper's networks has no BN,
     or for another ``dtype`` than float32, bfloat16 and float16 (which is slow on CPUs).
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)).eval()
@@ -80,7 +81,7 @@ def deploy(
     if not form.fold:
         small = copy.deepcopy(model).eval()
     else:
-        small = _merged(model, form) if is_wired(model) else _fused(model)
+        small = _merged(model, form) if lists_widths(model) else _fused(model)
     if images is not None:
         _prove(small, model, images)
     small = small.requires_grad_(False).to(memory_format=_layout(model, images))
@@ -101,16 +102,17 @@ def forms_of(model: nn.Module) -> dict[str, Form]:
 
 
 def _merged(model: nn.Module, form: Form) -> nn.Module:
-    """A copy of a network with ``wiring()`` without BN."""
+    """A copy of one of the paper's networks without BN."""
     if not batch_norms(model):
         raise ValueError("the model has no BatchNorm: it is already in deployment form")
     if any(not keep.all() for keep in present_channels(model).values()):
         model = without_unread_channels(model)
-    assert is_wired(model)
+    model = with_selections(model)
+    found = wires(model)
     present, whole = present_channels(model), selections(model)
     small = copy.deepcopy(model).eval()
-    norms, graph, known = batch_norms(small), _graph(model), dict(small.named_modules())
-    for wire in model.wiring():
+    norms, graph = batch_norms(small), _graph(model)
+    for wire in found:
         if wire.writes and norms[wire.writes].running_mean is not None:
             conv = small.get_submodule(wire.layer)
             assert isinstance(conv, nn.Conv2d)  # the writer of a BatchNorm2d
@@ -120,10 +122,9 @@ def _merged(model: nn.Module, form: Form) -> nn.Module:
         if norms[name].running_mean is None:
             continue
         keep = present[name].to(next(model.parameters()).device)
-        readers = [wire.layer for wire in model.wiring() if wire.reads == name]
-        last = selection if selection in known else name  # mask-impl has no selection
-        relu = _only_relu(small, graph, last, readers) if graph else None
-        _merge(small, name, last, relu, readers, keep, form)
+        readers = [wire.layer for wire in found if wire.reads == name]
+        relu = _only_relu(small, graph, selection, readers) if graph else None
+        _merge(small, name, selection, relu, readers, keep, form)
     return small
 
 

@@ -1,17 +1,19 @@
 """Parameters, FLOPs, bytes and latency of a network."""
 
-import copy
 import functools
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from slimming.channels import inputs as arguments
+from slimming.channels.groups import copied
+from slimming.channels.inputs import Inputs
 from slimming.measuring.deploy import deploy
 from slimming.pruning.importance import layers
 from slimming.runtime.device import layout_for, now
@@ -40,7 +42,7 @@ def count_flops(model: nn.Module, size: int = 32) -> int:
 
     ``size``: height and width of the image in pixels.
     """
-    return _count_flops(model, (3, size, size))[0]
+    return flops_with(model, torch.zeros(1, 3, size, size))[0]
 
 
 def count_zeros(model: nn.Module) -> dict[str, int]:
@@ -50,8 +52,14 @@ def count_zeros(model: nn.Module) -> dict[str, int]:
 
 def count_all(model: nn.Module, shape: tuple[int, ...] = (3, 32, 32)) -> Counts:
     """All counts, from one forward pass of an image of this ``shape`` (C, H, W)."""
+    return count_with(model, torch.zeros(1, *shape))
+
+
+def count_with(model: nn.Module, inputs: Inputs) -> Counts:
+    """All counts, from one forward pass of ``inputs``, which are one sample: a tensor, a tuple of
+    arguments or a dict of keyword arguments."""
     parameters, zeros = count_parameters(model), count_zeros(model)
-    flops, of_layer = _count_flops(model, shape)
+    flops, of_layer = flops_with(model, inputs)
     saved = sum(
         round(of_layer.get(name, 0) * zeros[name] / layer.weight.numel())
         for name, layer in layers(model).items()
@@ -67,32 +75,37 @@ def count_effective(model: nn.Module, size: int = 32) -> tuple[int, int]:
 
 def flops_of_layers(model: nn.Module, size: int = 32) -> dict[str, int]:
     """FLOPs of each convolution and linear layer for one image of ``size`` pixels."""
-    of_layer = _count_flops(model, (3, size, size))[1]
+    of_layer = flops_with(model, torch.zeros(1, 3, size, size))[1]
     return {name: of_layer[name] for name in layers(model) if name in of_layer}
 
 
-def _count_flops(model: nn.Module, shape: tuple[int, ...]) -> tuple[int, dict[str, int]]:
-    """FLOPs of one image: total, and of each layer by name, over all its calls.
+def flops_with(model: nn.Module, inputs: Inputs) -> tuple[int, dict[str, int]]:
+    """FLOPs of ``inputs``, one sample: total, and of each layer by name, over all its calls.
 
-    RuntimeError if FlopCounterMode does not see a layer run: its counts would be wrong.
+    RuntimeError if FlopCounterMode does not see a layer of PyTorch's own run on a batch: its counts
+    would be wrong.
     """
-    still = copy.deepcopy(model).cpu().float().eval()
+    still = copied(model).cpu().float().eval()
+    one = arguments.like(inputs, "cpu", torch.float32)
     of_layer, before = Counter[str](), {}
     with FlopCounterMode(display=False) as counter, torch.no_grad():
 
         def start(name: str) -> None:
             before[name] = counter.get_total_flops()
 
-        def end(name: str) -> None:
+        def end(name: str, layer: nn.Module, output: Any) -> None:
             flops = counter.get_total_flops() - before[name]
-            if flops <= 0:
+            own = type(layer) in (nn.Conv2d, nn.Linear) and isinstance(output, torch.Tensor)
+            if flops <= 0 and own and output.dim() > 1 and output.numel():
                 raise RuntimeError(f"torch.utils.flop_counter counts no FLOPs of the layer {name}")
             of_layer[name] += flops
 
         for name, layer in layers(still).items():
             layer.register_forward_pre_hook(lambda *_, name=name: start(name))
-            layer.register_forward_hook(lambda *_, name=name: end(name))
-        still(torch.zeros(1, *shape))
+            layer.register_forward_hook(
+                lambda layer, _, output, name=name: end(name, layer, output)
+            )
+        arguments.call(still, one)
     return counter.get_total_flops(), of_layer
 
 

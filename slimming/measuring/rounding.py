@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from slimming.channels.groups import Group
 from slimming.measuring.layer_times import LayerShape
 from slimming.pruning.choice import Choice
-from slimming.pruning.coupling import Group
 
 MULTIPLES = (1, 2, 4, 8, 16, 32)
 NOISE = 0.01  # smaller relative differences of two times are noise

@@ -1,7 +1,7 @@
 """Prune networks, and prove that the slim network computes the same.
 
 Which channels are coupled:
-- `coupling.Group`, `coupling.Member`, `coupling.is_wired`: channels that are removed together
+- `coupling.Group`, `coupling.Member`, `coupling.lists_widths`: channels that are removed together
 - `groups.groups`, `groups.declared`, `tracing.traced`: the groups of a network
 - `widths.widths`, `widths.set_widths`, `widths.fit_to`: how many channels layers read and write
 

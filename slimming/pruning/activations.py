@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from slimming.channels.widths import BATCH_NORMS
 from slimming.errors import UserError
-from slimming.pruning.widths import BATCH_NORMS
 from slimming.runtime.failures import raise_if_of_the_machine
 
 LEAST = 32  # images

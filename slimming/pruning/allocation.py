@@ -12,13 +12,13 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from slimming.channels.groups import Group, count_filters, lists_widths
+from slimming.channels.scaling import alive_channels
 from slimming.errors import UserError
 from slimming.pruning import importance, ranking, slicing
 from slimming.pruning.choice import Choice, Multiples
-from slimming.pruning.coupling import Group, count_filters, is_wired
 from slimming.pruning.evidence import Evidence, scaled_norms
 from slimming.pruning.importance import Scores
-from slimming.pruning.scaling import alive_channels
 from slimming.pruning.threshold import choose_channels
 
 LEAST = 1e-3  # a smaller share is none
@@ -29,7 +29,7 @@ RANDOM = re.compile(r"random-(\d{1,9})")
 class Prunable:
     """A network, the groups of its coupled channels that can be removed, the multiples that layers
     keep, and the fraction ``least`` of its channels that each layer keeps (see `choice.least_of`).
-    Without ``at_least_one``, a network with ``wiring()`` may lose whole layers to the threshold."""
+    Without ``at_least_one``, one of the paper's networks may lose whole layers to the threshold."""
 
     model: nn.Module
     coupled: list[Group]
@@ -40,19 +40,19 @@ class Prunable:
     @property
     def total(self) -> int:
         """The number of channels that can be removed."""
-        if is_wired(self.model):
+        if lists_widths(self.model):
             return sum(int(mask.sum()) for mask in alive_channels(self.model).values())
         return count_filters(self.coupled)
 
     def slim(self, choice: Choice) -> tuple[nn.Module, slicing.Kept]:
         """The network that has only the chosen channels, not proved, and what its layers keep."""
-        kept = slicing.kept_channels(self.model, self.coupled, choice.keep)
+        kept = slicing.kept_channels(self.coupled, choice.keep)
         return slicing.sliced(self.model, kept), kept
 
     @cached_property
     def living(self) -> list[Group]:
         """The groups, without the channels that a mask has set to γ = β = 0."""
-        if not is_wired(self.model):
+        if not lists_widths(self.model):
             return self.coupled
         masks = alive_channels(self.model)
         alive = {name: mask for name, mask in masks.items() if mask.any()}
@@ -97,7 +97,7 @@ def allocation(function: Allocation) -> Allocation:
 @allocation
 def global_(network: Prunable, ratio: float) -> Choice:
     """One threshold on |γ| over the whole network (Liu et al., ICCV 2017, section 3)."""
-    if is_wired(network.model):
+    if lists_widths(network.model):
         return choose_channels(
             network.model, ratio, network.at_least_one, network.round_to, network.least
         )

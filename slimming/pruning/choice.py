@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from slimming.pruning.scaling import Masks
+from slimming.channels.scaling import Masks
 
 LEAST = 0.1  # of its channels a layer keeps, where nobody asks for less: benchmarks/defaults.py
 Multiples = int | Mapping[str, int]  # of all groups, or by name; a group without an entry has 1

@@ -1,4 +1,4 @@
-"""What measures of importance are functions of: a network, images, and what they say of it.
+"""What measures of importance are functions of: a network, inputs, and what they say of it.
 
 θ are the parameters, g their gradient, H the Hessian of the loss.
 """
@@ -7,43 +7,51 @@ import functools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
+from slimming.channels import inputs as arguments
+from slimming.channels.inputs import Inputs, only_logits
+from slimming.channels.scaling import batch_norms
+from slimming.channels.widths import BatchNorm
 from slimming.errors import UserError
 from slimming.pruning.least_squares import Gram
 from slimming.pruning.one_pass import input_grams
-from slimming.pruning.proof import only_logits
-from slimming.pruning.scaling import batch_norms
-from slimming.pruning.widths import BatchNorm
+from slimming.runtime.failures import raise_if_of_the_machine
 from slimming.runtime.strides import unit_strides
 
 Tensors = dict[str, torch.Tensor]  # by name of the parameter
 NO_IMAGES = "this measure needs images: pass some, or use l1"
 NO_LABELS = "this measure needs images with labels: pass some, or use obs or l1"
+ONE_TENSOR = "this measure needs inputs that are one tensor: use another one, or l1"
 
 
 @dataclass
 class Evidence:
     """A network, the images to evaluate it on, and lazily computed gradients of its parameters.
 
-    ``batches`` are normalised images (N, 3, H, W) with labels (N,) on the model's device. Gradients
-    need labels; with None instead of labels, they raise UserError. The loss is
-    cross_entropy(logits / ``temperature``) in eval mode. Means are over all images: minibatches are
-    weighted by their size. The mode, running statistics and ``.grad`` of the model do not change.
+    ``batches`` are normalised images (N, 3, H, W), or other `Inputs`, with labels (N,) on the
+    model's device. The loss is cross_entropy(logits / ``temperature``) in eval mode, or
+    ``loss(outputs)`` of what the model returns, the mean over its samples. Without that function
+    gradients need labels; with None instead of labels, they raise UserError. Means are over all
+    images: minibatches are weighted by their size. The mode, running statistics and ``.grad`` of
+    the model do not change.
     Known values can be assigned: ``evidence.gradient = {name: g}``. ``use_l2`` and
     ``use_init`` choose the `bias`; UserError if ``initial``, the θ₀ of use_init, lacks a weight.
     """
 
     model: nn.Module
-    batches: Sequence[tuple[torch.Tensor, torch.Tensor | None]]
+    batches: Sequence[tuple[Inputs, torch.Tensor | None]]
     temperature: float = 1.0
     initial: Tensors | None = None
     use_l2: bool = False
     use_init: bool = False
     seed: int = 0  # of `random`
+    loss: Callable[[Any], torch.Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.use_l2 and self.use_init:
@@ -54,7 +62,7 @@ class Evidence:
 
     @functools.cached_property
     def parameters(self) -> Tensors:
-        """Weights of every Conv2d and Linear, γ and β of every BN, by name."""
+        """Weights of every convolution and Linear, γ and β of every BN, by name."""
         judged = {f"{name}.weight": layer.weight for name, layer in layers(self.model).items()}
         for name, norm in scaled_norms(self.model).items():
             judged |= {f"{name}.weight": norm.weight, f"{name}.bias": norm.bias}
@@ -97,7 +105,10 @@ class Evidence:
         """The moments of what each layer reads: see `input_grams`."""
         if not self.batches:
             raise UserError(NO_IMAGES)
-        return input_grams(self.model, torch.cat([images for images, _ in self.batches]), self.seed)
+        images = [images for images, _ in self.batches if isinstance(images, torch.Tensor)]
+        if len(images) < len(self.batches):
+            raise UserError(ONE_TENSOR)
+        return input_grams(self.model, torch.cat(images), self.seed)
 
     def bias(self, name: str, l2: bool = False) -> torch.Tensor:
         """The factor by which small parameters score lower: |θ − θ₀| with use_init, |θ| with use_l2
@@ -107,6 +118,30 @@ class Evidence:
         if self.use_init and self.initial is not None:
             return (theta - self.initial[name].detach().to(theta)).abs()
         return theta.abs() if self.use_l2 or l2 else theta.new_ones(())
+
+    def _loss(self, outputs: Any, labels: torch.Tensor | None) -> torch.Tensor:
+        """The loss of what the model returns. UserError if it cannot be differentiated."""
+        try:
+            if self.loss is None:
+                assert labels is not None  # `_mean` has looked
+                loss = F.cross_entropy(only_logits(outputs) / self.temperature, labels)
+            else:
+                loss = self.loss(outputs)
+        except Exception as error:  # whatever the user's function does
+            raise_if_of_the_machine(error)
+            if isinstance(error, UserError):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"the loss of these outputs fails ({type(error).__name__}: {reason}): pass labels "
+                "(N,) from 0 to the number of classes - 1, or `loss`, a function of the outputs"
+            ) from error
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            raise UserError(
+                "`loss` must return a tensor of one number that depends on the weights of the "
+                "network, such as the mean over the samples"
+            )
+        return loss
 
     def _differentiate(
         self, loss: torch.Tensor, create_graph: bool = False
@@ -118,9 +153,10 @@ class Evidence:
 
     def _mean(self, derive: Callable) -> Tensors:
         """The mean over all images of ``derive(loss)``, one tensor for each parameter."""
-        batches = [(images, labels) for images, labels in self.batches if labels is not None]
-        count = sum(len(labels) for _, labels in batches)
-        if not count or len(batches) < len(self.batches):
+        sizes = [arguments.count(inputs) for inputs, _ in self.batches]
+        count = sum(sizes)
+        labelled = self.loss or all(labels is not None for _, labels in self.batches)
+        if not count or not labelled:
             raise UserError(NO_LABELS)
         mean = {name: torch.zeros_like(value) for name, value in self.values.items()}
         modes = {module: module.training for module in self.model.modules()}  # may be mixed
@@ -129,11 +165,10 @@ class Evidence:
         try:
             for parameter in frozen:
                 parameter.requires_grad_()
-            for images, labels in batches:
+            for size, (inputs, labels) in zip(sizes, self.batches, strict=True):
                 with torch.enable_grad(), unit_strides(self.model):
-                    logits = only_logits(self.model(images))
-                    terms = derive(F.cross_entropy(logits / self.temperature, labels))
-                torch._foreach_add_(list(mean.values()), list(terms), alpha=len(labels) / count)
+                    terms = derive(self._loss(arguments.call(self.model, inputs), labels))
+                torch._foreach_add_(list(mean.values()), list(terms), alpha=size / count)
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -142,9 +177,9 @@ class Evidence:
         return mean
 
 
-def layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """Every Conv2d and Linear of the model, by name."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+def layers(model: nn.Module) -> dict[str, Any]:
+    """Every convolution, transposed ones too, and every Linear of the model, by name."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, (_ConvNd, nn.Linear))}
 
 
 def scaled_norms(model: nn.Module) -> dict[str, BatchNorm]:

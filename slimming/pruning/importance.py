@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from slimming.channels.groups import lists_widths
+from slimming.channels.widths import BatchNorm
+from slimming.channels.wires import behind_selections
 from slimming.errors import UserError
-from slimming.pruning.coupling import is_wired
 from slimming.pruning.evidence import Evidence, layers, scaled_norms
 from slimming.pruning.obs import elimination_errors
-from slimming.pruning.scaling import selections
-from slimming.pruning.widths import BatchNorm
 
 # Name of a layer -> (channels,) fp32 on the CPU, higher = keep; "name:in" -> the channels it reads
 Scores = dict[str, torch.Tensor]
@@ -63,10 +63,22 @@ def _scaled(model: nn.Module) -> dict[str, BatchNorm]:
 
 
 def _sums(e: Evidence, term: Callable[[str], torch.Tensor]) -> Scores:
-    """Σ ``term(name of the weight)`` of each filter of each Conv2d and Linear and, for layers after
-    a channel selection, of each channel that they read, because no single filter writes it."""
-    filters = {n: term(f"{n}.weight").flatten(1).sum(1) for n in layers(e.model)}
-    return filters | _input_sums(e, term, _behind_selections(e.model))
+    """Σ ``term(name of the weight)`` of each filter of each convolution and Linear and, for layers
+    after a channel selection, of each channel that they read: no single filter writes it."""
+    filters = {
+        name: _by_filter(layer, term(f"{name}.weight")).flatten(1).sum(1)
+        for name, layer in layers(e.model).items()
+    }
+    gated = behind_selections(e.model) if lists_widths(e.model) else []
+    return filters | _input_sums(e, term, gated)
+
+
+def _by_filter(layer: nn.Module, terms: torch.Tensor) -> torch.Tensor:
+    """``terms`` of the weight (inputs, outputs of a group, ...) of a transposed convolution with
+    its filters first, as those of other layers are."""
+    if not getattr(layer, "transposed", False):
+        return terms
+    return terms.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def _input_sums(e: Evidence, term: Callable[[str], torch.Tensor], names: Iterable[str]) -> Scores:
@@ -74,17 +86,10 @@ def _input_sums(e: Evidence, term: Callable[[str], torch.Tensor], names: Iterabl
     sums, modules = {}, layers(e.model)
     for name in names:
         terms, groups = term(f"{name}.weight"), getattr(modules[name], "groups", 1)
+        terms = _by_filter(modules[name], terms)
         terms = terms.view(groups, -1, *terms.shape[1:]).transpose(1, 2).flatten(2)
         sums[f"{name}:in"] = terms.sum(2).flatten()
     return sums
-
-
-def _behind_selections(model: nn.Module) -> list[str]:
-    """The layers that read through a channel selection."""
-    if not is_wired(model):
-        return []
-    whole = selections(model)
-    return [wire.layer for wire in model.wiring() if wire.reads in whole]
 
 
 @measure(images=False)

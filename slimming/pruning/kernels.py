@@ -10,10 +10,10 @@ import math
 import torch
 from torch import nn
 
+from slimming.channels.groups import Group, Member
+from slimming.channels.scaling import Masks
+from slimming.channels.widths import is_depthwise, layer_of
 from slimming.pruning.choice import Choice
-from slimming.pruning.coupling import Group, Member
-from slimming.pruning.scaling import Masks
-from slimming.pruning.widths import is_depthwise, layer_of
 
 WHOLE = 0.5  # fraction of the pruned kernels that go with whole channels
 PATTERNS = 16  # patterns per layer: fast sparse kernels support only a few

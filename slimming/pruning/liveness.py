@@ -4,14 +4,16 @@ The proof cannot show it: if what is left of a network is constant, so is the ma
 both are equal.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
-from slimming.pruning.proof import only_logits
-from slimming.pruning.scaling import Masks
+from slimming.channels import inputs as arguments
+from slimming.channels.groups import copied
+from slimming.channels.inputs import Inputs
+from slimming.channels.scaling import Masks
+from slimming.pruning.slicing.proof import outputs
 
 FAINT = 0.01  # of the dense network's spread: less is hardly any, see benchmarks/defaults.py
 NOISE = 1e-6  # of the largest output: a smaller spread is rounding
@@ -35,13 +37,17 @@ def spread_ratio(slim: Sequence[torch.Tensor], dense: Sequence[torch.Tensor]) ->
     return min(ratios, default=None)
 
 
-@torch.no_grad()
-def liveness(slim: nn.Module, dense: nn.Module, images: torch.Tensor) -> float | None:
-    """The `spread_ratio` of both networks' outputs for ``images`` (N, 3, H, W), in fp32 in eval
-    mode on the device of the images."""
-    copies = [copy.deepcopy(model).to(images.device).float().eval() for model in (slim, dense)]
-    ours, theirs = ([only_logits(model(images.float()))] for model in copies)
-    return spread_ratio(ours, theirs)
+def liveness(slim: nn.Module, dense: nn.Module, inputs: Inputs) -> float | None:
+    """The `spread_ratio` of what both networks return for ``inputs``, in fp32 in eval mode on the
+    device of the inputs. Of a tree of outputs, those tensors count that have one row a sample."""
+    samples, device = arguments.count(inputs), arguments.tensors(inputs)[0].device
+    ours, theirs = (outputs(copied(model).to(device), inputs) for model in (slim, dense))
+    pairs = [
+        (a, b)
+        for a, b in zip(ours, theirs, strict=False)
+        if a.shape == b.shape and b.dim() and len(b) == samples
+    ]
+    return spread_ratio([a for a, _ in pairs], [b for _, b in pairs])
 
 
 def liveness_warning(ratio: float | None, kept: Mapping[str, Masks]) -> str | None:
@@ -66,5 +72,5 @@ def liveness_warning(ratio: float | None, kept: Mapping[str, Masks]) -> str | No
     return f"{text}; the narrowest layer, {name}, keeps {left} of {total} channels: prune less"
 
 
-def _spread(outputs: torch.Tensor) -> float:
-    return float(outputs.double().std(0, correction=0).square().mean().sqrt())
+def _spread(values: torch.Tensor) -> float:
+    return float(values.double().std(0, correction=0).square().mean().sqrt())

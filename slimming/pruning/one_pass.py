@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import nn
 
+from slimming.channels.scaling import Masks, batch_norms
+from slimming.channels.widths import layer_of
 from slimming.pruning.activations import BATCH, LEAST, MEMORY, Activations, count_within
 from slimming.pruning.least_squares import STRENGTH, Gram, solve
 from slimming.pruning.patches import obstacle, sample
-from slimming.pruning.scaling import Masks, batch_norms
 from slimming.pruning.statistics import mean_and_variance, move_statistics
-from slimming.pruning.widths import layer_of
 from slimming.runtime.device import layout_for
 from slimming.runtime.precision import full_fp32
 

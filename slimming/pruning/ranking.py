@@ -5,11 +5,11 @@ from collections.abc import Mapping
 
 import torch
 
+from slimming.channels.groups import Group
+from slimming.channels.scaling import Masks
 from slimming.errors import UserError
 from slimming.pruning.choice import Choice, Multiples, least_of, multiple_of, round_up
-from slimming.pruning.coupling import Group
 from slimming.pruning.importance import Scores
-from slimming.pruning.scaling import Masks
 
 
 def choose(

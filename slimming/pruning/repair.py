@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from slimming.channels.inputs import only_logits
+from slimming.channels.scaling import Masks
+from slimming.channels.widths import BATCH_NORMS, BatchNorm
 from slimming.errors import UserError
 from slimming.pruning.activations import BATCH, LEAST, MEMORY, count_within
 from slimming.pruning.least_squares import Moments, best_ridge
 from slimming.pruning.patches import obstacle, rows, sample
-from slimming.pruning.proof import only_logits
-from slimming.pruning.scaling import Masks
 from slimming.pruning.side_by_side import SideBySide
 from slimming.pruning.statistics import mean_and_variance, move_statistics
-from slimming.pruning.widths import BATCH_NORMS, BatchNorm
 from slimming.runtime import optional
 from slimming.runtime.device import layout_for
 from slimming.runtime.failures import raise_if_of_the_machine

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import torch
 from torch import fx, nn
 
+from slimming.channels.scaling import Masks
+from slimming.channels.widths import BATCH_NORMS, BatchNorm
 from slimming.errors import UserError
 from slimming.pruning.activations import Activations
-from slimming.pruning.scaling import Masks
-from slimming.pruning.widths import BATCH_NORMS, BatchNorm
 
 SUMS = (operator.add, operator.iadd, torch.add)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from slimming.pruning.scaling import alive_channels, scaling_factors
+from slimming.channels.scaling import alive_channels, scaling_factors
 
 NEAR_ZERO = 1e-2
 

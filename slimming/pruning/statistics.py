@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 import torch
 
+from slimming.channels.widths import BatchNorm
 from slimming.pruning.patches import rows
-from slimming.pruning.widths import BatchNorm
 
 LARGEST = 100.0  # limit of the factor by which a running variance changes
 

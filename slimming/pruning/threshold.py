@@ -3,14 +3,14 @@
 import torch
 from torch import nn
 
-from slimming.errors import UserError
-from slimming.pruning.choice import Choice, Multiples, least_of, multiple_of, round_up
-from slimming.pruning.scaling import (
+from slimming.channels.scaling import (
     Masks,
     alive_channels,
     present_channels,
     scaling_factors,
 )
+from slimming.errors import UserError
+from slimming.pruning.choice import Choice, Multiples, least_of, multiple_of, round_up
 
 
 def choose_channels(
@@ -23,7 +23,7 @@ def choose_channels(
     """Choose the channels to keep when the fraction ``ratio`` (0 <= ratio < 1) of those alive is
     pruned.
 
-    Masks have the name of their BN, like the groups of a network with ``wiring()``. The threshold
+    Masks have the name of their BN, like the groups of the paper's networks. The threshold
     is the value at position int(total · ratio) of the sorted |γ| of the whole network; a channel
     is kept if its |γ| is strictly greater. With ``at_least_one`` a layer that would lose every
     channel keeps its largest |γ|. With ``least`` (0 to 1) it keeps that fraction of its channels,

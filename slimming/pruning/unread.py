@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from slimming.channels.scaling import Masks, selections
+from slimming.channels.widths import BATCH_NORMS, is_depthwise
 from slimming.pruning.activations import trace
-from slimming.pruning.scaling import Masks, selections
 from slimming.pruning.slicing import Kept, sliced
-from slimming.pruning.widths import BATCH_NORMS, is_depthwise
 from slimming.runtime.failures import raise_if_of_the_machine
 
 THROUGH_MODULES = (

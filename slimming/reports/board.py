@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from slimming.pruning.scaling import batch_norms
+from slimming.channels.scaling import batch_norms
 from slimming.runtime import optional
 from slimming.training.trainer import Trainer
 

@@ -49,6 +49,11 @@ class L1Penalty:
     def on_replace(self, model: nn.Module) -> None:
         self.norms = affine_norms(model)  # not their weights, which may be replaced, too
 
+    @property
+    def gammas(self) -> list[nn.Parameter]:
+        """The scaling factors that it acts on."""
+        return [norm.weight for norm in self.norms if norm.weight.requires_grad]
+
     @torch.no_grad()
     def on_gradients(self, batch: Batch | None = None) -> None:
         gammas, grads = _with_gradients(norm.weight for norm in self.norms)

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import torch
 
-from models import NETWORKS, constructor, zoo
+from models import NETWORKS, zoo
+from slimming.channels.groups import check_names
 from slimming.data import loading
 from slimming.data.batches import Batches
 from slimming.data.stream import Stream
 from slimming.errors import UserError
 from slimming.pruning import allocation, importance, ranking
 from slimming.pruning.allocation import Prunable
-from slimming.pruning.groups import check_names, groups
-from slimming.pruning.tracing import need_library
+from slimming.pruning.slicing.trial import groups
 from slimming.settings import specs
 from slimming.storage import architecture, checkpoint
 from slimming.workflows.experiment import same_settings
@@ -30,8 +30,6 @@ def check(settings: ExperimentSettings) -> None:
     --pruning-method."""
     pruning = settings.pruning
     slices = not settings.execution.skip_pruning and pruning.pruning_method != "intra-kernel"
-    if slices:
-        need_library(constructor(settings.architecture(1).arch))
     loader = _test_images(settings)
     network = settings.architecture(len(loader.classes))
     model = network.build().eval()

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from models import NETWORKS
+from slimming.channels.groups import lists_widths
 from slimming.data import loading
 from slimming.data.batches import Batches
 from slimming.data.stream import Stream
@@ -24,10 +25,9 @@ from slimming.measuring.figures import measure
 from slimming.pruning import allocation, slicing
 from slimming.pruning.allocation import Prunable
 from slimming.pruning.choice import Choice, Multiples
-from slimming.pruning.coupling import is_wired
-from slimming.pruning.groups import declared
 from slimming.pruning.liveness import liveness, liveness_warning
 from slimming.pruning.slicing import Kept
+from slimming.pruning.slicing.trial import declared
 from slimming.pruning.sparsity import alive_factors
 from slimming.reports import plots, tables
 from slimming.reports.figures import before_after_text, liveness_text, scores_text
@@ -265,7 +265,7 @@ def against_full(
     A masked network is measured as the equivalent slim one.
     """
     full = replace(network, cfg=None).build().to(loader.device)
-    if not network.cfg and is_wired(model):
+    if not network.cfg and lists_widths(model):
         model = slicing.without_dead_channels(model).to(loader.device)
     images = loader.first(64)
     return before_after_text(*measure([full, model], images, (len(images),), [before, score]))

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from models import widths
+from slimming.channels.groups import lists_widths
+from slimming.channels.scaling import alive_channels, present_channels
 from slimming.data import datasets, loading
 from slimming.data.stream import Stream
 from slimming.errors import UserError
 from slimming.measuring import profiling
 from slimming.measuring.figures import BATCHES, measure
 from slimming.pruning import kernels, slicing
-from slimming.pruning.coupling import is_wired
-from slimming.pruning.scaling import alive_channels, present_channels
 from slimming.runtime.device import choose_device
 from slimming.storage import architecture, checkpoint
 from slimming.storage.architecture import Architecture
@@ -63,7 +63,7 @@ def load(run: EvaluationRun) -> Subject:
 def without_masked_channels(model: nn.Module, network: Architecture) -> nn.Module:
     """The slim network that is equivalent to a masked one of mask-impl; any other unchanged."""
     alive = alive_channels(model)
-    if network.cfg or not is_wired(model) or all(m.all() for m in alive.values()):
+    if network.cfg or not lists_widths(model) or all(m.all() for m in alive.values()):
         return model
     return slicing.without_dead_channels(model)
 

@@ -8,15 +8,15 @@ from functools import partial
 import torch
 from torch import nn
 
+from slimming.channels.groups import Group, count_filters, inside
+from slimming.channels.scaling import Masks
 from slimming.data import loading
 from slimming.data.batches import Batches
 from slimming.data.stream import Stream
 from slimming.pruning import allocation, importance, kernels, ranking, slicing
 from slimming.pruning.allocation import Prunable
 from slimming.pruning.choice import LEAST, Choice, Multiples
-from slimming.pruning.coupling import Group, count_filters, inside
-from slimming.pruning.groups import groups
-from slimming.pruning.scaling import Masks
+from slimming.pruning.slicing.trial import groups
 from slimming.workflows import rounding
 from slimming.workflows.budgets import BudgetSettings
 from slimming.workflows.rounding import RoundTo

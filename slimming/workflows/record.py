@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from slimming.channels.scaling import present_channels, selections
 from slimming.measuring.figures import Figures, measure
 from slimming.pruning import importance
-from slimming.pruning.scaling import present_channels, selections
 from slimming.reports.figures import stage_text
 from slimming.storage import architecture, files
 from slimming.storage.architecture import Architecture

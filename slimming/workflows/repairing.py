@@ -6,11 +6,11 @@ from typing import ClassVar
 
 from torch import nn
 
+from slimming.channels.scaling import Masks
 from slimming.data.batches import Batches
 from slimming.data.stream import Stream
 from slimming.errors import UserError
 from slimming.pruning.repair import LEAST, Repaired, repair
-from slimming.pruning.scaling import Masks
 from slimming.settings import number, seed, setting
 
 

@@ -7,12 +7,12 @@ from typing import Any, Final, Literal
 import torch
 from torch import nn
 
+from slimming.channels.groups import Group
 from slimming.measuring import layer_times, profiling
 from slimming.measuring.layer_times import LayerShape
 from slimming.measuring.rounding import MULTIPLES, fastest
 from slimming.pruning.allocation import Prunable
 from slimming.pruning.choice import Choice, Multiples
-from slimming.pruning.coupling import Group
 from slimming.settings import count, setting
 from slimming.workflows.budgets import BudgetSettings
 

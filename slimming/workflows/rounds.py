@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 
-from models import constructor, widths
+from models import widths
+from slimming.channels.groups import count_filters
 from slimming.errors import UserError
 from slimming.measuring.figures import measure
 from slimming.pruning import ranking, slicing
-from slimming.pruning.coupling import count_filters
-from slimming.pruning.groups import groups
 from slimming.pruning.liveness import liveness, liveness_warning
 from slimming.pruning.slicing import Slimmed
-from slimming.pruning.tracing import need_library
+from slimming.pruning.slicing.trial import groups
 from slimming.reports import plots
 from slimming.reports.figures import liveness_text
 from slimming.runtime import distributed
@@ -56,7 +55,6 @@ def flow_run(typed: Mapping[str, Any]) -> tuple[FlowRun, Start]:
 
 def prepare(run: FlowRun, start: Start) -> Trainer:
     """The trainer of a run. UserError if settings, files or data contradict each other."""
-    need_library(constructor(run.rounds.model))
     settings = run.train.settings
     model, network, loaders = open_network(settings, run.data, run.asked(start.contents), start)
     trainer = Trainer(

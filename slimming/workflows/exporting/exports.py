@@ -15,7 +15,7 @@ from slimming.measuring.deploy import forms_of
 from slimming.measuring.export import proof
 from slimming.measuring.export.engines import Run
 from slimming.measuring.export.formats import FORMATS
-from slimming.pruning.proof import TOLERANCE
+from slimming.pruning.slicing.proof import TOLERANCE
 from slimming.runtime import optional
 from slimming.storage import files
 from slimming.workflows.exporting.running import Runner, write, writing

@@ -9,7 +9,7 @@ from slimming.measuring import profiling
 from slimming.pruning import slicing
 from slimming.pruning.front import front, knee
 from slimming.pruning.liveness import liveness, liveness_warning
-from slimming.pruning.proof import prove_equal
+from slimming.pruning.slicing.proof import prove_equal
 from slimming.reports import sweep_page, sweep_plot, sweep_text
 from slimming.runtime import optional
 from slimming.storage import files

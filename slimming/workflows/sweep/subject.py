@@ -18,9 +18,9 @@ from slimming.pruning import allocation, slicing
 from slimming.pruning.allocation import Prunable
 from slimming.pruning.choice import Choice
 from slimming.pruning.evidence import scaled_norms
-from slimming.pruning.groups import groups
 from slimming.pruning.one_pass import OnePass
 from slimming.pruning.repair import LEAST, repair
+from slimming.pruning.slicing.trial import groups
 from slimming.runtime.device import choose_device
 from slimming.storage import architecture
 from slimming.storage.architecture import Architecture

@@ -1,24 +1,8 @@
-"""Shared by all networks of this package: how channels are coupled, and weight initialization."""
-
-from typing import NamedTuple
+"""Shared by all networks of this package: the number of classes, cfg, weight initialization."""
 
 from torch import nn
 
 CLASSES = {"cifar10": 10, "cifar100": 100}
-
-
-class Wire(NamedTuple):
-    """A convolution or linear layer, and the BatchNorms that decide which of its channels are kept.
-
-    ``reads`` is the name of the BN whose kept channels are the layer's input, ``writes`` of the BN
-    whose kept channels are its output; None if all channels are kept. A BN that a layer writes is
-    sliced with it; a BN that no layer writes keeps its width, and its mask is set in the ``select``
-    next to it.
-    """
-
-    layer: str
-    reads: str | None
-    writes: str | None
 
 
 def count_classes(dataset: str, num_classes: int | None) -> int:

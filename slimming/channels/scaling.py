@@ -3,32 +3,27 @@
 import torch
 from torch import nn
 
-from slimming.pruning.coupling import is_wired
-from slimming.pruning.widths import BATCH_NORMS, BatchNorm
+from slimming.channels.kinds import is_selection
+from slimming.channels.widths import BATCH_NORMS, BatchNorm
 
 Masks = dict[str, torch.Tensor]  # name of a layer or group -> one bool for each channel
 
 
 def batch_norms(model: nn.Module) -> dict[str, BatchNorm]:
-    """Every BatchNorm2d of the model by name, in the order of the forward pass."""
+    """Every BatchNorm of the model by name, in the order of the forward pass."""
     return {n: m for n, m in model.named_modules() if isinstance(m, BATCH_NORMS)}
 
 
 def selections(model: nn.Module) -> dict[str, str]:
-    """For each BN that keeps its width, because no layer writes it, the name of the channel
-    selection after it.
-
-    The ``wiring()`` of the network declares which layer reads and writes which BN; a network
-    without it has no selections.
-    """
-    if not is_wired(model):
-        return {}
-    written = {wire.writes for wire in model.wiring()}
-    return {
-        name: f"{name.rpartition('.')[0]}.select".lstrip(".")
-        for name in batch_norms(model)
-        if name not in written
-    }
+    """For each BN that is directly before a channel selection, and so keeps its width, the name of
+    that selection."""
+    found, norm = {}, ""
+    for name, module in model.named_modules():
+        if isinstance(module, BATCH_NORMS):
+            norm = name
+        elif is_selection(module) and norm:
+            found[norm] = name
+    return found
 
 
 def present_channels(model: nn.Module) -> Masks:
@@ -37,11 +32,10 @@ def present_channels(model: nn.Module) -> Masks:
         name: torch.ones(bn.num_features, dtype=torch.bool)
         for name, bn in batch_norms(model).items()
     }
-    layers = dict(model.named_modules())
     for name, selection in selections(model).items():
-        indexes = getattr(layers.get(selection), "indexes", None)
-        if isinstance(indexes, torch.Tensor):  # the mask implementation has no selection
-            masks[name] = indexes.detach().cpu() != 0
+        indexes = model.get_submodule(selection).indexes
+        assert isinstance(indexes, torch.Tensor)
+        masks[name] = indexes.detach().cpu() != 0
     return masks
 
 
