@@ -20,6 +20,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,11 @@ from slimming.channels.inputs import Inputs
 from slimming.channels.labels import OUTPUT
 from slimming.cli import entry
 from slimming.errors import UserError
+from slimming.pruning.choice import Choice
 from slimming.pruning.slicing import proof
-from slimming.pruning.slicing.slim import Kept, Masks, cuts, kept_channels, masked, sliced
-from slimming.pruning.slicing.trial import prunable
+from slimming.pruning.slicing.prune import Slimmed, apply
+from slimming.pruning.slicing.slim import Masks, cuts, kept_channels, masked
+from slimming.pruning.slicing.trial import exact, least, prunable
 
 OURS = "slimming"
 TOOLS = (OURS, *PEERS)
@@ -57,11 +60,12 @@ HEADER = ["network", "parameters", "prunable", "kept", "verdict", "proof", "live
 HEADER += ["seconds", "GB", "pinned most", *PEERS]
 NOTES = """Random weights, scaling factors and BN statistics; a third of the units of each group is
 removed, other ones than those that are tried while the groups are found. `prunable`: the share of
-parameters of convolutions and linear layers that could go; `kept`: the share of all parameters of
-the slim network; `proof`: the largest difference from the masked network, relative to the largest
-output; `liveness`: how much the outputs of the slim network differ between two inputs; `seconds`:
-CPU time on one core, from the network to the proved slim network; `GB`: the most that the process
-held, PyTorch and the packages included. The peers are asked for a third of each group too, and what
+parameters of convolutions and linear layers that could go, of those that run; `kept`: the share of
+all parameters that the slim network has; `proof`: the largest difference from the masked network,
+relative to the largest output; `liveness`: how much the outputs of the slim network differ between
+two inputs, on the second of which it must equal the masked one, too; `seconds`: CPU time on one
+core, from the network to the proved slim network; `GB`: the most that the process held, PyTorch and
+the packages included. The peers are asked for a third of each group too, and what
 they return is compared with the dense network that lacks the same channels."""
 
 
@@ -159,17 +163,20 @@ def measured(name: str, tool: str) -> dict[str, Any]:
         row["parameters"] = parameters(model)
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
         try:
+            slimmed = None
             with limited(row):
-                by_peer(tool, model, inputs, row) if tool in PEERS else by_us(model, inputs, row)
-            if "slim" in row:
-                check(row, inputs, *row.pop("slim"))
+                if tool in PEERS:
+                    by_peer(tool, model, inputs, row)
+                else:
+                    slimmed = by_us(model, inputs, row)
+            if slimmed is not None:
+                check(row, model, least(model, inputs), slimmed)
         except OverTime:
             row["verdict"] = "over time"
         except UserError as error:
             row |= {"verdict": "refused", "reason": _words(error)}
         except Exception as error:
             row |= {"verdict": "fails", "reason": _words(error)}
-    row.pop("slim", None)
     row["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return row
 
@@ -196,31 +203,42 @@ def limited(row: dict[str, Any]) -> Iterator[None]:
         row["wall"] = round(time.perf_counter() - wall, 2)
 
 
-def by_us(model: nn.Module, inputs: Inputs, row: dict[str, Any]) -> None:
-    """Find the groups, remove a third of each, and prove."""
+def by_us(model: nn.Module, inputs: Inputs, row: dict[str, Any]) -> Slimmed | None:
+    """Find the groups, remove a third of each, and prove, as `slicing.prune` does."""
     found = prunable(model, inputs)
-    row["traced"] = round(time.process_time(), 2)
-    row["prunable"], row["pinned"] = share(model, found)
+    row |= share(model, found)
     if not found.groups:
         row["verdict"] = "nothing to prune"
-        return
-    kept = kept_channels(found.groups, {group.name: two_thirds(group) for group in found.groups})
-    slim, reference = sliced(model, kept), masked(model, kept)
-    row["kept"] = parameters(slim) / parameters(model)
-    row["proof"] = proof.compared(slim, reference, inputs)
-    row["verdict"] = "proved" if row["proof"] <= proof.TOLERANCE else "wrong"
-    row["slim"] = slim, reference, kept
+        return None
+    keep = {group.name: two_thirds(group) for group in found.groups}
+    try:
+        slimmed = of_groups(model, found.groups, keep, inputs)
+    except UserError:
+        found = replace(found, groups=exact(model, found.groups, inputs, keep))
+        row |= share(model, found)
+        slimmed = of_groups(model, found.groups, keep, inputs)
+    row |= {"kept": parameters(slimmed.model) / parameters(model), "proof": slimmed.difference}
+    row["verdict"] = "proved"
+    return slimmed
 
 
-def check(
-    row: dict[str, Any], inputs: Inputs, slim: nn.Module, reference: nn.Module, kept: Kept
-) -> None:
-    """Outputs that hardly change, as those of an untrained detector, prove little: every layer must
-    be equal too."""
-    layer = proof.first_difference(slim, reference, kept, inputs)
-    if row["verdict"] == "proved" and layer is not None:
-        row |= {"verdict": "wrong", "reason": f"{layer} differs"}
-    row["liveness"] = liveness(slim, inputs)
+def of_groups(model: nn.Module, groups: list[Group], keep: Masks, inputs: Inputs) -> Slimmed:
+    """The slim network that keeps these units of the groups, proved."""
+    own = {group.name: keep[group.name] for group in groups}
+    alive = {group.name: group.alive for group in groups}
+    return apply(model, groups, Choice(1 / 3, 0.0, alive, own, []), inputs)
+
+
+def check(row: dict[str, Any], model: nn.Module, inputs: Inputs, slimmed: Slimmed) -> None:
+    """Compare the networks once more, for other inputs, on which their outputs must differ from
+    those of before."""
+    other = arguments.mapped(inputs, lambda t: t.flip(-1) * 0.9 if t.is_floating_point() else t)
+    if not proof.compared(slimmed.model, masked(model, slimmed.kept), other) <= proof.TOLERANCE:
+        row["verdict"] = "wrong"
+    ours, theirs = (proof.outputs(slimmed.model, x) for x in (inputs, other))
+    both = [(a, b) for a, b in zip(ours, theirs, strict=True) if a.shape == b.shape]
+    found = proof.difference([a for a, _ in both], [b for _, b in both])
+    row["liveness"] = found if len(both) == len(ours) else max(found, 1.0)
     if row["verdict"] == "proved" and row["liveness"] < ALIVE:
         row["verdict"] = "not alive"
 
@@ -236,9 +254,9 @@ def two_thirds(group: Group) -> torch.Tensor:
     return keep
 
 
-def share(model: nn.Module, found: Channels) -> tuple[float, list[tuple[str, float]]]:
-    """The share of the parameters of convolutions and linear layers that can go, and the share that
-    stays because of each reason, the largest first."""
+def share(model: nn.Module, found: Channels) -> dict[str, Any]:
+    """``prunable``: the share of the parameters of convolutions and linear layers that can go, of
+    those that run; ``pinned``: the share that stays because of each reason, the largest first."""
     nothing: Masks = {g.name: torch.zeros(g.size, dtype=torch.bool) for g in found.groups}
     masks = cuts(model, kept_channels(found.groups, nothing))
     stays: dict[str, int] = {}
@@ -247,6 +265,8 @@ def share(model: nn.Module, found: Channels) -> tuple[float, list[tuple[str, flo
         if not isinstance(layer, (_ConvNd, nn.Linear)) or id(layer.weight) in seen:
             continue
         seen.add(id(layer.weight))
+        if name in found.unseen:
+            continue
         for part, tensor in layer.named_parameters(recurse=False):
             left = tensor.numel()
             for dim, mask in masks.get(f"{name}.{part}".lstrip("."), {}).items():
@@ -254,13 +274,12 @@ def share(model: nn.Module, found: Channels) -> tuple[float, list[tuple[str, flo
             total += tensor.numel()
             stays[name] = stays.get(name, 0) + left
     reasons = {
-        reason: sum(stays.get(layer, 0) for layer in layers) / max(1, total)
+        reason: round(sum(stays.get(layer, 0) for layer in layers) / max(1, total), 4)
         for reason, layers in found.pinned.items()
     }
-    if found.unseen:
-        reasons["never run"] = sum(stays.get(layer, 0) for layer in found.unseen) / max(1, total)
     top = sorted(reasons.items(), key=lambda item: -item[1])[:5]
-    return 1 - sum(stays.values()) / max(1, total), [(r, round(s, 4)) for r, s in top if s]
+    pinned = [(reason, part) for reason, part in top if part]
+    return {"prunable": 1 - sum(stays.values()) / max(1, total), "pinned": pinned}
 
 
 def by_peer(tool: str, model: nn.Module, inputs: Inputs, row: dict[str, Any]) -> None:
@@ -279,15 +298,6 @@ def by_peer(tool: str, model: nn.Module, inputs: Inputs, row: dict[str, Any]) ->
     del outputs
     row["proof"] = proof.compared(slim, without(dense, slim), inputs)
     row["verdict"] = "proved" if row["proof"] <= proof.TOLERANCE else "wrong"
-
-
-def liveness(slim: nn.Module, inputs: Inputs) -> float:
-    """How much the outputs differ between two inputs."""
-    other = arguments.mapped(inputs, lambda t: t.flip(-1) * 0.9 if t.is_floating_point() else t)
-    ours, theirs = proof.outputs(slim, inputs), proof.outputs(slim, other)
-    both = [(a, b) for a, b in zip(ours, theirs, strict=True) if a.shape == b.shape]
-    found = proof.difference([a for a, _ in both], [b for _, b in both])
-    return found if len(both) == len(ours) else max(found, 1.0)
 
 
 def parameters(model: nn.Module) -> int:

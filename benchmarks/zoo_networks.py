@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from slimming.channels.inputs import Inputs, call
+from slimming.channels.inputs import Inputs, call, smaller
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no weights are loaded
 os.environ.setdefault("YOLO_OFFLINE", "1")
@@ -273,7 +273,7 @@ AUDIO: dict[str, Builder] = {
         of_torchaudio, "DeepSpeech", {"n_feature": 80, "n_hidden": 512}, (1, 1, 100, 80)
     ),
     "audio/wavernn": functools.partial(
-        of_torchaudio, "WaveRNN", WAVERNN, (1, 1, 1200), (1, 1, 10, 128)
+        of_torchaudio, "WaveRNN", WAVERNN, (1, 1, 1200), (1, 1, 128, 10)
     ),
     "audio/hdemucs_low": functools.partial(
         of_torchaudio, "hdemucs_low", {"sources": ["drums", "voice"]}, (1, 2, 32768)
@@ -410,9 +410,13 @@ def randomize(model: nn.Module, inputs: Inputs, seed: int = 0) -> None:
         layer.running_var.copy_(scale * uniform(var, 0.5, 1.5))
 
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_var is not None]
+    small = smaller(inputs)
     handles = [norm.register_forward_pre_hook(normalize) for norm in norms]
     try:
-        call(model.eval(), inputs)
+        with contextlib.suppress(Exception):  # a network of one size
+            call(model.eval(), inputs if small is None else small)
+            return
+        call(model, inputs)
     finally:
         for handle in handles:
             handle.remove()

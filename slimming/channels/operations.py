@@ -189,7 +189,12 @@ def joined(trace: Trace, call: Call) -> list[Labels]:
     """One after the other along a dimension; along all others they have the same positions."""
     operands = [trace.of(t) for t in call.args[0] if t.numel()]
     if call.name == "cat":
-        operands = [o.narrow(call.kwargs.get("dim", call.arg(1, 0)), 0, 1) for o in operands]
+        dim = call.kwargs.get("dim", call.arg(1, 0))
+        along = [o for o in operands if varies(o, dim)]
+        across = [o.narrow(dim, 0, 1) for o in operands if not varies(o, dim)]
+        if along and any(len(varied(o)) > 1 for o in along) | any(varied(o) for o in across):
+            _pinned(trace, call.args[0], "positions of other channels")
+        operands = [] if along else across
     tied = _same_positions(trace, operands)
     if tied is not None and call.name == "cat" and len(operands) == len(call.args[0]):
         return [tied.expand(call.outputs[0].shape)]  # as a class token before all others
@@ -228,12 +233,13 @@ def moved(trace: Trace, call: Call) -> list[Labels]:
 
 def _on_labels(trace: Trace, call: Call, *args: Any, **kwargs: Any) -> list[Labels]:
     """What the operation returns for labels in place of floats."""
+    in_place = call.func.name().partition(".")[0].endswith("_")  # labels that are stored once, too
 
     def labels_of(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return type(value)(map(labels_of, value))
         if isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex()):
-            return trace.of(value)
+            return trace.of(value).clone() if in_place else trace.of(value)
         return value
 
     kwargs = {k: v for k, v in kwargs.items() if k not in ("dtype", "memory_format", "layout")}
@@ -256,8 +262,9 @@ def picked(trace: Trace, call: Call) -> list[Labels]:
     """Positions that are computed or in the code: the labels along these dimensions stay."""
     for tensor in call.tensors:
         labels = trace.of(tensor)
-        dims = [d for d in _picked_dims(call, labels) if varies(labels, d)]
-        if dims:
+        values = call.name == "index_put" and tensor is call.args[2]
+        dims = _written_dims(call, labels) if values else _picked_dims(call, labels)
+        if any(varies(labels, d) for d in dims):
             trace.pin(labels, call.name)
     if call.name == "masked_select":
         return [None]
@@ -286,6 +293,19 @@ def _picked_dims(call: Call, labels: torch.Tensor) -> list[int]:
     if not isinstance(dims, (list, tuple)) or not dims:
         return every
     return [d % max(1, labels.dim()) for d in dims]
+
+
+def _written_dims(call: Call, values: torch.Tensor) -> list[int]:
+    """The dimensions in which ``index_put`` writes its values to chosen positions; leading ones of
+    size 1 may be missing."""
+    places = [place for place, index in enumerate(call.args[1]) if index is not None]
+    indices = [call.args[1][place] for place in places]
+    masks = [index.dtype in (torch.bool, torch.uint8) for index in indices]
+    wide = max(1 if mask else i.dim() for i, mask in zip(indices, masks, strict=True))
+    gone = sum(i.dim() if mask else 1 for i, mask in zip(indices, masks, strict=True))
+    missing = call.args[0].dim() - gone + wide - values.dim()
+    start = places[0] if places[-1] - places[0] == len(places) - 1 else 0
+    return [d - missing for d in range(start, start + wide) if d >= missing]
 
 
 @rule("pixel_shuffle")

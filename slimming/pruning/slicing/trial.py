@@ -29,7 +29,7 @@ def prunable(
     found = channels(model, inputs, ignore, only)
     if lists_widths(model):  # the paper's: nothing in their code holds a width
         return found
-    sound = exact(model, found.groups, _least(model, inputs))
+    sound = exact(model, found.groups, least(model, inputs))
     if len(sound) == len(found.groups):
         return found
     wrong = [g for g in found.groups if g not in sound]
@@ -37,7 +37,7 @@ def prunable(
     return replace(found, groups=sound, pinned={**found.pinned, reason: [g.name for g in wrong]})
 
 
-def _least(model: nn.Module, inputs: Inputs) -> Inputs:
+def least(model: nn.Module, inputs: Inputs) -> Inputs:
     """The least of ``inputs`` that the network takes: one small sample, one, or all."""
     one = arguments.first(inputs, 1)
     small = arguments.smaller(one)
