@@ -246,5 +246,9 @@ def test_the_requirements_say_what_is_needed_and_what_adds_what():
         {line.partition(">")[0] for line in group.splitlines() if not line.startswith("#")}
         for group in groups
     )
-    assert (needed, added, parts) == (NEEDED, set(optional.LEFT_OUT), set(PARTS.values()))
+    assert (needed, added, parts) == (
+        NEEDED,
+        set(optional.LEFT_OUT),
+        {*PARTS.values(), "safetensors"},
+    )
     assert [group.split()[1].strip(":,") for group in groups] == ["Needed", "Left", "Needed"]

@@ -32,6 +32,7 @@ from benchmarks import (
     reproduce,
     rounding,
     speed,
+    zoo,
 )
 from slimming import __main__ as module
 
@@ -77,7 +78,7 @@ MODULES = (
     repair,
 )
 BENCHMARKS = {
-    f"{b.__name__.rpartition('.')[2]}.py": b for b in (*MODULES, reproduce, rounding, speed)
+    f"{b.__name__.rpartition('.')[2]}.py": b for b in (*MODULES, reproduce, rounding, speed, zoo)
 }
 
 

@@ -278,7 +278,6 @@ def test_patience_ends_a_training_that_gets_no_better(photos, tmp_path):
         ("--eval-only", "--model-path"),
         ("--model-path x.pth", "--skip-base-training"),
         ("--model vgg16 --pruning-method slimming", "BatchNorm"),
-        ("--model convnext_tiny", "LayerNorm2d"),
         ("--ignore nothing", "no layer called nothing"),
         ("--pruning-ratio 1", "less than 1"),
         ("--data nowhere", "nowhere"),

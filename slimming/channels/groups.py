@@ -18,7 +18,7 @@ from slimming.channels.labels import OUTPUT, Axis, Split, Trace, compact, varied
 from slimming.channels.operations import EVERY
 from slimming.channels.partition import components, pairs
 from slimming.channels.scaling import selections
-from slimming.errors import UserError
+from slimming.errors import UserError, raise_if_of_the_machine
 
 NONE = torch.empty(0, 2, dtype=torch.long)
 
@@ -88,6 +88,7 @@ def traced(model: nn.Module, inputs: Inputs) -> Trace:
         try:
             _run(network, attempt, trace)
         except Exception as error:  # whatever the user's forward does
+            raise_if_of_the_machine(error)
             failure = error
             continue
         if _unseen(trace):  # auxiliary heads; BatchNorm trains on two samples

@@ -9,8 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 from slimming.cli import flags
-from slimming.errors import Interrupted, UserError
-from slimming.runtime import distributed, failures
+from slimming.errors import (
+    Interrupted,
+    UserError,
+    dead_worker_text,
+    is_dead_worker,
+    is_out_of_memory,
+)
+from slimming.runtime import distributed
 from slimming.runtime.memory import keep_freed_memory
 
 DEBUG = "SLIMMING_DEBUG"  # a variable of the environment: if set, errors also show their traceback
@@ -86,10 +92,10 @@ def _explain(error: BaseException) -> tuple[int, str | None]:
         return error.status, str(error) if isinstance(error, Interrupted) else f"error: {error}"
     if isinstance(error, KeyboardInterrupt):
         return Interrupted.status, "interrupted: no results were lost; run the command again"
-    if failures.is_out_of_memory(error):
+    if is_out_of_memory(error):
         return 2, "error: out of memory: lower --batch-size or --test-batch-size"
-    if failures.is_dead_worker(error):
-        return 2, f"error: {failures.dead_worker_text(error)}"
+    if is_dead_worker(error):
+        return 2, f"error: {dead_worker_text(error)}"
     if isinstance(error, OSError):
         return 2, f"error: {error} ({DEBUG}=1 shows where)"
     if isinstance(error, RuntimeError) and "deterministic implementation" in str(error):

@@ -9,9 +9,8 @@ import torch
 
 from slimming.data.image_folder import read_folder
 from slimming.data.pixels import BORDER, OFFLINE, Split, to_32x32
-from slimming.errors import UserError
+from slimming.errors import UserError, raise_if_of_the_machine
 from slimming.runtime import optional
-from slimming.runtime.failures import raise_if_of_the_machine
 from slimming.storage import files
 
 

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 from slimming.data.pixels import OFFLINE, SIZE, Split
-from slimming.errors import UserError
+from slimming.errors import UserError, raise_if_of_the_machine
 from slimming.runtime import optional
-from slimming.runtime.failures import raise_if_of_the_machine
 from slimming.storage import checkpoint, files
 
 if TYPE_CHECKING:

@@ -1,6 +1,8 @@
 """Image folders that do not fit into memory: decoded and augmented by DataLoader workers."""
 
 import contextlib
+import signal
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -9,12 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from slimming.data import image_folder
 from slimming.data.order import balanced, rank_slices
 from slimming.data.pixels import normalize
-from slimming.errors import UserError
-from slimming.runtime.failures import (
-    dead_worker_text,
-    deaths_of_workers_wait,
-    is_dead_worker,
-)
+from slimming.errors import UserError, dead_worker_text, is_dead_worker
 from slimming.runtime.randomness import AUGMENTATION, STREAMS, epoch_generator
 from slimming.storage.preprocessing import CIFAR, Preprocessing
 
@@ -74,7 +71,7 @@ class Stream:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         try:
-            with deaths_of_workers_wait():
+            with _deaths_of_workers_wait():
                 batches = iter(self.loader)
             for images, labels in batches:
                 images = images.to(self.device, non_blocking=True)
@@ -167,3 +164,20 @@ class _ImageDataset(Dataset):
             generator = epoch_generator(*numbers, purpose=AUGMENTATION, version=self.streams)
             torch.manual_seed(generator.initial_seed())
             return self.transform(image), label
+
+
+@contextlib.contextmanager
+def _deaths_of_workers_wait() -> Iterator[None]:
+    """In the block, a DataLoader may start its processes without its signal handler.
+
+    That handler raises the death of a process in whatever code the main process runs at that
+    moment. Without it, the DataLoader itself raises as soon as it waits for that process.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    number = getattr(signal, "SIGCHLD", None) if main else None  # Windows has no SIGCHLD
+    before = None if number is None else signal.getsignal(number)
+    try:
+        yield
+    finally:
+        if number is not None and before is not None and signal.getsignal(number) != before:
+            signal.signal(number, before)

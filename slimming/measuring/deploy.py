@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from slimming.channels.groups import lists_widths, with_selections
 from slimming.channels.scaling import batch_norms, present_channels, selections
 from slimming.channels.wires import wires
-from slimming.errors import UserError
+from slimming.errors import UserError, raise_if_of_the_machine
 from slimming.measuring.forms import (
     DEPLOYED,
     FORMS,
@@ -27,7 +27,6 @@ from slimming.pruning.importance import layers
 from slimming.pruning.slicing.proof import TOLERANCE
 from slimming.pruning.unread import without_unread_channels
 from slimming.runtime.device import LAYOUT, layout_for
-from slimming.runtime.failures import raise_if_of_the_machine
 
 AVERAGES = ("mean", torch.mean, F.adaptive_avg_pool2d, torch.flatten, "flatten")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

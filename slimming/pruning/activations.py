@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from slimming.channels.widths import BATCH_NORMS
-from slimming.errors import UserError
-from slimming.runtime.failures import raise_if_of_the_machine
+from slimming.errors import UserError, raise_if_of_the_machine
 
 LEAST = 32  # images
 BATCH = 128

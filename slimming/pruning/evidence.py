@@ -18,10 +18,9 @@ from slimming.channels import inputs as arguments
 from slimming.channels.inputs import Inputs, only_logits
 from slimming.channels.scaling import batch_norms
 from slimming.channels.widths import BatchNorm
-from slimming.errors import UserError
+from slimming.errors import UserError, raise_if_of_the_machine
 from slimming.pruning.least_squares import Gram
 from slimming.pruning.one_pass import input_grams
-from slimming.runtime.failures import raise_if_of_the_machine
 from slimming.runtime.strides import unit_strides
 
 Tensors = dict[str, torch.Tensor]  # by name of the parameter

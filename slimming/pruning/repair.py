@@ -16,7 +16,7 @@ from torch import fx, nn
 from slimming.channels.inputs import only_logits
 from slimming.channels.scaling import Masks
 from slimming.channels.widths import BATCH_NORMS, BatchNorm
-from slimming.errors import UserError
+from slimming.errors import UserError, raise_if_of_the_machine
 from slimming.pruning.activations import BATCH, LEAST, MEMORY, count_within
 from slimming.pruning.least_squares import Moments, best_ridge
 from slimming.pruning.patches import obstacle, rows, sample
@@ -24,7 +24,6 @@ from slimming.pruning.side_by_side import SideBySide
 from slimming.pruning.statistics import mean_and_variance, move_statistics
 from slimming.runtime import optional
 from slimming.runtime.device import layout_for
-from slimming.runtime.failures import raise_if_of_the_machine
 from slimming.runtime.precision import full_fp32
 
 HELD_OUT = 8  # 1 of 8 images judges the result, and 1 of 8 batches chooses the ridge strength

@@ -11,9 +11,9 @@ from torch import fx, nn
 
 from slimming.channels.scaling import Masks, selections
 from slimming.channels.widths import BATCH_NORMS, is_depthwise
+from slimming.errors import raise_if_of_the_machine
 from slimming.pruning.activations import trace
 from slimming.pruning.slicing import Kept, sliced
-from slimming.runtime.failures import raise_if_of_the_machine
 
 THROUGH_MODULES = (
     *(nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.Dropout, nn.Identity),

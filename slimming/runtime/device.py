@@ -8,9 +8,8 @@ import time
 import torch
 from torch import nn
 
-from slimming.errors import UserError
+from slimming.errors import UserError, raise_if_of_the_machine
 from slimming.runtime import distributed, optional
-from slimming.runtime.failures import raise_if_of_the_machine
 
 LAYOUT = torch.channels_last  # of weights and images: fastest with oneDNN and cuDNN
 

@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from slimming.errors import UserError
-from slimming.runtime.failures import raise_if_of_the_machine
+from slimming.errors import UserError, raise_if_of_the_machine
 from slimming.storage import files
 
 # what zipfile raises for a damaged header, entry or stream

@@ -8,8 +8,7 @@ from torch import nn
 from slimming.channels import inputs as arguments
 from slimming.channels.groups import copied
 from slimming.channels.inputs import Inputs
-from slimming.errors import UserError
-from slimming.runtime.failures import raise_if_of_the_machine
+from slimming.errors import UserError, raise_if_of_the_machine
 
 TOLERANCE = 1e-4
 
@@ -95,8 +94,12 @@ def first_difference(
 ) -> str | None:
     """The name of the first layer, in the order of the forward pass, whose kept channels differ: on
     constant inputs the outputs may not show it."""
-    networks = [copied(model).eval().float() for model in (small, reference)]
-    return _first_different(networks, kept, inputs)
+    for dtype in (torch.float32, torch.float64):  # see `compared`
+        networks = [copied(model).eval().to(dtype) for model in (small, reference)]
+        found = _first_different(networks, kept, inputs)
+        if found is None:
+            break
+    return found
 
 
 def is_exact(

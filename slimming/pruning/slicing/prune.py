@@ -11,7 +11,7 @@ from slimming.channels.groups import Group, lists_widths, with_selections
 from slimming.channels.inputs import Inputs
 from slimming.channels.scaling import alive_channels
 from slimming.channels.widths import BATCH_NORMS
-from slimming.errors import UserError
+from slimming.errors import UserError, raise_if_of_the_machine
 from slimming.pruning import ranking
 from slimming.pruning.choice import Choice, Multiples
 from slimming.pruning.importance import Scores
@@ -19,7 +19,6 @@ from slimming.pruning.slicing.proof import first_difference, prove_equal
 from slimming.pruning.slicing.slim import Kept, cfg_of, kept_channels, masked, sliced
 from slimming.pruning.slicing.trial import declared, exact, groups
 from slimming.pruning.threshold import keep_one
-from slimming.runtime.failures import raise_if_of_the_machine
 
 
 @dataclass(frozen=True)

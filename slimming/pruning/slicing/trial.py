@@ -9,10 +9,9 @@ from torch import nn
 from slimming.channels import inputs as arguments
 from slimming.channels.groups import Channels, Group, channels, lists_widths
 from slimming.channels.inputs import Inputs
-from slimming.errors import UserError
+from slimming.errors import UserError, raise_if_of_the_machine
 from slimming.pruning.slicing.proof import is_exact
 from slimming.pruning.slicing.slim import Masks, kept_channels, masked, sliced
-from slimming.runtime.failures import raise_if_of_the_machine
 
 SHARE = 3  # one unit in three goes, to try a group
 

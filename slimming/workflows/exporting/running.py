@@ -8,13 +8,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from slimming.errors import UserError
+from slimming.errors import UserError, raise_if_of_the_machine
 from slimming.measuring.deploy import deploy
 from slimming.measuring.export import engines
 from slimming.measuring.export.formats import FORMATS
 from slimming.measuring.export.graph import traced
 from slimming.measuring.forms import FORMS
-from slimming.runtime.failures import raise_if_of_the_machine
 from slimming.workflows.exporting.subject import Subject
 
 
