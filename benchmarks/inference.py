@@ -186,13 +186,13 @@ def in_pytorch(model: nn.Module, images: torch.Tensor, compiling: bool) -> Runs:
     model = model.to(images.device).to(memory_format=LAYOUT).eval()
     forms = {("PyTorch", AS_IT_IS): model}
     if compiling:
-        fixed = compiled(deploy(model, torch.bfloat16), images.device)
+        fixed = compiled(deploy(model, dtype=torch.bfloat16), images.device)
         forms["torch.compile bf16", "clamp"] = fixed
     else:
         for name, form in fast(model):
             forms["PyTorch", name] = deploy(model, form=form)
             for low, dtype in PYTORCH.get(images.device.type, {}).items():
-                forms[f"PyTorch {low}", name] = deploy(model, dtype, form)
+                forms[f"PyTorch {low}", name] = deploy(model, dtype=dtype, form=form)
     return {
         (place, name): Pass(
             Engine(
@@ -221,7 +221,7 @@ def in_engines(
     for kind, precision, name in optional.bar(chosen, desc="export", leave=False, disable=None):
         target = FORMATS[kind]
         path = folder / f"{len(list(folder.iterdir()))}{target.suffix}"
-        program = traced(deploy(still, target.dtype(precision), FORMS[name]), Feed())
+        program = traced(deploy(still, dtype=target.dtype(precision), form=FORMS[name]), Feed())
         target.write(program, path, precision, [], {})
         runs[f"{kind} {precision}", name] = ENGINES[kind](
             str(path), precision, torch.get_num_threads(), str(device), tuned=True

@@ -266,15 +266,16 @@ def _fitting(
     return budget.fit(slim, cost, absolute, count_filters(coupled)).ratio
 
 
-def repair(slim: Slim, dense: nn.Module, images: torch.Tensor, seed: int = 0) -> Slim:
+def repair(slim: Slim, dense: nn.Module, inputs: Inputs, seed: int = 0) -> Slim:
     """Fit the weights of a slim network to reproduce the activations of the ``dense`` network that
     it was pruned from, layer by layer: least squares, without labels or gradients.
 
-    ``images`` (N, 3, H, W) are at least 32, better 2,048, training images, normalised as the
-    network reads them, on the device to use; one in eight is held back to judge the result.
-    The model keeps its dtype. A repair that does not bring its outputs closer to those of the dense
-    network is discarded. That, and layers that cannot be fitted, are in ``notes`` of the result and
-    in a warning each. UserError if torch.fx cannot trace the network.
+    ``inputs`` are at least 32, better 2,048, training samples, as the network reads them, on the
+    device to use: images (N, 3, H, W), a tuple of arguments or a dict of them. One sample in eight
+    is held back to judge the result, by the divergence of predictions, or by the relative error of
+    outputs that are no logits. The model keeps its dtype. A repair that does not bring its outputs
+    closer to those of the dense network is discarded. That, and layers that cannot be fitted, are
+    in ``notes`` of the result and in a warning each. UserError if the network fails on ``inputs``.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
     >>> images = torch.rand(64, 3, 8, 8)
@@ -284,13 +285,13 @@ def repair(slim: Slim, dense: nn.Module, images: torch.Tensor, seed: int = 0) ->
     >>> bool(errors[1] < errors[0])
     True
     """
-    repaired = repairing.repair(slim.model, dense, slim.kept, images, seed)
+    repaired = repairing.repair(slim.model, dense, slim.kept, inputs, seed)
     notes = repaired.notes if repaired.helped else [*repaired.notes, str(repaired)]
     for note in notes:
         warnings.warn(note, stacklevel=2)
     if not repaired.helped:
         return replace(slim, notes=notes)
-    alive = liveness(repaired.model, dense, images[:PROBES])
+    alive = liveness(repaired.model, dense, arguments.first(inputs, PROBES))
     there = repaired.model.to(slicing.where(slim.model)[0])
     return replace(slim, model=there, notes=notes, liveness=alive)
 

@@ -134,13 +134,85 @@ def test_a_batch_norm_is_folded_only_where_that_is_safe(kind):
     assert difference <= 1e-5 and bool(batch_norms(deploy.deploy(model))) == (kind != "plain")
 
 
-def test_a_wrong_form_is_an_error_where_there_are_images(monkeypatch):
+def test_a_wrong_form_is_an_error_where_there_are_inputs(monkeypatch):
     model = Unwired().eval()
-    assert deploy.deploy(model, images=IMAGES)(IMAGES).shape == (8, 10)
-    monkeypatch.setattr(deploy, "fuse_conv_bn_eval", lambda conv, bn: copy.deepcopy(conv))
-    model.bn.weight.data.fill_(3)
+    assert deploy.deploy(model, IMAGES)(IMAGES).shape == (8, 10)
+    monkeypatch.setattr(deploy, "_folded", lambda model, _: Unwired().eval())
     with pytest.raises(UserError, match="differs from the network by"):
-        deploy.deploy(model, images=IMAGES)
+        deploy.deploy(model, IMAGES)
+
+
+def test_what_a_run_takes_for_foldable_and_is_not_stays_as_it_was(monkeypatch):
+    """Of several candidates those that are exact are folded, and no others."""
+    torch.manual_seed(0)
+    blocks = [(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.Tanh()) for _ in range(5)]
+    model = randomize(nn.Sequential(*(layer for block in blocks for layer in block)))
+    right, wrong = deploy.fold, model[6].weight
+
+    def fold(layer, norm):
+        return copy.deepcopy(layer) if torch.equal(layer.weight, wrong) else right(layer, norm)
+
+    monkeypatch.setattr(deploy, "fold", fold)
+    deployed = deploy.deploy(model, IMAGES)
+    assert list(batch_norms(deployed)) == ["7"] and type(deployed) is nn.Sequential
+    assert prove_equal(deployed, model, IMAGES) <= 1e-4
+
+
+class Everything(nn.Module):
+    """Each kind of layer before a BN, behind control flow that torch.fx cannot trace; BNs that
+    cannot be folded; two inputs by name, outputs in a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.flat, self.flat_norm = nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4)
+        self.up, self.up_norm = nn.ConvTranspose1d(4, 6, 3, 2, groups=2), nn.BatchNorm1d(6)
+        self.map, self.map_norm = nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4)
+        self.grow = nn.ConvTranspose2d(4, 4, 2, 2, groups=4)
+        self.grow_norm = nn.BatchNorm2d(4, affine=False)
+        self.solid, self.solid_norm = nn.Conv3d(1, 2, 3), nn.BatchNorm3d(2)
+        self.fc, self.fc_norm = nn.Linear(4, 5), nn.BatchNorm1d(5)
+        self.tokens, self.tokens_norm = nn.Linear(6, 6), nn.BatchNorm1d(6)  # (N, 6, 6)
+        self.read, self.read_norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.twice, self.twice_norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x, y=None):
+        if x.sum() > 1e6:
+            return x
+        a = self.up_norm(self.up(self.flat_norm(self.flat(x)).relu()))
+        b = self.grow_norm(self.grow(self.map_norm(self.map(y)).relu()))
+        c = self.solid_norm(self.solid(y[:, :1, None].expand(-1, -1, 3, -1, -1)))
+        d = self.tokens_norm(self.tokens(a[:, :, :6]))
+        e = self.read(b)
+        e = self.read_norm(e) * e.sigmoid()
+        f = self.twice_norm(self.twice(self.twice_norm(self.twice(b))))
+        parts = [c, self.fc_norm(self.fc(b.mean((2, 3))))]
+        return {"a": a, "parts": parts, "rest": (d, e, f, len(a))}
+
+
+def test_every_kind_of_layer_takes_the_batch_norm_behind_it():
+    torch.manual_seed(0)
+    model = Everything()
+    for norm in batch_norms(model).values():
+        if norm.affine:
+            nn.init.uniform_(norm.weight, 0.5, 2)
+            nn.init.normal_(norm.bias)
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    inputs = {"x": torch.randn(3, 3, 9), "y": torch.randn(3, 2, 8, 8)}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    deployed = deploy.deploy(model.eval(), inputs)
+    assert list(batch_norms(deployed)) == ["tokens_norm", "read_norm", "twice_norm"]
+    assert prove_equal(deployed, model, inputs) <= 1e-5
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(UserError, match="Everything fails on these inputs"):
+        deploy.deploy(model, inputs["x"])
+
+
+def test_the_former_order_of_arguments():
+    model = Unwired().eval()
+    assert isinstance(deploy.deploy(model, torch.bfloat16), deploy.InPrecision)
+    plain = deploy.deploy(model, torch.float32, deploy.FORMS["plain"])
+    assert batch_norms(plain) and not batch_norms(deploy.deploy(model, images=IMAGES))
 
 
 class Viewed(nn.Module):

@@ -49,8 +49,18 @@ def count(inputs: Inputs) -> int:
 
 def first(inputs: Inputs, samples: int) -> Inputs:
     """The first samples only, of each tensor that has as many as the first one."""
+    return part(inputs, 0, samples)
+
+
+def part(inputs: Inputs, start: int, stop: int) -> Inputs:
+    """The samples from ``start`` to ``stop`` only, of each tensor that has as many as the first."""
     whole = count(inputs)
-    return mapped(inputs, lambda t: t[:samples] if t.dim() and len(t) == whole else t)
+    return mapped(inputs, lambda t: t[start:stop] if t.dim() and len(t) == whole else t)
+
+
+def split(inputs: Inputs, size: int) -> list[Inputs]:
+    """``inputs`` in parts of ``size`` samples, the last maybe smaller."""
+    return [part(inputs, start, start + size) for start in range(0, count(inputs), size)]
 
 
 def like(inputs: Inputs, device: torch.device | str, dtype: torch.dtype) -> Inputs:

@@ -4,13 +4,17 @@ import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from slimming.channels.groups import lists_widths, with_selections
+from slimming.channels import inputs as arguments
+from slimming.channels.groups import copied, lists_widths, with_selections
+from slimming.channels.inputs import Inputs
+from slimming.channels.recording import ROOT, Recording
 from slimming.channels.scaling import batch_norms, present_channels, selections
 from slimming.channels.wires import wires
 from slimming.errors import UserError, raise_if_of_the_machine
@@ -24,10 +28,14 @@ from slimming.measuring.forms import (
 )
 from slimming.pruning import activations
 from slimming.pruning.importance import layers
-from slimming.pruning.slicing.proof import TOLERANCE
+from slimming.pruning.slicing.proof import TOLERANCE, compared, where
 from slimming.pruning.unread import without_unread_channels
-from slimming.runtime.device import LAYOUT, layout_for
+from slimming.runtime.device import LAYOUT
 
+Pair = tuple[str, str]  # the names of a layer and of the BN that is folded into it
+FOLDING = {nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d}
+FOLDING |= {nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d}
+FOLDED = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
 AVERAGES = ("mean", torch.mean, F.adaptive_avg_pool2d, torch.flatten, "flatten")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -46,7 +54,8 @@ class InPrecision(nn.Module):
 @torch.no_grad()
 def deploy(
     model: nn.Module,
-    dtype: torch.dtype = torch.float32,
+    inputs: Inputs | torch.dtype | None = None,
+    dtype: torch.dtype | Form = torch.float32,
     form: Form = DEPLOYED,
     images: torch.Tensor | None = None,
 ) -> nn.Module:
@@ -59,31 +68,43 @@ def deploy(
     or pruned. With a ``dtype`` such as torch.bfloat16 it computes in that precision, and still
     reads images and returns logits in fp32. ``form``: see `slimming.measuring.forms`.
 
-    In any other network each BN after a convolution is folded, if torch.fx can trace
-    the network, nothing else uses what the two compute with, and they run once. With ``images``
-    (N, C, H, W), normalised, the result is proved on them: its outputs are equal, or UserError.
+    ``inputs`` are a tensor (N, ...), a tuple of arguments or a dict of them, as the network reads
+    them. With them each BN of any other network is folded into the convolution, transposed ones
+    too, or linear layer that it alone reads, as a run shows, if both run once; and the result is
+    proved: its outputs are equal, or UserError. What is not exact is not folded. Without inputs
+    BNs are folded into Conv2d if torch.fx can trace the network.
     Weights are channels_last, which is fastest, unless the network views a map, or, with
-    ``images``, unless it fails in that layout. ValueError if one of the paper's networks has no BN,
+    ``inputs``, unless it fails in that layout. ValueError if one of the paper's networks has no BN,
     or for another ``dtype`` than float32, bfloat16 and float16 (which is slow on CPUs).
+    UserError if the network fails on ``inputs``. ``images`` is the former name of ``inputs``, and
+    `deploy(model, dtype, form)` the former order.
 
-    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)).eval()
-    >>> images = torch.rand(1, 3, 8, 8)
-    >>> torch.allclose(deploy(net)(images), net(images), atol=1e-5)
-    True
-    >>> deploy(net, torch.bfloat16)(images).dtype
+    >>> net = nn.Sequential(nn.Conv1d(3, 8, 3, bias=False), nn.BatchNorm1d(8)).eval()
+    >>> signals = torch.rand(1, 3, 8)
+    >>> deploy(net, signals)
+    Sequential(
+      (0): Conv1d(3, 8, kernel_size=(3,), stride=(1,))
+      (1): Identity()
+    )
+    >>> deploy(net, dtype=torch.bfloat16)(signals).dtype
     torch.float32
     """
+    if isinstance(inputs, torch.dtype):
+        form = dtype if isinstance(dtype, Form) else form
+        dtype, inputs = inputs, None
+    inputs = images if inputs is None else inputs
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, not {dtype!r}")
+    assert isinstance(dtype, torch.dtype)  # one of `DTYPES`
     if dtype == torch.float16 and form.clamp:  # where a clamp is at large values, fp16 overflows
         form = replace(form, clamp=False)
     if not form.fold:
-        small = copy.deepcopy(model).eval()
+        small = copied(model).eval()
     else:
-        small = _merged(model, form) if lists_widths(model) else _fused(model)
-    if images is not None:
-        _prove(small, model, images)
-    small = small.requires_grad_(False).to(memory_format=_layout(model, images))
+        small = _merged(model, form) if lists_widths(model) else _folded(model, inputs)
+    small = small.requires_grad_(False).to(memory_format=_layout(model, inputs))
+    if inputs is not None:
+        _prove(small, model, inputs)
     return small if dtype == torch.float32 else InPrecision(small, dtype).eval()
 
 
@@ -155,26 +176,111 @@ def _only_relu(model: nn.Module, graph: fx.Graph, last: str, readers: list[str])
     return name
 
 
-def _fused(model: nn.Module) -> nn.Module:
-    """A copy in eval mode with BN folded into convolutions, if torch.fx can trace the network."""
-    still = copy.deepcopy(model).eval()
+def _folded(model: nn.Module, inputs: Inputs | None) -> nn.Module:
+    """A copy in eval mode with BNs folded into the layers that they read."""
+    still = copied(model).eval()
+    if inputs is None:
+        return _without(still, _traced_pairs(still))
+    pairs = _recorded_pairs(still, inputs)
+
+    def exact(pairs: list[Pair]) -> bool:
+        return compared(_without(still, pairs), still, inputs) <= TOLERANCE
+
+    def grown(accepted: list[Pair], more: list[Pair]) -> list[Pair]:
+        if not more or exact([*accepted, *more]):
+            return [*accepted, *more]
+        if len(more) == 1:
+            return accepted
+        half = len(more) // 2
+        return grown(grown(accepted, more[:half]), more[half:])
+
+    return _without(still, grown([], pairs))
+
+
+def _without(still: nn.Module, pairs: list[Pair]) -> nn.Module:
+    """A copy in which the BNs of these pairs are folded into their layers."""
+    small = copied(still)
+    for name, behind in pairs:
+        layer, norm = small.get_submodule(name), small.get_submodule(behind)
+        small.set_submodule(name, fold(layer, norm))
+        small.set_submodule(behind, nn.Identity())
+    return small
+
+
+def fold(layer: Any, norm: Any) -> nn.Module:
+    """A copy of a convolution or linear layer that computes what ``norm`` returns for its output,
+    in eval mode."""
+    scale = (norm.running_var + norm.eps).rsqrt()
+    scale = scale * norm.weight if norm.affine else scale
+    shift = -norm.running_mean * scale
+    shift = shift + norm.bias if norm.affine else shift
+    folded, weight = copy.deepcopy(layer), layer.weight
+    taps = [1] * (weight.dim() - 2)
+    if getattr(layer, "transposed", False):  # (inputs, outputs of a group, ...)
+        grouped = weight.unflatten(0, (layer.groups, -1))
+        weight = (grouped * scale.view(layer.groups, 1, -1, *taps)).flatten(0, 1)
+    else:
+        weight = weight * scale.view(-1, 1, *taps)
+    bias = shift if layer.bias is None else shift + layer.bias * scale
+    folded.weight = nn.Parameter(weight.to(layer.weight.dtype))
+    folded.bias = nn.Parameter(bias.to(layer.weight.dtype))
+    return folded
+
+
+def _recorded_pairs(still: nn.Module, inputs: Inputs) -> list[Pair]:
+    """Each layer with the BN that alone reads what it puts out, where nothing else uses their
+    tensors, and each runs once."""
+    device, dtype = where(still)
+    try:
+        one = arguments.like(arguments.first(inputs, 1), device, dtype)
+        seen = Recording(still, {}).run(arguments.mapped(one, torch.clone))
+    except Exception as error:  # in the forward pass of the network
+        raise_if_of_the_machine(error)
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{type(still).__name__} fails on these inputs ({type(error).__name__}: {reason}): "
+            "pass inputs that it takes: a tensor, a tuple of arguments, or a dict of them"
+        ) from error
+    runs = Counter(call.key.name for call in seen.calls)
+    read_by = {call.reads[0]: call for call in seen.calls if len(call.reads) == 1}
+    pairs = []
+    for call in seen.calls:
+        behind = read_by.get(call.writes[0]) if len(call.writes) == 1 else None
+        if behind is None or runs[call.key.name] > 1 or runs[behind.key.name] > 1:
+            continue
+        pair = call.key.name, behind.key.name
+        used = [(call.writes[0], pair[1])]
+        for name in pair:
+            used += [(value, name) for value in seen.tensors.get(name, [])]
+        alone = all(
+            reader != ROOT and seen.calls[reader].key.name == name
+            for value, name in used
+            for reader in seen.readers[value]
+        )
+        if alone and _may_fold(*map(still.get_submodule, pair)):
+            pairs.append(pair)
+    return pairs
+
+
+def _may_fold(layer: Any, norm: Any) -> bool:
+    """Whether both are what their classes say: a subclass may compute something else."""
+    known = type(layer) in FOLDING and type(norm) in FOLDED
+    if not known or norm.running_mean is None or any(map(_has_hooks, (layer, norm))):
+        return False
+    outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    return bool(norm.num_features == outputs)
+
+
+def _traced_pairs(still: nn.Module) -> list[Pair]:
+    """Each Conv2d with the BN that can be folded into it, if torch.fx can trace the network."""
     try:
         traced = fx.symbolic_trace(still)
     except Exception as error:  # data-dependent control flow, or what else cannot be traced
         raise_if_of_the_machine(error)
-        return still
+        return []
     uses = Counter(_uses(traced))
-    pairs = [node for node in traced.graph.nodes if _folds(traced, node, uses)]
-    for node in pairs:
-        conv = node.all_input_nodes[0]
-        layer, norm = (traced.get_submodule(str(n.target)) for n in (conv, node))
-        assert isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)  # see `_folds`
-        traced.set_submodule(str(conv.target), fuse_conv_bn_eval(layer, norm))
-        node.replace_all_uses_with(conv)
-        traced.graph.erase_node(node)
-    traced.delete_all_unused_submodules()
-    traced.recompile()
-    return traced if pairs else still
+    nodes = [node for node in traced.graph.nodes if _folds(traced, node, uses)]
+    return [(str(node.all_input_nodes[0].target), str(node.target)) for node in nodes]
 
 
 def _uses(traced: fx.GraphModule) -> Iterator[nn.Module]:
@@ -192,13 +298,8 @@ def _folds(traced: fx.GraphModule, node: fx.Node, uses: Mapping[nn.Module, int])
         return False
     (source,) = node.all_input_nodes
     conv, norm = (traced.get_submodule(str(n.target)) for n in (source, node))
-    return (
-        type(conv) is nn.Conv2d  # a subclass may compute something else
-        and type(norm) is nn.BatchNorm2d
-        and norm.running_mean is not None
-        and len(source.users) == uses[conv] == uses[norm] == 1
-        and not any(map(_has_hooks, (conv, norm)))
-    )
+    alone = len(source.users) == uses[conv] == uses[norm] == 1
+    return type(conv) is nn.Conv2d and alone and _may_fold(conv, norm)
 
 
 def _has_hooks(layer: nn.Module) -> bool:
@@ -207,37 +308,36 @@ def _has_hooks(layer: nn.Module) -> bool:
     return bool(layer._forward_pre_hooks or layer._forward_hooks)  # noqa: SLF001
 
 
-def _layout(model: nn.Module, images: torch.Tensor | None) -> torch.memory_format:
-    if images is not None:
-        return layout_for(model, images[:1])
+def _layout(model: nn.Module, inputs: Inputs | None) -> torch.memory_format:
+    """The fastest memory layout in which the network runs."""
+    if inputs is None:
+        try:
+            views = any(node.target == "view" for node in activations.trace(model).nodes)
+        except UserError:
+            views = True  # perhaps: contiguous always works
+        flat = all(p.dim() < 5 for p in model.parameters())  # volumes have another layout
+        return torch.contiguous_format if views or not flat else LAYOUT
+    device, dtype = where(model)
+    one = arguments.mapped(
+        arguments.like(arguments.first(inputs, 1), device, dtype),
+        lambda t: t.clone(memory_format=LAYOUT if t.dim() == 4 else torch.preserve_format),
+    )
     try:
-        views = any(node.target == "view" for node in activations.trace(model).nodes)
-    except UserError:
-        views = True  # perhaps: contiguous always works
-    flat = all(p.dim() < 5 for p in model.parameters())  # 3d convolutions have another layout
-    return torch.contiguous_format if views or not flat else LAYOUT
+        arguments.call(copied(model).to(memory_format=LAYOUT).eval(), one)
+    except RuntimeError as error:
+        raise_if_of_the_machine(error)
+        return torch.contiguous_format
+    return LAYOUT
 
 
-def _prove(deployed: nn.Module, model: nn.Module, images: torch.Tensor) -> None:
+def _prove(deployed: nn.Module, model: nn.Module, inputs: Inputs) -> None:
     """UserError if the outputs differ by more than 1e-4 of the largest."""
-    still = copy.deepcopy(model).eval()
-    ours, theirs = (_tensors(m(images.clone())) for m in (deployed, still))
-    for a, b in zip(ours, theirs, strict=True):
-        difference = float((a - b).abs().max() / b.abs().max().clamp_min(TINY))
-        if not difference <= TOLERANCE:
-            raise UserError(
-                f"the deployment form differs from the network by {difference:.1e} of the largest "
-                f"output (allowed: {TOLERANCE:.0e}): use the network itself, and report this bug"
-            )
-
-
-def _tensors(outputs: object) -> list[torch.Tensor]:
-    """All floating-point tensors in nested dicts, lists and tuples."""
-    if isinstance(outputs, torch.Tensor):
-        return [outputs] if outputs.is_floating_point() else []
-    if isinstance(outputs, dict):
-        outputs = list(outputs.values())
-    return [t for o in outputs for t in _tensors(o)] if isinstance(outputs, list | tuple) else []
+    difference = compared(deployed, model, inputs)
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"the deployment form differs from the network by {difference:.1e} of the largest "
+            f"output (allowed: {TOLERANCE:.0e}): use the network itself, and report this bug"
+        )
 
 
 def _merge(

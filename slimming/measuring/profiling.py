@@ -126,7 +126,7 @@ def latencies(
     tasks = []
     for model in models:
         layout = layout_for(model, images[:1])
-        deployed = deploy(model, images=images[:1])
+        deployed = deploy(model, images[:1])
         tasks.append(functools.partial(deployed, images.contiguous(memory_format=layout)))
     return in_turns(tasks, images.device, seconds)
 

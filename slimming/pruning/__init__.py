@@ -28,8 +28,7 @@ Its repair:
 - `repair.repair`: fit its weights to the activations of the dense network, layer by layer
 - `one_pass.OnePass`: the same in closed form, from one pass over the images
 - `statistics.mean_and_variance`, `statistics.move_statistics`: what BatchNorm reads
-- `side_by_side.SideBySide`, `activations.Activations`: both networks run on the same images, and
-  what the layers of one read and put out
-- `patches.sample`, `patches.rows`: a layer as rows of a matrix product
+- `streaming.Stream`: a network runs up to one layer after the other, and resumes where it can
+- `patches.patches`, `patches.matrix`: a layer as rows of a matrix product
 - `least_squares.best_ridge`, `least_squares.Gram`, `least_squares.Moments`: ridge regression
 """

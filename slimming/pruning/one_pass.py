@@ -7,16 +7,19 @@ fraction of a second, plus one forward pass for the statistics of BNs. Unlike
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
+from slimming.channels import inputs as arguments
+from slimming.channels.inputs import Inputs
 from slimming.channels.scaling import Masks, batch_norms
 from slimming.channels.widths import layer_of
-from slimming.pruning.activations import BATCH, LEAST, MEMORY, Activations, count_within
 from slimming.pruning.least_squares import STRENGTH, Gram, solve
-from slimming.pruning.patches import obstacle, sample
+from slimming.pruning.patches import Fitted, channel_dim, draw, obstacle, patches, positions
 from slimming.pruning.statistics import mean_and_variance, move_statistics
+from slimming.pruning.streaming import LEAST, batch_size
 from slimming.runtime.device import layout_for
 from slimming.runtime.precision import full_fp32
 
@@ -26,15 +29,13 @@ FORWARD = 256  # images in the forward pass for the statistics of BNs
 
 class OnePass:
     """The moments of a ``dense`` network's layers for ``images`` (N, 3, H, W) of the training data,
-    normalised. They suffice to repair any slim network that is cut from it. Of images so large
-    that their activations would take more than 3 GiB, only the first are used. UserError if
-    torch.fx cannot trace the network."""
+    normalised. They suffice to repair any slim network that is cut from it. The statistics are
+    those of at most 256 images, of fewer if they are large."""
 
     def __init__(self, dense: nn.Module, images: torch.Tensor, seed: int = 0):
         self.dense = copy.deepcopy(dense).to(images.device).eval()
-        count = count_within(MEMORY, images[:1], self.dense)
-        self.grams = input_grams(self.dense, images[: max(LEAST, count)], seed)
-        self.images = images[: max(LEAST, min(FORWARD, count // 4))]
+        self.grams = input_grams(self.dense, images, seed)
+        self.images = images[: max(LEAST, min(FORWARD, 2 * batch_size(images)))]
         self.statistics = input_statistics(self.dense, self.images)
 
     def repaired(self, slim: nn.Module, kept: Mapping[str, Masks]) -> nn.Module:
@@ -89,27 +90,41 @@ def input_statistics(
 
 @full_fp32()
 @torch.no_grad()
-def input_grams(model: nn.Module, images: torch.Tensor, seed: int = 0) -> dict[str, Gram]:
-    """The moments of what each Conv2d and Linear reads for ``images`` (N, 3, H, W), by its name;
-    layers that cannot be fitted are left out. UserError if torch.fx cannot trace ``model``."""
+def input_grams(model: nn.Module, inputs: Inputs, seed: int = 0) -> dict[str, Gram]:
+    """The moments of what each convolution and Linear reads for ``inputs``, by its name; layers
+    that cannot be fitted, or that do not run, are left out."""
     generator = torch.Generator().manual_seed(seed)
-    activations = Activations(model, list(images.split(BATCH)))
+    batches = arguments.split(inputs, batch_size(inputs))
     grams: dict[str, Gram] = {}
-    batches = range(len(activations.batches))
-    for node in activations.order:
-        layer = activations.module(node)
-        if isinstance(layer, nn.Conv2d | nn.Linear) and not obstacle(layer):
-            for b in batches:
-                read = activations.value(node.all_input_nodes[0], b)
-                count = POSITIONS // len(batches)
-                one = layer(read[:1])  # for the shape: `compute` runs the layer
-                output = one.expand(len(read), *one.shape[1:])
-                x, _ = sample(layer, read, output, count, generator)
-                name = str(node.target)
-                grams[name] = grams.get(name) or Gram(len(x), x.shape[2], x.device)
-                grams[name].add_inputs(x)
-        activations.compute(node)
-    return grams
+
+    def look(name: str, layer: Fitted, given: Any, out: torch.Tensor) -> None:
+        read = arguments.tensors(given)[0]
+        places = draw(positions(out, channel_dim(layer)), POSITIONS // len(batches), generator)
+        x = patches(layer, read, places)
+        grams[name] = grams.get(name) or Gram(len(x), x.shape[2], x.device)
+        grams[name].add_inputs(x)
+
+    hooks = [
+        layer.register_forward_hook(
+            lambda layer, args, kwargs, out, name=name: look(name, layer, (args, kwargs), out),
+            with_kwargs=True,
+        )
+        for name, layer in model.named_modules()
+        if isinstance(layer, Fitted) and not getattr(layer, "transposed", False)
+        if not obstacle(layer)
+    ]
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        for batch in batches:
+            arguments.call(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    order = [name for name, _ in model.named_modules() if name in grams]
+    return {name: grams[name] for name in order}
 
 
 @torch.no_grad()
@@ -136,7 +151,7 @@ def refit(
 
 def layers_to_fit(
     fitted: nn.Module, dense: nn.Module, kept: Mapping[str, Masks], grams: Mapping[str, Gram]
-) -> Iterator[tuple[nn.Conv2d | nn.Linear, torch.Tensor, Gram, torch.Tensor]]:
+) -> Iterator[tuple[Fitted, torch.Tensor, Gram, torch.Tensor]]:
     """Each layer of the slim network ``fitted`` that lost inputs, the ``dense`` weights of the
     outputs that it keeps (groups, outputs, inputs, taps) in fp64, the moments of what it reads, and
     which inputs of a group stay."""
@@ -149,5 +164,5 @@ def layers_to_fit(
         stays = inputs.view(groups, -1)[0].to(gram.xx.device)
         weight = weight.double().reshape(groups, -1, len(stays), full[0, 0].numel())
         layer = layer_of(fitted, name)
-        assert isinstance(layer, nn.Conv2d | nn.Linear)  # others have no moments
+        assert isinstance(layer, Fitted)  # others have no moments
         yield layer, weight, gram, stays

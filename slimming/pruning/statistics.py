@@ -5,13 +5,17 @@ from collections.abc import Iterable
 import torch
 
 from slimming.channels.widths import BatchNorm
-from slimming.pruning.patches import rows
 
 LARGEST = 100.0  # limit of the factor by which a running variance changes
 
 
+def rows(value: torch.Tensor) -> torch.Tensor:
+    """Maps (N, C, ...) as rows (n, C)."""
+    return value.movedim(1, -1).flatten(0, -2)
+
+
 def mean_and_variance(values: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance (C,) of all rows of some (N, C, H, W), in fp64."""
+    """Mean and variance (C,) of all rows of some (N, C, ...), in fp64."""
     counts, means, variances = [], [], []
     for value in values:
         var, mean = torch.var_mean(rows(value), 0, correction=0)

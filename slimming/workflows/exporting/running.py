@@ -34,7 +34,9 @@ def write(
     advice = ". Try another --format or --precision"
     advice += ", or --form plain" if precision != "int8" else ""
     with _explained(f"{kind} {precision} cannot express {subject.network}", advice):
-        program = traced(deploy(model, target.dtype(precision), FORMS[form]), subject.feed)
+        program = traced(
+            deploy(model, dtype=target.dtype(precision), form=FORMS[form]), subject.feed
+        )
         facts = subject.metadata(precision, form)
         with writing(subject.run.folder):
             return target.write(program, whole, precision, batches, facts)
