@@ -145,7 +145,7 @@ SMALL = {  # what makes a command quick, whatever it says before
     "run.py": "--dataset folder --base-train-epochs 1 --finetune-epochs 1 --batch-size 16 "
     "--model resnet --depth 11",
 }
-SMALL["sweep.py"] = "--points 2"
+SMALL["sweep.py"] = "--points 1 --allocation global"
 SMALL["export.py"] = "--batch 4 --max-drop 100 --calibration-images 16"
 SMALL["main_mask.py"] = SMALL["main.py"]
 

@@ -59,7 +59,7 @@ def test_a_multiple_that_undoes_the_pruning_is_a_warning(images, tmp_path, scrip
 @pytest.mark.parametrize("arch, percent", [("vgg", 0.5), ("resnet", 0.97), ("densenet", 0.97)])
 def test_the_mask_implementation(arch, percent, images, tmp_path):
     network = f"--arch {arch} --depth {SMALLEST[arch]} --data {images}"
-    train = f"mask-impl/main_mask.py -sr --dataset folder {network} --epochs 2 --batch-size 32"
+    train = f"mask-impl/main_mask.py -sr --dataset folder {network} --epochs 1 --batch-size 32"
     succeed(f"{train} --no-tensorboard --save {tmp_path}", cwd=tmp_path)
     prune = f"mask-impl/prune_mask.py {network} --percent {percent}"
     best = tmp_path / "model_best.pth.tar"

@@ -22,7 +22,7 @@ TIMEOUT = 300
 AGENT = {"TORCHELASTIC_USE_AGENT_STORE": True}  # the store is that of who started the processes
 NOWHERE = [Path(os.devnull)] * 2
 LIBRARIES = """
-    torchvision torch.utils.tensorboard torch.utils.flop_counter torch.export torch_pruning
+    torchvision torch.utils.tensorboard torch.utils.flop_counter torch.export
     torch.fx.experimental.optimization tqdm sklearn.datasets sklearn.model_selection
     matplotlib.figure matplotlib.backends.backend_agg
 """.split()
@@ -114,7 +114,7 @@ def _as_command(
     sys.path = [str(script.parent), *libraries]
     if script.parent.name == "tests":
         sys.path.append(str(ROOT))
-    elif prepare or script.parent != ROOT:  # imports with something missing, or with other models
+    elif prepare:  # imports with something missing
         for name in [n for n in sys.modules if n.partition(".")[0] in ("slimming", "models")]:
             del sys.modules[name]
     if prepare:
@@ -123,7 +123,7 @@ def _as_command(
         sys.argv = words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
-        if short and script.parent == ROOT:
+        if short and (script.parent == ROOT or (script.parent.name == "mask-impl" and not prepare)):
             shorten()
         sys.argv = [str(script), *words[1:]]
         runpy.run_path(str(script), run_name="__main__")
@@ -132,12 +132,12 @@ def _as_command(
 def shorten(set_attribute: Callable[[object, str, object], None] = setattr) -> None:
     """What takes most of the seconds of many a script in this process is not done: latencies are
     not measured, but grow with the images and from network to network; tasks take as few turns as
-    may be; of the dense network only one form is exported, to compare with; of a plot, nothing is
+    may be; a file of the slim network is timed as that of the dense one; of a plot, nothing is
     drawn but its frame. Tests of these do without this."""
     from slimming.measuring import profiling
-    from slimming.workflows.exporting import exports, timing
+    from slimming.workflows.exporting import timing
 
-    in_turns = profiling.in_turns
+    in_turns, rows = profiling.in_turns, timing.rows
 
     def latencies(models: Sequence, images: Sequence, seconds: float = 0) -> list[float]:
         return [(len(images) + i) / 1e3 for i in range(len(models))]
@@ -145,10 +145,15 @@ def shorten(set_attribute: Callable[[object, str, object], None] = setattr) -> N
     def few_turns(tasks: Sequence, device: object, seconds: float = 0) -> list[float]:
         return in_turns(tasks, device, seconds=0)
 
-    def first_form(subject: object, model: Any, kind: str, precision: str, aside: Path) -> str:
-        return exports.possible_forms(model, kind, precision)[0]
+    def rows_of(subject: object, written: Sequence[Any]) -> list:
+        def first_file(subject: object, kind: str, aside: Path) -> object:
+            file = next(file for file in written if file.format == kind)
+            return timing.Runner(subject, kind, file.precision, file.parts[0])
 
-    set_attribute(timing, "fastest_form", first_form)
+        set_attribute(timing, "_dense_runner", first_file)
+        return rows(subject, written)
+
+    set_attribute(timing, "rows", rows_of)
     set_attribute(profiling, "latencies", latencies)
     set_attribute(profiling, "in_turns", few_turns)
     try:

@@ -1,6 +1,7 @@
 """Prove that a slim network computes the same outputs as the masked one."""
 
-import contextlib
+import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -86,77 +87,85 @@ def prove_equal(small: nn.Module, reference: nn.Module, inputs: Inputs) -> float
     return found
 
 
-def first_difference(
+class Comparison(NamedTuple):
+    """How two networks compare: the `difference` of their outputs, not a number if one of them
+    fails; the name of the first ``layer``, in the order of the forward pass, whose kept channels
+    differ, which constant inputs may hide from the outputs; the ``error`` of the one that fails."""
+
+    difference: float
+    layer: str | None
+    error: Exception | None
+
+    @property
+    def is_exact(self) -> bool:
+        return self.layer is None and self.difference <= TOLERANCE
+
+
+def compare(
     small: nn.Module,
     reference: nn.Module,
     kept: dict[str, dict[str, torch.Tensor]],
     inputs: Inputs,
-) -> str | None:
-    """The name of the first layer, in the order of the forward pass, whose kept channels differ: on
-    constant inputs the outputs may not show it."""
-    for dtype in (torch.float32, torch.float64):  # see `compared`
-        networks = [copied(model).eval().to(dtype) for model in (small, reference)]
-        found = _first_different(networks, kept, inputs)
-        if found is None:
+) -> Comparison:
+    """Compare the outputs of two networks, and of their layers the channels that are ``kept``; in
+    fp64 where they differ in fp32, see `compared`. Both are left in eval mode in that dtype."""
+    for dtype in (torch.float32, torch.float64):
+        runs = [_run(model.eval().to(dtype), kept, inputs) for model in (small, reference)]
+        error = runs[0].error or runs[1].error
+        found = difference(runs[0].outputs, runs[1].outputs)
+        layer = _first_different(reference, kept, runs[0].layers, runs[1].layers)
+        comparison = Comparison(math.nan if error else found, layer, error)
+        if comparison.is_exact:
             break
-    return found
+    return comparison
 
 
-def is_exact(
-    small: nn.Module,
-    reference: nn.Module,
-    kept: dict[str, dict[str, torch.Tensor]],
-    inputs: Inputs,
-) -> bool:
-    """Whether two networks return the same, and their layers too in the channels that are kept.
-    Both are left in eval mode, in fp32 or fp64."""
-    for dtype in (torch.float32, torch.float64):  # see `compared`
-        networks = [model.eval().to(dtype) for model in (small, reference)]
-        if _first_different(networks, kept, inputs, outputs_too=True) is None:
-            return True
-    return False
+class _Run(NamedTuple):
+    """What the layers that lose channels, and the network, have returned before an ``error``."""
+
+    layers: list[tuple[str, torch.Tensor]]
+    outputs: list[torch.Tensor]
+    error: Exception | None
 
 
-def _first_different(
-    networks: list[nn.Module],
-    kept: dict[str, dict[str, torch.Tensor]],
-    inputs: Inputs,
-    outputs_too: bool = False,
-) -> str | None:
-    seen = [_of_layers(model, kept, inputs) for model in networks]
-    for (name, ours), (_, theirs) in zip(*seen, strict=False):
-        if name and theirs.dim() > 1 and "out" in kept[name]:
-            mask = kept[name]["out"]
-            dim = -1 if isinstance(networks[1].get_submodule(name), nn.Linear) else 1
-            if theirs.shape[dim] != len(mask):
-                continue
-            theirs = theirs.index_select(dim, mask.nonzero().flatten().to(theirs.device))
-        if (name or outputs_too) and not difference([ours], [theirs]) <= TOLERANCE:
-            return name or "the outputs"
-    ran = len(seen[0]) == len(seen[1]) and any(not name for name, _ in seen[1])
-    return None if ran or not outputs_too else "the outputs"
-
-
-def _of_layers(
-    network: nn.Module, kept: dict[str, dict[str, torch.Tensor]], inputs: Inputs
-) -> list[tuple[str, torch.Tensor]]:
-    """The name and the output of each layer that loses channels, up to the first exception, and
-    what the network returns, without a name."""
-    found: list[tuple[str, torch.Tensor]] = []
+def _run(network: nn.Module, kept: dict[str, dict[str, torch.Tensor]], inputs: Inputs) -> _Run:
+    layers: list[tuple[str, torch.Tensor]] = []
     handles = []
     for name, sides in kept.items():
         if "out" in sides or "in" in sides:  # what reads others, too
 
             def record(_: nn.Module, __: object, out: object, name: str = name) -> None:
                 if isinstance(out, torch.Tensor) and out.dim() > 1:
-                    found.append((name, out.detach().clone()))
+                    layers.append((name, out.detach().clone()))
 
             handles.append(network.get_submodule(name).register_forward_hook(record))
     device, dtype = where(network)
-    with contextlib.suppress(Exception), torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        returned = arguments.call(network, arguments.like(inputs, device, dtype))
-        found += [("", tensor) for tensor in arguments.tensors(returned)]
-    for handle in handles:
-        handle.remove()
-    return found
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            returned = arguments.call(network, arguments.like(inputs, device, dtype))
+        return _Run(layers, arguments.tensors(returned), None)
+    except Exception as error:  # the user's forward may raise anything at unexpected widths
+        raise_if_of_the_machine(error)
+        return _Run(layers, [], error)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _first_different(
+    reference: nn.Module,
+    kept: dict[str, dict[str, torch.Tensor]],
+    small: list[tuple[str, torch.Tensor]],
+    masked: list[tuple[str, torch.Tensor]],
+) -> str | None:
+    for (name, ours), (_, theirs) in zip(small, masked, strict=False):
+        if "out" in kept[name]:
+            mask = kept[name]["out"]
+            dim = -1 if isinstance(reference.get_submodule(name), nn.Linear) else 1
+            if theirs.shape[dim] != len(mask):
+                continue
+            theirs = theirs.index_select(dim, mask.nonzero().flatten().to(theirs.device))
+        if not difference([ours], [theirs]) <= TOLERANCE:
+            return name
+    return None

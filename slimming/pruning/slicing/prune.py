@@ -1,21 +1,20 @@
 """Slim any CNN: choose channels, build the network that has only these, and prove that it computes
 the same as the dense network without the others."""
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import nn
 
-from slimming.channels.groups import Group, lists_widths, with_selections
+from slimming.channels.groups import Group, copied, lists_widths, with_selections
 from slimming.channels.inputs import Inputs
 from slimming.channels.scaling import alive_channels
 from slimming.channels.widths import BATCH_NORMS
-from slimming.errors import UserError, raise_if_of_the_machine
+from slimming.errors import UserError
 from slimming.pruning import ranking
 from slimming.pruning.choice import Choice, Multiples
 from slimming.pruning.importance import Scores
-from slimming.pruning.slicing.proof import first_difference, prove_equal
+from slimming.pruning.slicing.proof import compare
 from slimming.pruning.slicing.slim import Kept, cfg_of, kept_channels, masked, sliced
 from slimming.pruning.slicing.trial import declared, exact, groups
 from slimming.pruning.threshold import keep_one
@@ -87,21 +86,17 @@ def apply(model: nn.Module, coupled: list[Group], choice: Choice, inputs: Inputs
     """Slim ``model`` to the units that ``choice`` keeps, and prove the result on ``inputs``.
     UserError if the slim network computes something else."""
     kept = kept_channels(coupled, choice.keep)
-    slim, reference = sliced(model, kept), masked(model, kept)
+    slim = sliced(model, kept)
     reset_batch_counts(slim, kept)
-    try:
-        difference, failure = prove_equal(slim, reference, inputs), None
-    except Exception as error:  # the user's forward may raise anything at unexpected widths
-        raise_if_of_the_machine(error)
-        difference, failure = math.nan, error
-    where = first_difference(slim, reference, kept, inputs)  # the outputs may not depend on it
-    if where or failure:
+    found = compare(copied(slim), masked(model, kept), kept, inputs)
+    if not found.is_exact:
+        place = found.layer or "an operation outside its layers"
+        shown = found.error or f"the outputs differ by {found.difference:.1e}"
         raise UserError(
-            f"the network cannot be slimmed exactly: {where or 'an operation outside its layers'} "
-            "mixes removed channels into kept ones, or splits them: ignore the layers before it "
-            f"({failure or 'the outputs do not show it'})"
-        ) from failure
-    return Slimmed(slim, choice, kept, difference)
+            f"the network cannot be slimmed exactly: {place} mixes removed channels into kept "
+            f"ones, or splits them: ignore the layers before it ({shown})"
+        ) from found.error
+    return Slimmed(slim, choice, kept, found.difference)
 
 
 def reset_batch_counts(small: nn.Module, kept: Kept) -> None:

@@ -10,7 +10,7 @@ from slimming.channels import inputs as arguments
 from slimming.channels.groups import Channels, Group, channels, lists_widths
 from slimming.channels.inputs import Inputs
 from slimming.errors import UserError, raise_if_of_the_machine
-from slimming.pruning.slicing.proof import is_exact
+from slimming.pruning.slicing.proof import compare
 from slimming.pruning.slicing.slim import Masks, kept_channels, masked, sliced
 
 SHARE = 3  # one unit in three goes, to try a group
@@ -66,7 +66,7 @@ def holds(model: nn.Module, groups: list[Group], keep: Masks, inputs: Inputs) ->
     """Whether the network that keeps these units of the groups equals the masked one."""
     kept = kept_channels(groups, {group.name: keep[group.name] for group in groups})
     try:
-        return is_exact(sliced(model, kept), masked(model, kept), kept, inputs)
+        return compare(sliced(model, kept), masked(model, kept), kept, inputs).is_exact
     except Exception as error:  # the user's forward may raise anything at other widths
         raise_if_of_the_machine(error)
         return False
