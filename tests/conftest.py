@@ -37,6 +37,21 @@ def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help=text)
 
 
+def pytest_collection_modifyitems(items):
+    """A test that starts scripts takes seconds, too."""
+    for item in items:
+        names = getattr(getattr(item, "function", None), "__code__", None)
+        if names and {"succeed", "fails", "start"} & {*names.co_names}:
+            item.add_marker("slow")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Exported networks set the number of threads, and others would wait for each other."""
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def device(request):
     """The device of --device, with fp32 products of full precision."""

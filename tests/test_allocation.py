@@ -90,6 +90,7 @@ def test_a_random_allocation_is_that_of_its_seed(small):
     assert left[most] < 0.5 < left[least]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["global", "uniform", "random-1"])
 def test_channels_that_a_mask_has_removed_do_not_count(small, name):
     """A masked network loses the same channels as the slim one that it equals."""
@@ -103,6 +104,7 @@ def test_channels_that_a_mask_has_removed_do_not_count(small, name):
     assert ours.cfg == theirs.cfg
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*ALLOCATIONS, "random-3"])
 def test_every_allocation_gives_a_network_that_equals_the_masked_one(small, name):
     for prunable in (Prunable(small, declared(small)), other_network()):
@@ -111,6 +113,7 @@ def test_every_allocation_gives_a_network_that_equals_the_masked_one(small, name
         assert profiling.count_parameters(slim) < 0.8 * profiling.count_parameters(prunable.model)
 
 
+@pytest.mark.slow
 def test_without_batchnorm_there_is_no_threshold():
     prunable = other_network("vgg11")
     with pytest.raises(UserError, match="no BatchNorm"):
@@ -140,6 +143,7 @@ def test_allocations_of_the_pruning_scripts(arch, images, tmp_path):
     fails(tmp_path, f"{SCRIPTS[arch]} {command}/x --allocation best", says="random-N, not 'best'")
 
 
+@pytest.mark.slow
 def test_a_budget_holds_with_every_allocation():
     prunable = other_network()
     full = profiling.count_flops(prunable.model)

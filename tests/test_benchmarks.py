@@ -26,6 +26,7 @@ def write_results(script, *words):
         save_network(f"{args.save}/{name}.pth.tar", "vgg", 11)
 
 
+@pytest.mark.slow
 def test_a_reproduction_goes_on_where_it_was(tmp_path, monkeypatch):
     ran = []
 
@@ -55,6 +56,7 @@ def test_a_task_may_measure_itself():
     assert len(times["b", 2]) == 3 and max(times["b", 2]) < 1
 
 
+@pytest.mark.slow
 def test_a_network_runs_in_a_process_of_its_own():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 30 * 30, 10))
     with plain.process(network) as passes:

@@ -47,6 +47,7 @@ def traced():
     return model, prune, count_filters(coupled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", [*SMALLEST, "traced"])
 @pytest.mark.parametrize("flag, count", [("flops", "count_flops"), ("params", "count_parameters")])
 def test_one_channel_less_would_be_past_the_budget(arch, flag, count):
@@ -58,6 +59,7 @@ def test_one_channel_less_would_be_past_the_budget(arch, flag, count):
         assert at <= limit < before
 
 
+@pytest.mark.slow
 def test_two_budgets_hold_together_and_rounding_counts():
     model, prune, total = of_the_paper("vgg", round_to=8)
     size = {"mflops": 30.0, "mparams": 1.0}
@@ -68,6 +70,7 @@ def test_two_budgets_hold_together_and_rounding_counts():
     assert BudgetSettings(**size).ratio(model, IMAGES, prune, total) == max(alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag, limit", [("latency", 0.5), ("ms", 40.0)])
 def test_latency_is_that_of_the_deployment_form(flag, limit, monkeypatch):
     """With a clock that takes 80 ms for the dense network, and for others by their parameters."""

@@ -97,6 +97,7 @@ def test_the_penalty_and_the_mask_follow_a_network_that_is_replaced(renewed, tmp
     assert (trainer.model is not model) == renewed
 
 
+@pytest.mark.slow
 def test_a_trick_that_the_file_does_not_know_starts_anew(images, tmp_path, capsys):
     last = tmp_path / "checkpoint.pth.tar"
     with pytest.raises(Interrupted):
@@ -162,6 +163,7 @@ def test_early_stopping_counts_the_epochs_of_a_run_that_did_not_start_at_0(capsy
     assert run.stopped and "training stops after 7" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_trick_from_outside_is_called_saved_and_resumed(images, tmp_path):
     whole = train(tmp_path / "whole", images)
     per_epoch = [f"{when} {epoch}" for epoch in range(3) for when in ("before", "after")]

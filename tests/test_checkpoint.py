@@ -39,6 +39,7 @@ def test_whoever_holds_a_checkpoint_rebuilds_its_network_without_flags(small, tm
         assert torch.equal(model.eval()(images), slim(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arch, depth, classes, dataset",
     [
@@ -81,6 +82,7 @@ def test_weights_of_another_program_are_not_guessed(tmp_path):
             architecture.load(tmp_path / f"{number}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "module."], ids=["plain", "DataParallel"])
 @pytest.mark.parametrize("arch", [*SMALLEST, "mobilenet", "resnet-56", "squeezenet1_1"])
 def test_a_bare_state_dict_loads_with_the_flags_values(tmp_path, arch, prefix):

@@ -123,6 +123,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", COMMANDS)
 def test_every_command_that_writes_a_folder_claims_it(tmp_path, monkeypatch, few_digits, script):
     net = save_network(tmp_path / "net.pth.tar", "resnet", 11)

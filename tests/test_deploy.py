@@ -29,6 +29,7 @@ def test_deployed_equals_the_network(small, percent):
     assert all(torch.equal(before[name], value) for name, value in small.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch, depth", PAPER_DEPTH.items())
 def test_the_networks_of_the_paper_deployed(arch, depth):
     torch.manual_seed(0)

@@ -124,6 +124,7 @@ def test_a_killed_worker_is_restarted_and_the_run_finishes(tmp_path):
         assert torch.equal(value, killed["state_dict"][name]), name
 
 
+@pytest.mark.slow
 def test_what_cannot_be_shared_is_one_line(tmp_path):
     """Too small a batch; machines that do not see the same checkpoint; pruning by two processes."""
     images = make_images(tmp_path / "images")
@@ -151,6 +152,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", ERRORS)
 def test_an_error_is_one_line_of_one_process(images, tmp_path, error):
     """Of the first, unless another one alone has met it."""

@@ -45,6 +45,7 @@ def prune(model, ratio=0.5, measure="l1", **kwargs):
     return slicing.prune(model, scores, ratio, IMAGES, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", MEASURES)
 def test_every_measure_slims_the_networks_of_the_paper_again_and_again(dense, measure):
     """Globally, then layer by layer with multiples, some layers left alone."""
@@ -226,6 +227,7 @@ assert not any(name.startswith("models.") for name in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_the_engine_works_beside_a_package_called_models(tmp_path):
     """It needs none of the suite's networks."""
     (tmp_path / "models").mkdir()

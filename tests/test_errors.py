@@ -271,6 +271,7 @@ def test_compile_on_cuda_without_what_it_needs(monkeypatch, missing, says):
         compiled(nn.Linear(1, 1), torch.device("cuda"))
 
 
+@pytest.mark.slow
 def test_importing_a_script_runs_nothing(tmp_path):
     scripts = [p for folder in (ROOT, ROOT / "mask-impl") for p in folder.glob("*.py")]
     names = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in scripts]
@@ -281,6 +282,7 @@ def test_importing_a_script_runs_nothing(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_destructor_is_not_lost():
     program = """
 import time

@@ -81,6 +81,7 @@ def pruned_by_magnitude(arch, make):
     return dense, slim, Architecture(arch, None, "digits", 10, slicing.cfg_of(slim))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", SMALLEST)
 def test_a_dense_network_and_its_slim_one(tmp_path, told, arch):
     path = save_network(tmp_path / "model_best.pth.tar", arch, SMALLEST[arch])
@@ -100,6 +101,7 @@ def test_a_dense_network_and_its_slim_one(tmp_path, told, arch):
         assert found["layers"][name] == [int(keep.sum()), len(keep)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arch, make",
     [
@@ -120,6 +122,7 @@ def test_networks_pruned_by_their_structure(tmp_path, told, arch, make):
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", SMALLEST)
 def test_a_masked_network_counts_as_the_slim_one(tmp_path, told, arch):
     dense = architecture.load(save_network(tmp_path / "dense", arch, SMALLEST[arch]))[0]
@@ -146,6 +149,7 @@ def test_weights_that_are_zero_are_told_apart(tmp_path, told):
     assert found["compression"]["parameters"] == 1
 
 
+@pytest.mark.slow
 def test_networks_without_bn_or_a_record_of_training(tmp_path, told):
     model = zoo.classifier("vgg11").eval()
     path = tmp_path / "foreign"

@@ -81,6 +81,7 @@ def test_a_file_computes_what_the_slim_network_computes(kind, arch, tmp_path):
     assert close(logits, slim(IMAGES).detach().numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.device
 @pytest.mark.parametrize("kind", ["onnx", "torch"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -207,6 +208,7 @@ def test_fp16_survives_channels_with_almost_no_scale():
     assert deploy(model, torch.float16)(IMAGES).isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_file_that_computes_something_else_is_not_written(tmp_path):
     path = tmp_path / "pruned.pth.tar"
     save_slim(path, "resnet")
@@ -382,6 +384,7 @@ def test_a_folder_means_the_result_of_its_workflow(tmp_path):
         assert build(ExportRun, {"checkpoint": str(tmp_path)}).subject.path.name == name
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_at_the_end_leaves_nothing(tmp_path, monkeypatch):
     path = tmp_path / "pruned.pth.tar"
     save_slim(path, "resnet")

@@ -76,6 +76,7 @@ def suite_losses(model, wrap=lambda model: model):
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruned", [False, True])
 @pytest.mark.parametrize("arch", SMALLEST)
 def test_the_loss_curve_is_that_of_the_classic_loop(arch, pruned):
@@ -84,6 +85,7 @@ def test_the_loss_curve_is_that_of_the_classic_loop(arch, pruned):
     assert len(ours) == STEPS and ours == pytest.approx(classic, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_loss_curve_shows_the_penalty():
     model = network("resnet", False)
     curves = [classic_losses(copy.deepcopy(model), s) for s in (S, 0)]

@@ -89,6 +89,7 @@ def test_latency_is_the_time_of_a_forward_pass():
     assert 0.004 <= two[0] < two[1] >= 0.012
 
 
+@pytest.mark.slow
 def test_a_script_measures_latency_as_long_as_it_says(tmp_path, monkeypatch, capsys):
     """Tests measure it briefly, if at all; this one as a user does."""
     path = save_network(tmp_path / "net.pth", "vgg", 11, "folder", 2, NARROW["vgg"])

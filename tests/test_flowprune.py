@@ -251,6 +251,7 @@ def test_a_file_that_records_no_classes_needs_num_classes(images, tmp_path):
     succeed(*words, "--num_classes", 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", MEASURES)
 def test_every_measure_prunes(flow, measure):
     saved = flow("--epochs", 1, "--pruning_type", measure, "--prune_percent", 50)
@@ -258,6 +259,7 @@ def test_every_measure_prunes(flow, measure):
     assert told["rounds"][0]["filters"] / told["dense"]["filters"] == pytest.approx(0.5, abs=0.04)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["resnet", "densenet"])
 @pytest.mark.parametrize("measure", ["mag_based", "bn", "biased_loss_tracked"])
 def test_networks_that_select_channels(flow, tmp_path, arch, measure):

@@ -146,6 +146,7 @@ def test_missing_pieces_leave_a_whole_page(metrics):
     Page(page.page({}, dict.fromkeys(metrics), {}))
 
 
+@pytest.mark.slow
 def test_weights_and_layers_are_drawn():
     before = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3))
     after = copy.deepcopy(before)

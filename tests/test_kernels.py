@@ -50,6 +50,7 @@ def test_globally_the_layers_of_small_weights_lose_more_and_each_filter_keeps_it
     assert together["0"].float().mean() > local["0"].float().mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio, kept", [(0.2, 7), (0.5, 4), (0.8, 2), (0.99, 1)])
 def test_each_kernel_takes_the_best_of_few_patterns(ratio, kept):
     net = vgg(cfg=[64, "M", 128, "M", 128, 128, "M", 128, 128, "M", 128, 128])
@@ -106,6 +107,7 @@ def test_channels_that_nothing_reads_are_removed_and_nothing_changes(build):
     assert profiling.count_parameters(slim) < 0.8 * profiling.count_parameters(net)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("local", [True, False])
 @pytest.mark.parametrize("arch", ["vgg", "resnet", "mobilenet"])
 def test_channels_with_small_kernels_go_first_and_as_a_whole(arch, local, monkeypatch):
@@ -180,6 +182,7 @@ def test_the_masks_of_zeros_are_those_of_the_pruned_weights(build, choose, ratio
         assert not held[weight][~keep].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choose", [kernels.kernel_masks, kernels.pattern_masks, None])
 def test_refine_holds_the_zeros_that_a_file_says_were_pruned(
     images, tmp_path, monkeypatch, capsys, choose

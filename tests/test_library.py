@@ -107,6 +107,7 @@ def test_a_child_called_module_is_no_data_parallel(build, wrap, tmp_path):
     assert torch.equal(slimming.load(tmp_path / "slim.pth", build)(images), slim.model(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", SMALLEST)
 def test_a_checkpoint_without_masks_or_counts_loads_as_in_the_scripts(arch, tmp_path):
     """mask-impl has no channel selection, and PyTorch before 0.4.1 counts no batches."""
@@ -127,6 +128,7 @@ def test_a_checkpoint_without_masks_or_counts_loads_as_in_the_scripts(arch, tmp_
         assert torch.equal(ours(images), theirs(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", [name for name in MEASURES if name != "biased_loss_tracked"])
 def test_every_measure_by_its_name(measure):
     net, images = randomize(NETWORKS["resnet"](depth=11)), torch.rand(4, 3, 32, 32)
@@ -176,6 +178,7 @@ NEEDS_LABELS = {"loss_based", "tfo", "fisher", "nvidia", "biased_loss", "grasp",
 NEEDS_LABELS |= {"taylor_group"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", [name for name in MEASURES if name != "biased_loss_tracked"])
 def test_labels_are_needed_by_gradients_alone(measure):
     net, images = randomize(NETWORKS["resnet"](depth=11)), torch.rand(32, 3, 32, 32)
@@ -456,6 +459,7 @@ class Normed(nn.Module):
         return self.head(x.relu().mean((2, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["slim.pth", "slim.safetensors"])
 @pytest.mark.parametrize("build", [Halves, Normed, Pair, tiny])
@@ -594,3 +598,12 @@ def test_inspect_from_the_command_line(tmp_path, monkeypatch, capsys):
     ):
         with pytest.raises(UserError, match=says):
             tells(*words)
+
+
+def test_wiring_is_told_to_be_needed_no_more():
+    class Wired(nn.Sequential):
+        def wiring(self):
+            raise AssertionError
+
+    with pytest.warns(UserWarning, match=r"Wired\.wiring\(\) is no longer needed"):
+        slimming.inspect(Wired(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 3)), torch.rand(1, 3, 8, 8))

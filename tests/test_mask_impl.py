@@ -109,6 +109,7 @@ def kept(model, state):
     return [width if width == "M" else next(counts) for width in model.cfg]
 
 
+@pytest.mark.slow
 def test_inside_mask_impl_models_are_its_own(original):
     """What ORIGINAL imports and asserts there."""
     assert {f"{arch}.pth.tar" for arch in SMALLEST} <= {path.name for path in original.iterdir()}
@@ -233,6 +234,7 @@ def test_a_channel_without_gamma_stays_so_whatever_its_beta_is(original, tmp_pat
     assert beta[0] == 0 and 0.4999 < beta[1] < 0.5, "weight decay alone"
 
 
+@pytest.mark.slow
 def test_the_shapes_of_the_weights_say_which_cfg_it_is(small, tmp_path):
     arch, path = type(small).__name__, tmp_path / "file"
     network = Architecture(arch, SMALLEST[arch], "cifar10", 10)

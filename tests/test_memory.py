@@ -22,6 +22,7 @@ print(default, faults())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
 def test_memory_that_was_freed_needs_no_new_pages():
     printed = subprocess.check_output([sys.executable, "-c", FAULTS], cwd=ROOT, text=True)

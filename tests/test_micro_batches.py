@@ -86,6 +86,7 @@ def slim(tmp_path):
     return architecture.load(path)[0].eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("feed", [Feed(), Feed(uint8=True, nhwc=True)], ids=str)
 def test_micro_batches_have_the_logits_of_the_batch(kind, feed, slim, tmp_path, monkeypatch):
@@ -103,6 +104,7 @@ def test_micro_batches_have_the_logits_of_the_batch(kind, feed, slim, tmp_path, 
     assert engine.micro_batch(8) == 3 and engine.micro_batch(1) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_file_for_one_number_of_images_runs_them_at_once(kind, slim, tmp_path):
     path = tmp_path / f"slim{FORMATS[kind].suffix}"

@@ -101,6 +101,7 @@ def test_a_cfg_that_does_not_fit_is_an_error_and_changes_nothing(message, cfg):
     assert widths(net) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*ZOO.split(), *MORE.split()])
 def test_torchvision_s_networks_take_small_images_dense_and_slim(name):
     with torch.device("meta"):
@@ -142,6 +143,7 @@ def test_what_cannot_be_built_is_an_error():
         cifar_resnet(18)
 
 
+@pytest.mark.slow
 def test_networks_are_found_by_name_and_torchvision_is_imported_only_if_needed():
     assert constructor("mobilenet") is mobilenet and constructor("resnet-19") is None
     with torch.device("meta"):

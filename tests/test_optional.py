@@ -76,6 +76,7 @@ def hidden(monkeypatch):
     optional.load.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", [*optional.LEFT_OUT, *PARTS, *EXPORTING])
 def test_the_library_works_without_each(library, hidden, tmp_path):
     """All that it offers, with the one message that `PARTS` are needed for."""
@@ -225,6 +226,7 @@ def test_a_broken_library_is_told_in_one_line_with_its_reason(monkeypatch, capsy
     assert "compiled using NumPy 1.x cannot be run" in line
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_before_it_is_used(images, tmp_path):
     code = (
         "import sys, torch, main, vggprune, resprune, denseprune, run, flowprune, eval\n"

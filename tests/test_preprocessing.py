@@ -161,6 +161,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_feeds_a_network_in_its_way(
     command, odd, fed, tmp_path, monkeypatch, quick, few_digits, capsys

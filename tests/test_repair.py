@@ -117,6 +117,7 @@ def test_linear_combinations_of_the_kept_channels_are_restored():
     assert relative(result.model(IMAGES), dense(IMAGES)) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch, depth", [("vgg", 11), ("resnet", 20), ("densenet", 10)])
 def test_the_networks_of_the_paper_are_repaired_the_same_way_twice(arch, depth):
     torch.manual_seed(0)

@@ -164,6 +164,7 @@ def test_a_run_is_resumed_with_its_own_random_numbers():
         assert resumed["streams"] == streams
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("request_to_end", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_how_to_continue(request_to_end, images, tmp_path):
     last = tmp_path / "out" / "checkpoint.pth.tar"
@@ -193,6 +194,7 @@ def test_another_run_in_the_same_folder_is_moved_not_overwritten(images, tmp_pat
     assert (tmp_path / "out" / "previous-1" / "checkpoint.pth.tar").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_before_its_first_checkpoint_was_none(images, tmp_path, monkeypatch):
     """Nothing is moved aside for it: its events are empty."""
     words = f"{small_run(images, tmp_path / 'out')} --no-cuda".split()

@@ -89,6 +89,7 @@ def of_two_layers(one, multiples=MULTIPLES, around=lambda m: 0, **more):
     return list(rounding.fastest(coupled, choices, calls, by_shape(one), whole, **more).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [4, 16])
 def test_blocks_of_channels_are_filled(small, size):
     """Whole blocks, and no further one: the rest of a block takes no time."""
@@ -98,6 +99,7 @@ def test_blocks_of_channels_are_filled(small, size):
         assert count % found[name] == 0 or slim(small, 1).alive[name].sum() == count
 
 
+@pytest.mark.slow
 def test_no_channel_is_kept_that_takes_time(small):
     found = fastest(small, lambda s: 1.1 ** (s.reads + s.writes))
     assert slim(small, found).spared == 0
@@ -124,6 +126,7 @@ def test_with_a_budget_no_group_more_than_doubles():
     assert of_two_layers(lambda s: 1 / (s.reads + s.writes), limited=True) == [8, 8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one", [in_blocks(8), aligned, lambda s: s.reads * s.writes])
 def test_no_single_multiple_is_faster(small, one):
     """With kernels that need both sides aligned, no layer alone would leave the unaligned ones."""
@@ -172,6 +175,7 @@ def test_time_outside_of_layers_counts():
     assert of_two_layers(lambda s: s.reads + s.writes, around=around) == [4, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["mobilenet_v3_small", "resnext50_32x4d", "squeezenet1_1"])
 def test_what_is_measured_are_the_layers_of_the_slim_networks(arch):
     torch.manual_seed(0)
@@ -181,6 +185,7 @@ def test_what_is_measured_are_the_layers_of_the_slim_networks(arch):
     assert are_measured(model, coupled, lambda m: ranking.choose(coupled, scores, 0.5, round_to=m))
 
 
+@pytest.mark.slow
 def test_selections_count_as_narrower_layers(small):
     assert are_measured(small, declared(small), partial(slim, small))
     again = keep_only(small, slim(small, 1).keep)

@@ -45,6 +45,7 @@ def epoch(loader, number):
     return torch.cat(images), torch.cat(labels)
 
 
+@pytest.mark.slow
 def test_an_epoch_does_not_depend_on_the_number_of_workers(large):
     alone, helped = stream(large, "train"), stream(large, "train", workers=2)
     epoch(helped, 0)
@@ -121,6 +122,7 @@ def test_the_workflow_at_another_size(large, tmp_path):
     succeed(f"main.py --refine {pruned} {data} --epochs 1 --save {tmp_path / 'fine'}")
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_pass_or_the_training_that_needed_them(large):
     gc.collect()  # of a pass that an error ended, as in other tests
     loader = stream(large, "test", workers=1)
@@ -134,6 +136,7 @@ def test_workers_end_with_the_pass_or_the_training_that_needed_them(large):
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_a_dead_worker_is_told_by_the_loader_not_by_other_code(large, tmp_path):
     """PyTorch would raise it in whatever code runs when it dies, such as the check of a file."""
     checkpoint.write(tmp_path / "intact", {"state_dict": {"a": torch.ones(1)}})

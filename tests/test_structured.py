@@ -65,6 +65,7 @@ def relative(ours, theirs):
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arch, ratios",
     [*ARCHS.items(), *(pytest.param(a, (0.3, 0.5), marks=pytest.mark.slow) for a in LARGE)],
@@ -146,6 +147,7 @@ def test_widths_are_multiples_if_asked_for():
     assert all(conv.out_channels % 4 == 0 for conv in convs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["layer2.0.conv1", "layer2"])
 def test_ignored_layers_and_the_classifier_stay_whole(word):
     dense = build("resnet18")
@@ -216,6 +218,7 @@ def once_refused():
     yield "ShuffleNet", build("shufflenet_v2_x1_0"), None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "net, first", [pytest.param(*case[1:], id=case[0]) for case in once_refused()]
 )

@@ -180,6 +180,7 @@ def test_bad_input_of_a_sweep_is_one_line(resnet, images, tmp_path):
         fails(tmp_path, f"{command} --points 1", says="is damaged or not of a sweep")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", SMALLEST)
 def test_one_pass_changes_nothing_without_a_loss_and_helps_with_one(arch):
     generator = torch.Generator().manual_seed(0)

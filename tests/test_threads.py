@@ -82,6 +82,7 @@ def test_an_experiment_goes_on_with_any_number(tmp_path, restored):
     assert not same_settings(config, parse("--seed", "2"))
 
 
+@pytest.mark.slow
 def test_all_work_is_done_by_so_many(few, tmp_path):
     def work(script, *words):
         done = run(script, *words, "--data", few, "--no-cuda", preexec_fn=watched)

@@ -84,6 +84,7 @@ def test_a_temperature_softens_the_gradient_and_not_the_score():
         torch.testing.assert_close(parameter.grad, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", SMALLEST)
 @pytest.mark.parametrize("amp", [False, True])
 def test_every_network_learns(arch, amp):

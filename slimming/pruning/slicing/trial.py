@@ -1,5 +1,6 @@
 """Which channels can go, tried: slim and masked networks must be equal without some of them."""
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -25,6 +26,12 @@ def prunable(
     """The coupled channels of ``model`` (see `channels`), without the groups that cannot be sliced
     exactly: because a number in the code of a module does not follow, or an operation does
     something else with fewer channels than its rule says."""
+    if callable(getattr(model, "wiring", None)):
+        warnings.warn(
+            f"{type(model).__name__}.wiring() is no longer needed, and is not read: what a network "
+            "does is seen in a run",
+            stacklevel=3,
+        )
     found = channels(model, inputs, ignore, only)
     if lists_widths(model):  # the paper's: nothing in their code holds a width
         return found
