@@ -223,13 +223,13 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path):
 @pytest.mark.slow
 def test_auto_is_the_fastest_form(tmp_path, monkeypatch):
     path = tmp_path / "pruned.pth.tar"
-    save_slim(path, "resnet")
+    save_slim(path, "vgg")
     values = {"checkpoint": str(path), "dataset": "digits", "no_cuda": True, "batch": 4}
     network = subject.load(build(ExportRun, values))
-    times = [5, 3, 1, 2, 4, 6]
+    times = [5, 3, 4, 6]
     monkeypatch.setattr(profiling, "in_turns", lambda tasks, *_: times[: len(tasks)])
     names = exports.possible_forms(network.model, "onnx", "fp32")
-    assert exports.export(network, "onnx", "fp32").form == names[2]
+    assert exports.export(network, "onnx", "fp32").form == names[1]
 
 
 BAD = {  # flags -> what the line says

@@ -18,7 +18,8 @@ from slimming.storage import architecture, checkpoint
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 ARCHS = {  # ours, resnet-18 is torchvision's resnet18: at which ratios
     **dict.fromkeys("vgg mobilenet resnet-56 resnet18".split(), (0.3, 0.5, 0.8)),
-    **dict.fromkeys("vgg16_bn mobilenet_v2 mobilenet_v3_large".split(), (0.3, 0.5)),
+    **dict.fromkeys("mobilenet_v2 mobilenet_v3_large".split(), (0.3, 0.5)),
+    "vgg16_bn": (0.5,),
 }
 LARGE = "resnet50 vgg16 densenet121 efficientnet_b0 regnet_y_400mf googlenet".split()
 BY_FACTORS = ("densenet121", "mobilenet_v2")

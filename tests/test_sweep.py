@@ -138,10 +138,10 @@ def test_exact_repairs_the_front_layer_by_layer(resnet, images, tmp_path):
 
 @pytest.mark.slow
 def test_any_network_can_be_swept(images, tmp_path):
-    train = f"run.py --dataset folder --data {images} --model mobilenet_v2 --no-cuda --save-model "
+    train = f"run.py --dataset folder --data {images} --model mobilenet --no-cuda --save-model "
     train += f"--batch-size 16 --base-train-epochs 1 --skip-pruning --output-dir {tmp_path}/out"
     succeed(train)
-    (base,) = (tmp_path / "out").rglob("mobilenet_v2_base.pth")
+    (base,) = (tmp_path / "out").rglob("mobilenet_base.pth")
     record, _ = swept(base, images, tmp_path / "sweep", "--points 1 --allocation uniform")
     (point,) = record["points"]
     command = shlex.split(point["command"])[1:]
@@ -186,7 +186,7 @@ def test_one_pass_changes_nothing_without_a_loss_and_helps_with_one(arch):
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(96, 3, 32, 32, generator=generator)
     torch.manual_seed(0)
-    dense = NETWORKS[arch](depth=SMALLEST[arch], num_classes=10)
+    dense = NETWORKS[arch](depth=SMALLEST[arch], num_classes=10, cfg=NARROW.get(arch))
     for module in dense.modules():
         if hasattr(module, "running_mean"):
             torch.nn.init.uniform_(module.weight, 0.2, 1, generator)

@@ -15,6 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch.distributed as dist
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -132,12 +133,14 @@ def _as_command(
 def shorten(set_attribute: Callable[[object, str, object], None] = setattr) -> None:
     """What takes most of the seconds of many a script in this process is not done: latencies are
     not measured, but grow with the images and from network to network; tasks take as few turns as
-    may be; a file of the slim network is timed as that of the dense one; of a plot, nothing is
+    may be; a file of the slim network is timed as that of the dense one;
+    PyTorch's files of half precision run in no process of their own; of a plot, nothing is
     drawn but its frame. Tests of these do without this."""
     from slimming.measuring import profiling
+    from slimming.measuring.export import engines, proof
     from slimming.workflows.exporting import timing
 
-    in_turns, rows = profiling.in_turns, timing.rows
+    in_turns, rows, run_alone = profiling.in_turns, timing.rows, proof.run_alone
 
     def latencies(models: Sequence, images: Sequence, seconds: float = 0) -> list[float]:
         return [(len(images) + i) / 1e3 for i in range(len(models))]
@@ -153,6 +156,15 @@ def shorten(set_attribute: Callable[[object, str, object], None] = setattr) -> N
         set_attribute(timing, "_dense_runner", first_file)
         return rows(subject, written)
 
+    def in_here(
+        kind: str, path: Path, precision: str, images: Any, threads: int = 1, alone: bool = False
+    ) -> Any:
+        if kind != "torch" or precision in ("fp32", "int8"):
+            return run_alone(kind, path, precision, images, threads, alone)
+        more = [*images, *images[: int(alone)]]
+        return engines.ENGINES[kind](str(path), precision)(np.stack(more))
+
+    set_attribute(proof, "run_alone", in_here)
     set_attribute(timing, "rows", rows_of)
     set_attribute(profiling, "latencies", latencies)
     set_attribute(profiling, "in_turns", few_turns)
