@@ -1,6 +1,7 @@
 """Prove that a slim network computes the same outputs as the masked one."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -56,11 +57,23 @@ def difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
             return float("nan")
         if not a.numel():
             continue
-        a, b = a.double(), b.double()
-        scale = b.abs().nan_to_num().max().clamp_min(torch.finfo(torch.float32).tiny)
-        off = torch.where((a == b) | (a.isnan() & b.isnan()), 0, (a - b).abs()).max() / scale
-        largest = max(largest, float(off.nan_to_num(torch.inf)))
+        largest = max(largest, _largest(a, b))
     return largest
+
+
+def _largest(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest difference relative to the largest value; what is infinite or not a number must
+    be so in both."""
+    if not (a.is_floating_point() and a.element_size() >= 4):
+        a, b = a.double(), b.double()
+    tiny = torch.finfo(torch.float32).tiny
+    off = float((a - b).abs_().max()) / max(float(b.abs().max()), tiny)
+    if math.isfinite(off):
+        return off
+    a, b = a.double(), b.double()
+    scale = b.abs().nan_to_num().max().clamp_min(tiny)
+    found = torch.where((a == b) | (a.isnan() & b.isnan()), 0, (a - b).abs()).max() / scale
+    return float(found.nan_to_num(torch.inf))
 
 
 def compared(small: nn.Module, reference: nn.Module, inputs: Inputs) -> float:
@@ -110,62 +123,72 @@ def compare(
     """Compare the outputs of two networks, and of their layers the channels that are ``kept``; in
     fp64 where they differ in fp32, see `compared`. Both are left in eval mode in that dtype."""
     for dtype in (torch.float32, torch.float64):
-        runs = [_run(model.eval().to(dtype), kept, inputs) for model in (small, reference)]
-        error = runs[0].error or runs[1].error
-        found = difference(runs[0].outputs, runs[1].outputs)
-        layer = _first_different(reference, kept, runs[0].layers, runs[1].layers)
-        comparison = Comparison(math.nan if error else found, layer, error)
-        if comparison.is_exact:
+        found = _compared(small.eval().to(dtype), reference.eval().to(dtype), kept, inputs)
+        if found.is_exact:
             break
-    return comparison
+    return found
 
 
-class _Run(NamedTuple):
-    """What the layers that lose channels, and the network, have returned before an ``error``."""
+def _compared(
+    small: nn.Module,
+    reference: nn.Module,
+    kept: dict[str, dict[str, torch.Tensor]],
+    inputs: Inputs,
+) -> Comparison:
+    expected: list[tuple[str, torch.Tensor | None]] = []
+    different: list[str] = []
 
-    layers: list[tuple[str, torch.Tensor]]
-    outputs: list[torch.Tensor]
-    error: Exception | None
+    def keep(name: str, out: torch.Tensor) -> None:
+        mask = kept[name].get("out")
+        dim = -1 if isinstance(reference.get_submodule(name), nn.Linear) else 1
+        if mask is None:
+            expected.append((name, out.detach().clone()))
+        elif out.shape[dim] == len(mask):
+            stays = mask.nonzero().flatten().to(out.device)
+            expected.append((name, out.detach().index_select(dim, stays)))
+        else:  # its channels are elsewhere
+            expected.append((name, None))
+
+    def check(_: str, out: torch.Tensor) -> None:
+        if expected and not different:
+            name, theirs = expected.pop()
+            if theirs is not None and not difference([out], [theirs]) <= TOLERANCE:
+                different.append(name)
+
+    theirs, error = _run(reference, kept, inputs, keep)
+    expected.reverse()
+    ours, own_error = _run(small, kept, inputs, check)
+    error = own_error or error
+    found = math.nan if error else difference(ours, theirs)
+    return Comparison(found, different[0] if different else None, error)
 
 
-def _run(network: nn.Module, kept: dict[str, dict[str, torch.Tensor]], inputs: Inputs) -> _Run:
-    layers: list[tuple[str, torch.Tensor]] = []
+def _run(
+    network: nn.Module,
+    kept: dict[str, dict[str, torch.Tensor]],
+    inputs: Inputs,
+    look: Callable[[str, torch.Tensor], None],
+) -> tuple[list[torch.Tensor], Exception | None]:
+    """What a network returns, or why it fails; ``look`` gets the name of each layer that loses
+    channels, or reads those that are lost, and what it returns."""
     handles = []
     for name, sides in kept.items():
-        if "out" in sides or "in" in sides:  # what reads others, too
+        if "out" in sides or "in" in sides:
 
-            def record(_: nn.Module, __: object, out: object, name: str = name) -> None:
+            def seen(_: nn.Module, __: object, out: object, name: str = name) -> None:
                 if isinstance(out, torch.Tensor) and out.dim() > 1:
-                    layers.append((name, out.detach().clone()))
+                    look(name, out)
 
-            handles.append(network.get_submodule(name).register_forward_hook(record))
+            handles.append(network.get_submodule(name).register_forward_hook(seen))
     device, dtype = where(network)
     try:
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(0)
             returned = arguments.call(network, arguments.like(inputs, device, dtype))
-        return _Run(layers, arguments.tensors(returned), None)
+        return arguments.tensors(returned), None
     except Exception as error:  # the user's forward may raise anything at unexpected widths
         raise_if_of_the_machine(error)
-        return _Run(layers, [], error)
+        return [], error
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _first_different(
-    reference: nn.Module,
-    kept: dict[str, dict[str, torch.Tensor]],
-    small: list[tuple[str, torch.Tensor]],
-    masked: list[tuple[str, torch.Tensor]],
-) -> str | None:
-    for (name, ours), (_, theirs) in zip(small, masked, strict=False):
-        if "out" in kept[name]:
-            mask = kept[name]["out"]
-            dim = -1 if isinstance(reference.get_submodule(name), nn.Linear) else 1
-            if theirs.shape[dim] != len(mask):
-                continue
-            theirs = theirs.index_select(dim, mask.nonzero().flatten().to(theirs.device))
-        if not difference([ours], [theirs]) <= TOLERANCE:
-            return name
-    return None
