@@ -165,7 +165,9 @@ def quick(monkeypatch):
 def small(request):
     """A small network of each architecture with random scaling factors."""
     torch.manual_seed(0)
-    return randomize(NETWORKS[request.param](depth=SMALLEST[request.param], num_classes=10))
+    arch = request.param
+    build = NETWORKS[arch]
+    return randomize(build(depth=SMALLEST[arch], num_classes=10, cfg=NARROW.get(arch)))
 
 
 @pytest.fixture(scope="module")

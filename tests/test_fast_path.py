@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SMALLEST, keep_only, randomize
+from conftest import NARROW, SMALLEST, keep_only, randomize
 
 from benchmarks.reference import ClassicSelection, update_bn_by_loop
 from models import NETWORKS
@@ -32,7 +32,7 @@ def batches():
 
 def network(arch, pruned):
     torch.manual_seed(0)
-    model = NETWORKS[arch](depth=SMALLEST[arch], num_classes=10)
+    model = NETWORKS[arch](depth=SMALLEST[arch], num_classes=10, cfg=NARROW.get(arch))
     if not pruned:
         return model
     model = randomize(model)

@@ -113,7 +113,7 @@ def test_channels_that_nothing_reads_are_removed_and_nothing_changes(build):
 def test_channels_with_small_kernels_go_first_and_as_a_whole(arch, local, monkeypatch):
     """Of the kernels as many go as without them; the result is proved by `Pruned.difference`."""
     torch.manual_seed(0)
-    builds = {"vgg": lambda: vgg(depth=11), "resnet": lambda: resnet(depth=11)}
+    builds = {"vgg": lambda: vgg(depth=11, cfg=NARROW["vgg"]), "resnet": lambda: resnet(depth=11)}
     net = randomize(builds.get(arch, mobilenet)())
     coupled = groups(net, IMAGES)
     gone = {}

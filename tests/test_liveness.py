@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from conftest import SMALLEST, randomize
+from conftest import NARROW, SMALLEST, randomize
 from torch import nn
 
 import slimming
@@ -122,7 +122,7 @@ def test_no_layer_falls_below_the_least_fraction(ratio, least):
 @pytest.mark.parametrize("allocation", [*ALLOCATIONS, "random-1"])
 @pytest.mark.parametrize("arch", SMALLEST)
 def test_every_allocation_keeps_the_least_fraction_of_each_layer(arch, allocation):
-    model = randomize(NETWORKS[arch](depth=SMALLEST[arch], num_classes=10))
+    model = randomize(NETWORKS[arch](depth=SMALLEST[arch], num_classes=10, cfg=NARROW.get(arch)))
     first = next(iter(batch_norms(model)))
     model.get_submodule(first).weight.data.mul_(1e-4)
     found = declared(model)

@@ -311,10 +311,11 @@ def _grouped(
     built.sort(key=lambda g: min(_place(order, member.layer) for member in g.members))
     whole = selections(found.trace.model)
     kept = [g for g in built if not _ignored(g, ignore, whole) and not _others(g, writers, only)]
-    pinned = {
-        reason: [layer for (layer, _), u in writers.items() if torch.isin(u, units).any()]
-        for reason, units in reasons.items()
-    }
+    pinned: dict[str, list[str]] = {}
+    for reason, units in reasons.items():
+        stays = torch.zeros_like(free)
+        stays[units] = True
+        pinned[reason] = [layer for (layer, _), own in writers.items() if stays[own].any()]
     for group in built:
         foreign = _others(group, writers, only)
         if _ignored(group, ignore, whole):
