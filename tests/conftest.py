@@ -165,7 +165,14 @@ def quick(monkeypatch):
 def small(request):
     """A small network of each architecture with random scaling factors."""
     torch.manual_seed(0)
+    return randomize(NETWORKS[request.param](depth=SMALLEST[request.param], num_classes=10))
+
+
+@pytest.fixture(params=SMALLEST)
+def narrow(request):
+    """The same, the VGG with few channels."""
     arch = request.param
+    torch.manual_seed(0)
     build = NETWORKS[arch]
     return randomize(build(depth=SMALLEST[arch], num_classes=10, cfg=NARROW.get(arch)))
 

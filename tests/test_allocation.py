@@ -106,8 +106,8 @@ def test_channels_that_a_mask_has_removed_do_not_count(small, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*ALLOCATIONS, "random-3"])
-def test_every_allocation_gives_a_network_that_equals_the_masked_one(small, name):
-    for prunable in (Prunable(small, declared(small)), other_network()):
+def test_every_allocation_gives_a_network_that_equals_the_masked_one(narrow, name):
+    for prunable in (Prunable(narrow, declared(narrow)), other_network()):
         slim, kept = prunable.slim(allocation.choose(prunable, 0.5, name))
         prove_equal(slim, masked(prunable.model, kept), IMAGES)
         assert profiling.count_parameters(slim) < 0.8 * profiling.count_parameters(prunable.model)

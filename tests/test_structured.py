@@ -19,9 +19,9 @@ IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 ARCHS = {  # ours, resnet-18 is torchvision's resnet18: at which ratios
     **dict.fromkeys("vgg mobilenet resnet-56 resnet18".split(), (0.3, 0.5, 0.8)),
     **dict.fromkeys("mobilenet_v2 mobilenet_v3_large".split(), (0.3, 0.5)),
-    "vgg16_bn": (0.5,),
+    **dict.fromkeys(("vgg16", "vgg16_bn"), (0.5,)),
 }
-LARGE = "resnet50 vgg16 densenet121 efficientnet_b0 regnet_y_400mf googlenet".split()
+LARGE = "resnet50 densenet121 efficientnet_b0 regnet_y_400mf googlenet".split()
 BY_FACTORS = ("densenet121", "mobilenet_v2")
 MEASURE = {0.3: "mag_based", 0.5: "l1", 0.8: "l1"}
 SHALLOW = 14  # layers of a residual network: two blocks in each stage
