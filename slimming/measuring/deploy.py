@@ -29,6 +29,7 @@ from slimming.measuring.forms import (
 from slimming.pruning import activations
 from slimming.pruning.importance import layers
 from slimming.pruning.slicing.proof import TOLERANCE, compared, where
+from slimming.pruning.slicing.trial import together
 from slimming.pruning.unread import without_unread_channels
 from slimming.runtime.device import LAYOUT
 
@@ -186,15 +187,7 @@ def _folded(model: nn.Module, inputs: Inputs | None) -> nn.Module:
     def exact(pairs: list[Pair]) -> bool:
         return compared(_without(still, pairs), still, inputs) <= TOLERANCE
 
-    def grown(accepted: list[Pair], more: list[Pair]) -> list[Pair]:
-        if not more or exact([*accepted, *more]):
-            return [*accepted, *more]
-        if len(more) == 1:
-            return accepted
-        half = len(more) // 2
-        return grown(grown(accepted, more[:half]), more[half:])
-
-    return _without(still, grown([], pairs))
+    return _without(still, together(pairs, exact))
 
 
 def _without(still: nn.Module, pairs: list[Pair]) -> nn.Module:

@@ -1,8 +1,9 @@
 """Which channels can go, tried: slim and masked networks must be equal without some of them."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -53,20 +54,29 @@ def least(model: nn.Module, inputs: Inputs) -> Inputs:
 def exact(
     model: nn.Module, groups: list[Group], inputs: Inputs, keep: Masks | None = None
 ) -> list[Group]:
-    """The groups that can be sliced together: of those that fail, halves are tried, and halves of
-    these. ``keep``: the units that stay, by default two of three in each group."""
+    """The groups that can be sliced `together`. ``keep``: the units that stay, by default two of
+    three in each group."""
     keep = keep or {group.name: _some(group) for group in groups}
+    accepted = together(groups, lambda some: holds(model, some, keep, inputs))
+    return [group for group in groups if any(group is other for other in accepted)]
 
-    def grown(accepted: list[Group], more: list[Group]) -> list[Group]:
-        if not more or holds(model, [*accepted, *more], keep, inputs):
+
+Item = TypeVar("Item")
+
+
+def together(items: list[Item], hold: Callable[[list[Item]], bool]) -> list[Item]:
+    """Those of ``items`` that ``hold`` together: of those that do not, halves are tried, and halves
+    of these."""
+
+    def grown(accepted: list[Item], more: list[Item]) -> list[Item]:
+        if not more or hold([*accepted, *more]):
             return [*accepted, *more]
         if len(more) == 1:
             return accepted
         half = len(more) // 2
         return grown(grown(accepted, more[:half]), more[half:])
 
-    accepted = grown([], groups)
-    return [group for group in groups if any(group is other for other in accepted)]
+    return grown([], items)
 
 
 def holds(model: nn.Module, groups: list[Group], keep: Masks, inputs: Inputs) -> bool:
