@@ -93,9 +93,9 @@ def randomize(model, seed=0):
     return model.eval()
 
 
-def keep_only(model, keep):
+def keep_only(model, keep, coupled=None):
     """What is left of one of the paper's networks when each BN keeps the channels of ``keep``."""
-    return slicing.sliced(model, slicing.kept_channels(declared(model), keep))
+    return slicing.sliced(model, slicing.kept_channels(coupled or declared(model), keep))
 
 
 def zero_others(model, keep):

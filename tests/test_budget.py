@@ -24,11 +24,11 @@ def of_the_paper(arch, round_to=1):
     """A network, what makes it slim, and how many channels it has."""
     torch.manual_seed(0)
     model = randomize(NETWORKS[arch](depth=SMALLEST[arch], num_classes=10))
+    coupled = declared(model)
 
     def prune(ratio):
         choice = choose_channels(model, ratio, round_to=round_to)
-        kept = slicing.kept_channels(declared(model), choice.keep)
-        return slicing.sliced(model, kept)
+        return slicing.sliced(model, slicing.kept_channels(coupled, choice.keep))
 
     return model, prune, choose_channels(model, 0).channels[0]
 

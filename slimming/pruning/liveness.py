@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from slimming.channels import inputs as arguments
-from slimming.channels.groups import copied
 from slimming.channels.inputs import Inputs
 from slimming.channels.scaling import Masks
 from slimming.pruning.slicing.proof import outputs
@@ -41,7 +40,7 @@ def liveness(slim: nn.Module, dense: nn.Module, inputs: Inputs) -> float | None:
     """The `spread_ratio` of what both networks return for ``inputs``, in fp32 in eval mode on the
     device of the inputs. Of a tree of outputs, those tensors count that have one row a sample."""
     samples, device = arguments.count(inputs), arguments.tensors(inputs)[0].device
-    ours, theirs = (outputs(copied(model).to(device), inputs) for model in (slim, dense))
+    ours, theirs = (outputs(model, inputs, device=device) for model in (slim, dense))
     pairs = [
         (a, b)
         for a, b in zip(ours, theirs, strict=False)

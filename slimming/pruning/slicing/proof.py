@@ -16,12 +16,15 @@ TOLERANCE = 1e-4
 
 
 def outputs(
-    model: nn.Module, inputs: Inputs, dtype: torch.dtype = torch.float32
+    model: nn.Module,
+    inputs: Inputs,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
 ) -> list[torch.Tensor]:
-    """The tensors that a copy of ``model`` returns, in eval mode on its device, computed in
-    ``dtype``. A network that draws random numbers draws the same each time."""
-    network = copied(model).eval().to(dtype)
-    device = where(network)[0]
+    """The tensors that a copy of ``model`` returns, in eval mode on ``device``, by default its own,
+    computed in ``dtype``. A network that draws random numbers draws the same each time."""
+    device = device or where(model)[0]
+    network = copied(model).eval().to(device, dtype)
     own = arguments.like(inputs, device, dtype)
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
