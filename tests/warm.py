@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch.distributed as dist
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +35,7 @@ SUITE = """
 """.split()
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload([*LIBRARIES, *SUITE])
+_server.set_forkserver_preload([*LIBRARIES, *(f"PIL.{name}" for name in PIL._plugins), *SUITE])
 
 
 def run(command, *more, processes=1, env=None, **settings) -> subprocess.CompletedProcess:
