@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
+import pkgutil
 import runpy
 import shlex
 import subprocess
@@ -34,8 +35,10 @@ SUITE = """
     slimming.workflows.evaluation slimming.cli.entry slimming.reports.sweep_plot
 """.split()
 
+PICTURES = [m.name for m in pkgutil.iter_modules(PIL.__path__, "PIL.") if "Plugin" in m.name]
+
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload([*LIBRARIES, *(f"PIL.{name}" for name in PIL._plugins), *SUITE])
+_server.set_forkserver_preload([*LIBRARIES, *PICTURES, *SUITE])
 
 
 def run(command, *more, processes=1, env=None, **settings) -> subprocess.CompletedProcess:
