@@ -21,7 +21,7 @@ def main() -> None:
     trainer = rounds.prepare(run, start)
     pruning = rounds.Rounds(run, trainer)
     with run.folder.claimed():
-        training.fit(trainer, [pruning], run.folder, run.data, not run.output.no_tensorboard)
+        training.run_epochs(trainer, [pruning], run.folder, run.data, not run.output.no_tensorboard)
         pruning.write_results()
 
 

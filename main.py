@@ -25,7 +25,7 @@ def main() -> None:
     penalty = [L1Penalty(trainer.model, run.train.s)] if run.train.sr else []
     held = training.hold_zeros(trainer, start)
     folder = run.folder(trainer.architecture.arch)
-    training.fit(trainer, [*penalty, *held], folder, run.data, not run.output.no_tensorboard)
+    training.run_epochs(trainer, [*penalty, *held], folder, run.data, not run.output.no_tensorboard)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def test_what_cannot_be_met_says_what_the_smallest_is():
     model, prune, total = of_the_paper("densenet")
     with pytest.raises(UserError, match=r"cannot be met: .* needs --mflops [\d.]+ \(limit 0.001\)"):
         BudgetSettings(mflops=0.001).ratio(model, IMAGES, prune, total)
-    fit = budget.fit(prune, lambda slim: {"one": 1.0}, {"one": 2.0}, total)
+    fit = budget.find_ratio(prune, lambda slim: {"one": 1.0}, {"one": 2.0}, total)
     assert fit.ratio < 1 / total  # what is within the budget already loses nothing
 
 

@@ -64,7 +64,9 @@ def train(folder, images, *more, stop_before=None):
     trainer = training.prepare(run, start)
     average = Average(trainer.model, stop_before)
     penalty = L1Penalty(trainer.model, run.train.s)
-    training.fit(trainer, [penalty, average], run.folder("resnet"), run.data, tensorboard=False)
+    training.run_epochs(
+        trainer, [penalty, average], run.folder("resnet"), run.data, tensorboard=False
+    )
     return average
 
 

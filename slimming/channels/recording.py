@@ -99,7 +99,7 @@ class Recording(TorchDispatchMode):
             self._new(tensor)
         return self._values[id(tensor)]
 
-    def of(self, name: str) -> list[Call]:
+    def calls_of(self, name: str) -> list[Call]:
         """The calls of a module."""
         return [call for call in self.calls if call.key.name == name]
 

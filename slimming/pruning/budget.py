@@ -18,7 +18,7 @@ class Fit:
     costs: Costs
 
 
-def fit(
+def find_ratio(
     prune: Callable[[float], nn.Module],
     cost: Callable[[nn.Module], Costs],
     limits: Costs,

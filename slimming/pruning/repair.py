@@ -386,7 +386,7 @@ class _Repair:
         last = call
         norm = self._only_reader(call, read_by)
         if norm:
-            (last,) = self.recording.of(norm)
+            (last,) = self.recording.calls_of(norm)
             step = replace(step, norm=norm, bits=step.bits | self.recording.bits[norm])
         (value,) = last.writes
         if len(self.recording.readers[value]) != 1:
@@ -510,7 +510,7 @@ class _Repair:
         dim = channel_dim(self.dense.get_submodule(step.name))
         shape = positions(value, dim)
         count = POSITIONS * shape[0] // sum(map(arguments.count, self.batches))
-        count //= len(self.recording.of(step.name))
+        count //= len(self.recording.calls_of(step.name))
         wanted.places[key] = draw(shape, max(1, count), self.generator)
         wanted.values[key] = self._kept(picked(value, dim, wanted.places[key]), step.name)
         wanted.middles.append(self._kept(picked(value, dim, centre(shape)), step.name))

@@ -88,7 +88,7 @@ class Stream:
     def taken(self, b: int, name: str, take: Take, before: bool = True) -> list[torch.Tensor]:
         """What ``take`` keeps of what each call of a module reads (or, not ``before``, returns) for
         the batch ``b``; the last one ends the run."""
-        calls = len(self.recording.of(name))
+        calls = len(self.recording.calls_of(name))
 
         def run(found: list[torch.Tensor]) -> None:
             def look(tensor: torch.Tensor) -> None:

@@ -1,7 +1,7 @@
 """The workflows that the scripts run.
 
 main.py:
-- `training.main_run`, `training.prepare`, `training.fit`: train, fine-tune, resume
+- `training.main_run`, `training.prepare`, `training.run_epochs`: train, fine-tune, resume
 - `settings.TrainingRun`: its settings
 
 Pruning scripts:

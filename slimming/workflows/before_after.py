@@ -95,14 +95,14 @@ class Dense:
     def _ratio(self, prunable: Prunable, *notes: str) -> float:
         budget, given = self.run.budget, self.run.prune.ratio
         if budget.given:
-            return budget.of(prunable, self.images, self.run.prune.allocation, *notes)
+            return budget.find_ratio(prunable, self.images, self.run.prune.allocation, *notes)
         return RATIO if given is None else given
 
     def repaired(self, slim: nn.Module, kept: Kept) -> nn.Module:
         """``slim`` as --repair leaves it."""
         data, device = self.run.data, self.test_loader.device
         loader = loading.batches_for(self.network, "train", data.test_batch_size, device, data)
-        return self.run.repairing.of(slim, self.model, kept, loader).model
+        return self.run.repairing.repaired(slim, self.model, kept, loader).model
 
 
 def load(run: PruningRun, arch: str | None, networks: dict = NETWORKS) -> Dense:

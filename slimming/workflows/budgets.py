@@ -72,7 +72,7 @@ class BudgetSettings:
         for name in self.given:
             raise UserError(f"{flag} and {name} contradict each other: use one of them")
 
-    def of(self, prunable: Prunable, images: torch.Tensor, name: str, *notes: str) -> float:
+    def find_ratio(self, prunable: Prunable, images: torch.Tensor, name: str, *notes: str) -> float:
         """The smallest ratio at which the allocation called ``name`` keeps every budget."""
 
         def prune(ratio: float) -> nn.Module:
@@ -95,7 +95,7 @@ class BudgetSettings:
         channels can be pruned. Prints the result, with ``notes`` on what it is for.
         """
         full = profiling.count_all(dense, tuple(images.shape[1:]))
-        fitting = budget.fit(
+        fitting = budget.find_ratio(
             prune, lambda slim: self._costs(slim, dense, full, images), self.given, total
         )
         text = [f"{n} {fitting.costs[n]:.4g} (limit {v:g})" for n, v in self.given.items()]

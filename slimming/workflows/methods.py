@@ -33,7 +33,7 @@ class Task:
     ``measure`` is a name in `slimming.pruning.importance`. ``images``
     (N, 3, H, W) are test images for the proof, on the device to use; ``training`` loads the
     training batches, for measures that need them. ``allocation``, see
-    `slimming.pruning.allocation`, replaces ``measure`` and ``local``. ``fit(prune, total,
+    `slimming.pruning.allocation`, replaces ``measure`` and ``local``. ``find_ratio(prune, total,
     *notes)``, if given, finds another ratio for a network of ``total`` filters, see
     `slimming.workflows.budgets`. ``round_to`` may be "auto", see `slimming.workflows.rounding`.
     """
@@ -50,7 +50,7 @@ class Task:
     ignore: Sequence[str] = ()
     seed: int = 1
     allocation: str | None = None
-    fit: Callable[..., float] | None = None
+    find_ratio: Callable[..., float] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _ratio(
     def prune(ratio: float) -> nn.Module:
         return Prunable(model, coupled).slim(choose(ratio))[0]
 
-    return task.fit(prune, count_filters(coupled), *notes) if task.fit else task.ratio
+    return task.find_ratio(prune, count_filters(coupled), *notes) if task.find_ratio else task.ratio
 
 
 def _scores(task: Task) -> importance.Scores:

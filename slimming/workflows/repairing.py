@@ -42,7 +42,7 @@ class RepairSettings:
             if not self.repair and getattr(self, name) != getattr(type(self), name):
                 raise UserError(f"--{name.replace('_', '-')} needs --repair: add it")
 
-    def of(
+    def repaired(
         self, slim: nn.Module, dense: nn.Module, kept: Mapping[str, Masks], loader: Batches | Stream
     ) -> Repaired:
         """``slim`` repaired on images of the training ``loader``; prints how well that went."""

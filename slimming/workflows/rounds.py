@@ -170,7 +170,7 @@ class Rounds:
             return slimmed
         trainer = self.trainer
         dense, loader = trainer.model, trainer.train_loader
-        model = self.run.repairing.of(slimmed.model, dense, slimmed.kept, loader).model
+        model = self.run.repairing.repaired(slimmed.model, dense, slimmed.kept, loader).model
         return replace(slimmed, model=model.cpu())
 
     def _replace(self, slimmed: Slimmed) -> None:

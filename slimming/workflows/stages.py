@@ -63,7 +63,7 @@ def train_base(experiment: Experiment, given: Path | None) -> Path:
         train = _train_settings(settings, epochs, lr, sparse)
         trainer, _, folder = _open(experiment, "base", train, given)
         penalty = [L1Penalty(trainer.model, train.s)] if sparse else []
-        _fit(experiment, trainer, penalty, folder)
+        _train(experiment, trainer, penalty, folder)
         files.write_bytes(base, folder.best.read_bytes())
         score, history = _best_score(trainer), trainer.history
     record.add("base", base, score, began, history, **_about(settings, base))
@@ -119,7 +119,7 @@ def repair(experiment: Experiment, base: Path, pruned: Path) -> Path:
         return target
     (dense, _, _), (slim, network, contents) = map(architecture.load, (base, pruned))
     training, test = (batches(settings, network, part) for part in ("train", "test"))
-    repaired = settings.repairing.of(slim, dense, contents.pop("kept"), training)
+    repaired = settings.repairing.repaired(slim, dense, contents.pop("kept"), training)
     score = loop.test(repaired.model, test)
     contents |= {"state_dict": repaired.model.cpu().state_dict(), "best_prec1": score.prec1}
     contents["holds_zeros"] = False  # repair fits all weights
@@ -138,7 +138,7 @@ def fine_tune(experiment: Experiment, pruned: Path) -> Path:
     train = _train_settings(settings, tuning.finetune_epochs, tuning.finetune_lr)
     trainer, start, folder = _open(experiment, "finetune", train, pruned)
     start.contents.setdefault("holds_zeros", settings.pruning.masks)  # of an older version
-    _fit(experiment, trainer, training.hold_zeros(trainer, start), folder)
+    _train(experiment, trainer, training.hold_zeros(trainer, start), folder)
     files.write_bytes(rebuilt, folder.best.read_bytes())
     record.add("fine-tuned", rebuilt, _best_score(trainer), began, trainer.history)
     return rebuilt
@@ -176,10 +176,12 @@ def _open(
     return training.begin(trainer, start), start, folder
 
 
-def _fit(experiment: Experiment, trainer: Trainer, callbacks: list[Any], folder: RunFolder) -> None:
+def _train(
+    experiment: Experiment, trainer: Trainer, callbacks: list[Any], folder: RunFolder
+) -> None:
     settings = experiment.settings
     stopping = EarlyStopping(trainer, settings.base.patience)
-    training.fit(trainer, [*callbacks, stopping], folder, settings.data)
+    training.run_epochs(trainer, [*callbacks, stopping], folder, settings.data)
 
 
 def _best_score(trainer: Trainer) -> loop.Score:
@@ -199,7 +201,7 @@ def _task(
     settings: ExperimentSettings, model: nn.Module, network: Architecture, loader: Batches | Stream
 ) -> Task:
     pruning, images = settings.pruning, loader.first(64)
-    fit = partial(settings.budget.ratio, model, images)
+    find_ratio = partial(settings.budget.ratio, model, images)
     return Task(
         model,
         images,
@@ -213,7 +215,7 @@ def _task(
         ignore=pruning.ignore,
         seed=settings.base.seed,
         allocation=pruning.allocation,
-        fit=fit if settings.budget.given else None,
+        find_ratio=find_ratio if settings.budget.given else None,
     )
 
 

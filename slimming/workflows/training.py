@@ -251,7 +251,7 @@ def _score_before_pruning(start: Start) -> Score | None:
         raise UserError(f"{start.path} is damaged: before_pruning is {score!r}") from None
 
 
-def fit(
+def run_epochs(
     trainer: Trainer,
     callbacks: list[Any],
     folder: RunFolder,
@@ -264,11 +264,11 @@ def fit(
     run writes to the folder."""
     trainer.add(*callbacks)  # first: if one cannot resume, the folder stays unchanged
     with folder.claimed():
-        _fit(trainer, folder, data, tensorboard)
+        _run_epochs(trainer, folder, data, tensorboard)
     distributed.stop()
 
 
-def _fit(trainer: Trainer, folder: RunFolder, data: DataSettings, tensorboard: bool) -> None:
+def _run_epochs(trainer: Trainer, folder: RunFolder, data: DataSettings, tensorboard: bool) -> None:
     held = [mask.summary() for mask in trainer.callbacks if isinstance(mask, GradientMask)]
     first = distributed.rank() == 0  # only this process writes and prints
     if first:
