@@ -21,11 +21,10 @@ def outputs(
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
 ) -> list[torch.Tensor]:
-    """The tensors that a copy of ``model`` returns, in eval mode on ``device``, by default its own,
-    computed in ``dtype``. A network that draws random numbers draws the same each time."""
-    device = device or where(model)[0]
+    """The tensors that a copy of ``model`` returns, in eval mode on ``device``, by default where
+    it is, computed in ``dtype``. A network that draws random numbers draws the same each time."""
     network = copied(model).eval().to(device, dtype)
-    own = arguments.like(inputs, device, dtype)
+    own = arguments.like(inputs, where(network)[0], dtype)
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
         return arguments.tensors(arguments.call(network, own))
