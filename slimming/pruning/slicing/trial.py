@@ -17,6 +17,8 @@ from slimming.pruning.slicing.slim import Masks, kept_channels, masked, sliced
 
 SHARE = 3  # one unit in three goes, to try a group
 
+Item = TypeVar("Item")
+
 
 def prunable(
     model: nn.Module,
@@ -57,16 +59,12 @@ def exact(
     """The groups that can be sliced `together`. ``keep``: the units that stay, by default two of
     three in each group."""
     keep = keep or {group.name: _some(group) for group in groups}
-    accepted = together(groups, lambda some: holds(model, some, keep, inputs))
-    return [group for group in groups if any(group is other for other in accepted)]
-
-
-Item = TypeVar("Item")
+    return together(groups, lambda several: holds(model, several, keep, inputs))
 
 
 def together(items: list[Item], hold: Callable[[list[Item]], bool]) -> list[Item]:
-    """Those of ``items`` that ``hold`` together: of those that do not, halves are tried, and halves
-    of these."""
+    """Those of ``items`` that ``hold`` together, in their order: of those that do not, halves are
+    tried, and halves of these."""
 
     def grown(accepted: list[Item], more: list[Item]) -> list[Item]:
         if not more or hold([*accepted, *more]):
