@@ -263,7 +263,7 @@ def _fitting(
         return found
 
     absolute = {n: limit * full[n] if limit <= 1 else limit for n, limit in limits.items()}
-    return budget.find_ratio(slim, cost, absolute, count_filters(coupled)).ratio
+    return budget.smallest_fit(slim, cost, absolute, count_filters(coupled)).ratio
 
 
 def repair(slim: Slim, dense: nn.Module, inputs: Inputs, seed: int = 0) -> Slim:

@@ -148,7 +148,7 @@ def test_a_budget_holds_with_every_allocation():
     prunable = other_network()
     full = profiling.count_flops(prunable.model)
     for name in (*ALLOCATIONS, "random-2"):  # no two layers step at once
-        ratio = BudgetSettings(flops=0.5).find_ratio(prunable, IMAGES, name)
+        ratio = BudgetSettings(flops=0.5).find_ratio_for(prunable, IMAGES, name)
         at, before = (
             profiling.count_flops(prunable.slim(allocation.choose(prunable, r, name))[0]) / full
             for r in (ratio, ratio - 1 / prunable.total)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from conftest import NARROW, SMALLEST, fails, randomize, save_network, succeed
+from conftest import NARROW, SMALLEST, fails, keep_only, randomize, save_network, succeed
 
 from models import NETWORKS, cifar_resnet
 from slimming.channels.groups import count_filters
@@ -27,8 +27,7 @@ def of_the_paper(arch, round_to=1):
     coupled = declared(model)
 
     def prune(ratio):
-        choice = choose_channels(model, ratio, round_to=round_to)
-        return slicing.sliced(model, slicing.kept_channels(coupled, choice.keep))
+        return keep_only(model, choose_channels(model, ratio, round_to=round_to).keep, coupled)
 
     return model, prune, choose_channels(model, 0).channels[0]
 
@@ -54,7 +53,7 @@ def test_one_channel_less_would_be_past_the_budget(arch, flag, count):
     model, prune, total = of_the_paper(arch) if arch in SMALLEST else traced()
     cost = getattr(profiling, count)
     for limit in (0.4, 0.7):
-        ratio = BudgetSettings(**{flag: limit}).ratio(model, IMAGES, prune, total)
+        ratio = BudgetSettings(**{flag: limit}).find_ratio(model, IMAGES, prune, total)
         at, before = (cost(prune(r)) / cost(model) for r in (ratio, ratio - 1 / total))
         assert at <= limit < before
 
@@ -63,11 +62,13 @@ def test_one_channel_less_would_be_past_the_budget(arch, flag, count):
 def test_two_budgets_hold_together_and_rounding_counts():
     model, prune, total = of_the_paper("vgg", round_to=8)
     size = {"mflops": 30.0, "mparams": 1.0}
-    slim = prune(BudgetSettings(**size).ratio(model, IMAGES, prune, total))
+    slim = prune(BudgetSettings(**size).find_ratio(model, IMAGES, prune, total))
     assert profiling.count_flops(slim) <= 30e6 and profiling.count_parameters(slim) <= 1e6
     assert all(bn.num_features % 8 == 0 for bn in slim.modules() if hasattr(bn, "running_mean"))
-    alone = [BudgetSettings(**{n: v}).ratio(model, IMAGES, prune, total) for n, v in size.items()]
-    assert BudgetSettings(**size).ratio(model, IMAGES, prune, total) == max(alone)
+    alone = [
+        BudgetSettings(**{n: v}).find_ratio(model, IMAGES, prune, total) for n, v in size.items()
+    ]
+    assert BudgetSettings(**size).find_ratio(model, IMAGES, prune, total) == max(alone)
 
 
 @pytest.mark.slow
@@ -83,15 +84,17 @@ def test_latency_is_that_of_the_deployment_form(flag, limit, monkeypatch):
 
     monkeypatch.setattr(profiling, "latencies", latencies)
     settings = BudgetSettings(**{flag: limit}, latency_batch=16)
-    size = profiling.count_parameters(prune(settings.ratio(model, IMAGES, prune, total))) / full
+    size = (
+        profiling.count_parameters(prune(settings.find_ratio(model, IMAGES, prune, total))) / full
+    )
     assert 0.475 <= size <= 0.5
 
 
 def test_what_cannot_be_met_says_what_the_smallest_is():
     model, prune, total = of_the_paper("densenet")
     with pytest.raises(UserError, match=r"cannot be met: .* needs --mflops [\d.]+ \(limit 0.001\)"):
-        BudgetSettings(mflops=0.001).ratio(model, IMAGES, prune, total)
-    fit = budget.find_ratio(prune, lambda slim: {"one": 1.0}, {"one": 2.0}, total)
+        BudgetSettings(mflops=0.001).find_ratio(model, IMAGES, prune, total)
+    fit = budget.smallest_fit(prune, lambda slim: {"one": 1.0}, {"one": 2.0}, total)
     assert fit.ratio < 1 / total  # what is within the budget already loses nothing
 
 

@@ -62,9 +62,9 @@ def test_every_measure_slims_the_networks_of_the_paper_again_and_again(dense, me
         rebuilt.load_state_dict(slim.model.state_dict())
         assert torch.equal(logits(rebuilt), logits(slim.model)) and slim.model.cfg == slim.cfg
     before, after = present_channels(first.model), present_channels(again.model)
-    layers = [(wire.writes, wire.layer) for wire in wires(dense)]
+    found = wires(dense)
     for name, mask in after.items():
-        writers = [name, *(layer for norm, layer in layers if norm == name)]
+        writers = [name, *(wire.layer for wire in found if wire.writes == name)]
         alone = any(f"{layer}.".startswith(f"{INSIDE[arch]}.") for layer in writers)
         assert alone or mask.sum() % 2 == 0 or mask.sum() == before[name].sum()
         assert not alone or torch.equal(mask, before[name])

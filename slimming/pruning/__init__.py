@@ -15,7 +15,7 @@ Which ones stay:
 - `ranking.choose`, `choice.Choice`: a choice by any scores
 - `allocation.choose`, `allocation.ALLOCATIONS`: which layer loses how much
 - `front.front`, `front.knee`: the best of many slim networks
-- `budget.find_ratio`: the smallest ratio that fits a budget
+- `budget.smallest_fit`: the smallest ratio that fits a budget
 - `kernels.kernel_masks`, `kernels.pattern_masks`: weights inside filters instead of channels
 
 The slim network:

@@ -18,7 +18,7 @@ class Fit:
     costs: Costs
 
 
-def find_ratio(
+def smallest_fit(
     prune: Callable[[float], nn.Module],
     cost: Callable[[nn.Module], Costs],
     limits: Costs,

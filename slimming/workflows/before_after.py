@@ -95,7 +95,7 @@ class Dense:
     def _ratio(self, prunable: Prunable, *notes: str) -> float:
         budget, given = self.run.budget, self.run.prune.ratio
         if budget.given:
-            return budget.find_ratio(prunable, self.images, self.run.prune.allocation, *notes)
+            return budget.find_ratio_for(prunable, self.images, self.run.prune.allocation, *notes)
         return RATIO if given is None else given
 
     def repaired(self, slim: nn.Module, kept: Kept) -> nn.Module:

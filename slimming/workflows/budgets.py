@@ -72,16 +72,18 @@ class BudgetSettings:
         for name in self.given:
             raise UserError(f"{flag} and {name} contradict each other: use one of them")
 
-    def find_ratio(self, prunable: Prunable, images: torch.Tensor, name: str, *notes: str) -> float:
+    def find_ratio_for(
+        self, prunable: Prunable, images: torch.Tensor, name: str, *notes: str
+    ) -> float:
         """The smallest ratio at which the allocation called ``name`` keeps every budget."""
 
         def prune(ratio: float) -> nn.Module:
             return prunable.slim(allocation.choose(prunable, ratio, name))[0]
 
         notes = notes if name == "global" else (name, *notes)
-        return self.ratio(prunable.model, images, prune, prunable.total, *notes)
+        return self.find_ratio(prunable.model, images, prune, prunable.total, *notes)
 
-    def ratio(
+    def find_ratio(
         self,
         dense: nn.Module,
         images: torch.Tensor,
@@ -95,7 +97,7 @@ class BudgetSettings:
         channels can be pruned. Prints the result, with ``notes`` on what it is for.
         """
         full = profiling.count_all(dense, tuple(images.shape[1:]))
-        fitting = budget.find_ratio(
+        fitting = budget.smallest_fit(
             prune, lambda slim: self._costs(slim, dense, full, images), self.given, total
         )
         text = [f"{n} {fitting.costs[n]:.4g} (limit {v:g})" for n, v in self.given.items()]

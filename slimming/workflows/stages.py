@@ -201,7 +201,7 @@ def _task(
     settings: ExperimentSettings, model: nn.Module, network: Architecture, loader: Batches | Stream
 ) -> Task:
     pruning, images = settings.pruning, loader.first(64)
-    find_ratio = partial(settings.budget.ratio, model, images)
+    find_ratio = partial(settings.budget.find_ratio, model, images)
     return Task(
         model,
         images,

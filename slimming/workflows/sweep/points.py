@@ -55,7 +55,7 @@ def within_budget(subject: Subject) -> list[Candidate]:
     known: dict[str, float] = record.facts.get("budgets", {}).get(budget, {})
     for name in [*subject.allocations, *subject.searched]:
         if name not in known:
-            known[name] = round(run.budget.find_ratio(subject.prunable, images, name), 9)
+            known[name] = round(run.budget.find_ratio_for(subject.prunable, images, name), 9)
     record.facts.setdefault("budgets", {})[budget] = known
     return [Candidate(name, ratio) for name, ratio in known.items()]
 
