@@ -312,6 +312,29 @@ def test_what_was_left_as_it_was_or_discarded_is_in_the_result_and_warned_of():
     assert fixed.model is slim.model and "discarded" in fixed.notes[-1]
 
 
+class Keeps(nn.Module):
+    """A network with an attribute that is a tensor of a graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = plain()
+
+    def forward(self, x):
+        self.last = self.net[:6](x)
+        return self.net[6:](self.last)
+
+
+def test_a_network_that_has_just_been_trained_is_repaired():
+    dense = with_statistics(Keeps())
+    slim = slimming.prune(dense, IMAGES, 0.3)
+    for model in (dense, slim.model):
+        assert model(IMAGES).requires_grad and not model.last.is_leaf
+    repaired = slimming.repair(slim, dense, IMAGES)
+    with torch.no_grad():
+        before, after = (relative(s.model(IMAGES), dense(IMAGES)) for s in (slim, repaired))
+    assert after < before
+
+
 class AnyShape(nn.Module):
     """What torch.fx cannot trace: control flow, two inputs by name; chunk and split; layers of
     other dimensions; a layer that runs twice; outputs in a dict."""

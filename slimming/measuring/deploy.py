@@ -1,6 +1,5 @@
 """The deployment form of a network, for inference only: BN folded into other layers, few copies."""
 
-import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -131,7 +130,7 @@ def _merged(model: nn.Module, form: Form) -> nn.Module:
     model = with_selections(model)
     found = wires(model)
     present, whole = present_channels(model), selections(model)
-    small = copy.deepcopy(model).eval()
+    small = copied(model).eval()
     norms, graph = batch_norms(small), _graph(model)
     for wire in found:
         if wire.writes and norms[wire.writes].running_mean is not None:
@@ -207,7 +206,7 @@ def fold(layer: Any, norm: Any) -> nn.Module:
     scale = scale * norm.weight if norm.affine else scale
     shift = -norm.running_mean * scale
     shift = shift + norm.bias if norm.affine else shift
-    folded, weight = copy.deepcopy(layer), layer.weight
+    folded, weight = copied(layer), layer.weight
     taps = [1] * (weight.dim() - 2)
     if getattr(layer, "transposed", False):  # (inputs, outputs of a group, ...)
         grouped = weight.unflatten(0, (layer.groups, -1))

@@ -1,6 +1,5 @@
 """The latency of single layers, by their shapes."""
 
-import copy
 import functools
 import math
 import statistics
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from slimming.channels.groups import copied
 from slimming.pruning.importance import layers
 from slimming.runtime import optional
 from slimming.runtime.device import now
@@ -54,7 +54,7 @@ Clock = Callable[[], float]  # the time in seconds
 def calls(model: nn.Module, shape: tuple[int, ...]) -> list[tuple[str, LayerShape]]:
     """The name and the shape of each call of a convolution or linear layer, for an image of this
     ``shape`` (C, H, W), in the order of the forward pass."""
-    still, found = copy.deepcopy(model).cpu().float().eval(), []
+    still, found = copied(model).cpu().float().eval(), []
     for name, layer in layers(still).items():
         layer.register_forward_hook(
             lambda layer, inputs, _, name=name: found.append((name, _shape(layer, inputs[0])))

@@ -5,7 +5,6 @@ fraction of a second, plus one forward pass for the statistics of BNs. Unlike
 `slimming.pruning.repair`, it does not compensate for the errors of earlier layers.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from slimming.channels import inputs as arguments
+from slimming.channels.groups import copied
 from slimming.channels.inputs import Inputs
 from slimming.channels.scaling import Masks, batch_norms
 from slimming.channels.widths import layer_of
@@ -33,7 +33,7 @@ class OnePass:
     those of at most 256 images, of fewer if they are large."""
 
     def __init__(self, dense: nn.Module, images: torch.Tensor, seed: int = 0):
-        self.dense = copy.deepcopy(dense).to(images.device).eval()
+        self.dense = copied(dense).to(images.device).eval()
         self.grams = input_grams(self.dense, images, seed)
         self.images = images[: max(LEAST, min(FORWARD, 2 * batch_size(images)))]
         self.statistics = input_statistics(self.dense, self.images)
@@ -134,7 +134,7 @@ def refit(
     """A copy of ``slim``, the ``dense`` network without what is not in ``kept``, whose layers
     reproduce the dense ones as well as they can from the inputs that are left, if those are as in
     the dense network; ``grams`` are `input_grams` of it. BN statistics stay as they are."""
-    fitted = copy.deepcopy(slim).to(next(dense.parameters()).device)
+    fitted = copied(slim).to(next(dense.parameters()).device)
     for layer, weight, gram, inputs in layers_to_fit(fitted, dense, kept, grams):
         stays = inputs.repeat_interleave(weight.shape[3])
         lost = weight.flatten(2)[:, :, ~stays]

@@ -7,7 +7,6 @@ inputs (Li et al., ECCV 2020, 2007.02491). Any network is repaired that runs: ho
 layers read and write.
 """
 
-import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from slimming.channels import inputs as arguments
+from slimming.channels.groups import copied
 from slimming.channels.inputs import Inputs, only_logits
 from slimming.channels.recording import ROOT, Call, Recording
 from slimming.channels.scaling import Masks
@@ -108,8 +108,8 @@ def repair(
     judged, fitted = arguments.part(inputs, 0, size), arguments.part(inputs, size, count)
     batch = min(batch_size(inputs), -(-(count - size) // HELD_OUT))
     notes = _Repair(slim, dense, kept, arguments.split(fitted, batch), seed, weights).run()
-    unchanged = _laid_out(copy.deepcopy(original).to(device), layout).eval()
-    repaired = copy.deepcopy(unchanged)
+    unchanged = _laid_out(copied(original).to(device), layout).eval()
+    repaired = copied(unchanged)
     repaired.load_state_dict(slim.state_dict())  # rounds to the dtypes that it had
     before, measure = distance(_laid_out(_cast(unchanged, dtype), layout), dense, judged)
     after, _ = distance(_laid_out(_cast(repaired, dtype), layout), dense, judged)
@@ -122,7 +122,7 @@ def _has_fp64(model: nn.Module) -> bool:
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return copy.deepcopy(model).to(dtype)
+    return copied(model).to(dtype)
 
 
 def _laid_out(model: nn.Module, layout: torch.memory_format) -> nn.Module:
@@ -144,8 +144,7 @@ def _ready(
     for layout in (LAYOUT, torch.contiguous_format):
         try:
             both = [
-                _laid_out(copy.deepcopy(model).to(device, dtype), layout).eval()
-                for model in (slim, dense)
+                _laid_out(copied(model).to(device, dtype), layout).eval() for model in (slim, dense)
             ]
             for model in both:
                 arguments.call(model, arguments.mapped(_in_layout(one, layout), torch.clone))

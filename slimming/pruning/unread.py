@@ -1,6 +1,5 @@
 """Channels that no layer reads any more, found by following each channel through the operations."""
 
-import copy
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from slimming.channels.groups import copied
 from slimming.channels.scaling import Masks, selections
 from slimming.channels.widths import BATCH_NORMS, is_depthwise
 from slimming.errors import raise_if_of_the_machine
@@ -57,7 +57,7 @@ class _Follow(fx.Interpreter):
     be removed together."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = copy.deepcopy(model).eval()
+        self.model = copied(model).eval()
         super().__init__(self.model, graph=trace(self.model))
         self.parents: list[int] = []
         self.needed: set[int] = set()

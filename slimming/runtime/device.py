@@ -1,6 +1,5 @@
 """The device, its memory layout, and torch.compile."""
 
-import copy
 import os
 import shutil
 import time
@@ -8,6 +7,7 @@ import time
 import torch
 from torch import nn
 
+from slimming.channels.groups import copied
 from slimming.errors import UserError, raise_if_of_the_machine
 from slimming.runtime import distributed, optional
 
@@ -38,7 +38,7 @@ def layout_for(model: nn.Module, images: torch.Tensor) -> torch.memory_format:
     """`LAYOUT`; contiguous, if ``model`` cannot run ``images`` (N, C, H, W) in that layout in eval
     mode: ``x.view(len(x), -1)`` of a channels_last map raises RuntimeError."""
     try:
-        tried = copy.deepcopy(model).to(memory_format=LAYOUT).eval()
+        tried = copied(model).to(memory_format=LAYOUT).eval()
         tried(images.clone(memory_format=LAYOUT))
     except RuntimeError as error:
         raise_if_of_the_machine(error)

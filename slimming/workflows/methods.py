@@ -1,6 +1,5 @@
 """The pruning methods of run.py, by name: each turns a `Task` into a `Pruned` network."""
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -8,7 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from slimming.channels.groups import Group, count_filters, inside
+from slimming.channels.groups import Group, copied, count_filters, inside
 from slimming.channels.scaling import Masks
 from slimming.data import loading
 from slimming.data.batches import Batches
@@ -128,7 +127,7 @@ def _scores(task: Task) -> importance.Scores:
 def whole_kernels(task: Task) -> Pruned:
     """Zero kernels, first those of the channels that would keep the fewest; remove these channels,
     and those that no filter reads any more."""
-    model, image = copy.deepcopy(task.model), task.images[:1]
+    model, image = copied(task.model), task.images[:1]
     removable = groups(model, image, task.ignore)
     alone = kernels.kernel_masks(model, task.ratio, task.local)
     weak = kernels.weak_channels(model, removable, alone, task.ratio)
@@ -144,7 +143,7 @@ def whole_kernels(task: Task) -> Pruned:
 
 def patterns(task: Task) -> Pruned:
     """Zero the weights outside the pattern of each kernel; the network keeps its shape."""
-    model = copy.deepcopy(task.model)
+    model = copied(task.model)
     masks = kernels.pattern_masks(model, task.ratio, task.local)
     kernels.zero_weights(model, _without(masks, task.ignore))
     return Pruned(model)

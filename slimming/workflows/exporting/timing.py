@@ -1,7 +1,6 @@
 """The latency of exported files, beside the dense network's."""
 
 import contextlib
-import copy
 import functools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from slimming.channels.groups import copied
 from slimming.errors import Interrupted, UserError
 from slimming.measuring import profiling
 from slimming.measuring.export import engines
@@ -51,8 +51,7 @@ def rows(subject: Subject, written: Sequence[Exported]) -> list[Row]:
     device, batch = subject.test.device, subject.run.graph.batch
     places = {e.format: engines.device_of(e.format, str(device)) for e in written}
     dense = {
-        place: copy.deepcopy(subject.dense).to(place).to(memory_format=LAYOUT)
-        for place in places.values()
+        place: copied(subject.dense).to(place).to(memory_format=LAYOUT) for place in places.values()
     }
     with tempfile.TemporaryDirectory() as aside:
         runs = {kind: _dense_runner(subject, kind, Path(aside)) for kind in places}
