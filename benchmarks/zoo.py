@@ -35,16 +35,15 @@ from torch.nn.modules.conv import _ConvNd
 from benchmarks import measure, zoo_networks
 from benchmarks.zoo_peers import PEERS, without
 from slimming.channels import inputs as arguments
-from slimming.channels.groups import Channels, Group
+from slimming.channels.groups import Channels, Group, channels
 from slimming.channels.inputs import Inputs
 from slimming.channels.labels import OUTPUT
 from slimming.cli import entry
 from slimming.errors import UserError
 from slimming.pruning.choice import Choice
 from slimming.pruning.slicing import proof
-from slimming.pruning.slicing.prune import Slimmed, apply
+from slimming.pruning.slicing.prune import Slimmed, chosen
 from slimming.pruning.slicing.slim import Masks, cuts, kept_channels, masked
-from slimming.pruning.slicing.trial import exact, least, prunable
 
 OURS = "slimming"
 TOOLS = (OURS, *PEERS)
@@ -59,7 +58,7 @@ PACKAGES += ["segmentation-models-pytorch"]
 HEADER = ["network", "parameters", "prunable", "kept", "verdict", "proof", "liveness"]
 HEADER += ["seconds", "GB", "pinned most", *PEERS]
 NOTES = """Random weights, scaling factors and BN statistics; a third of the units of each group is
-removed, other ones than those that are tried while the groups are found. `prunable`: the share of
+removed. `prunable`: the share of
 parameters of convolutions and linear layers that could go, of those that run; `kept`: the share of
 all parameters that the slim network has; `proof`: the largest difference from the masked network,
 relative to the largest output; `liveness`: how much the outputs of the slim network differ between
@@ -163,14 +162,14 @@ def measured(name: str, tool: str) -> dict[str, Any]:
         row["parameters"] = parameters(model)
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
         try:
-            slimmed = None
+            proved = None
             with limited(row):
                 if tool in PEERS:
                     by_peer(tool, model, inputs, row)
                 else:
-                    slimmed = by_us(model, inputs, row)
-            if slimmed is not None:
-                check(row, model, least(model, inputs), slimmed)
+                    proved = by_us(model, inputs, row)
+            if proved is not None:
+                check(row, model, *proved)
         except OverTime:
             row["verdict"] = "over time"
         except UserError as error:
@@ -203,33 +202,28 @@ def limited(row: dict[str, Any]) -> Iterator[None]:
         row["wall"] = round(time.perf_counter() - wall, 2)
 
 
-def by_us(model: nn.Module, inputs: Inputs, row: dict[str, Any]) -> Slimmed | None:
-    """Find the groups, remove a third of each, and prove, as `slicing.prune` does."""
-    found = prunable(model, inputs)
+def by_us(model: nn.Module, inputs: Inputs, row: dict[str, Any]) -> tuple[Slimmed, Inputs] | None:
+    """Find the groups, remove a third of each, and prove, as `slicing.prune` does; with the least
+    inputs that the network takes."""
+    found = channels(model, inputs)
     row |= share(model, found)
     if not found.groups:
         row["verdict"] = "nothing to prune"
         return None
-    keep = {group.name: two_thirds(group) for group in found.groups}
-    try:
-        slimmed = of_groups(model, found.groups, keep, inputs)
-    except UserError:
-        found = replace(found, groups=exact(model, found.groups, inputs, keep))
-        row |= share(model, found)
-        slimmed = of_groups(model, found.groups, keep, inputs)
+    slimmed = chosen(model, found, two_thirds_of_each, inputs)
+    left = [group for group in found.groups if group.name in slimmed.choice.keep]
+    row |= share(model, replace(found, groups=left))
     row |= {"kept": parameters(slimmed.model) / parameters(model), "proof": slimmed.difference}
     row["verdict"] = "proved"
-    return slimmed
+    return slimmed, found.inputs
 
 
-def of_groups(model: nn.Module, groups: list[Group], keep: Masks, inputs: Inputs) -> Slimmed:
-    """The slim network that keeps these units of the groups, proved."""
-    own = {group.name: keep[group.name] for group in groups}
+def two_thirds_of_each(groups: list[Group]) -> Choice:
     alive = {group.name: group.alive for group in groups}
-    return apply(model, groups, Choice(1 / 3, 0.0, alive, own, []), inputs)
+    return Choice(1 / 3, 0.0, alive, {group.name: two_thirds(group) for group in groups}, [])
 
 
-def check(row: dict[str, Any], model: nn.Module, inputs: Inputs, slimmed: Slimmed) -> None:
+def check(row: dict[str, Any], model: nn.Module, slimmed: Slimmed, inputs: Inputs) -> None:
     """Compare the networks once more, for other inputs, on which their outputs must differ from
     those of before."""
     other = arguments.mapped(inputs, lambda t: t.flip(-1) * 0.9 if t.is_floating_point() else t)

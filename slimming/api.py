@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from slimming.channels import inputs as arguments
-from slimming.channels.groups import Group, copied, count_filters
+from slimming.channels.groups import Group, channels, copied, count_filters
 from slimming.channels.inputs import Inputs
 from slimming.channels.kinds import kind_of
 from slimming.channels.widths import fit_to, width
@@ -149,8 +149,11 @@ def prune(
         if not limit > 0:
             raise UserError(f"{name} must be positive, not {limit}")
     inputs = checked(model, inputs)
-    found = slicing.prunable(model, inputs, _names(ignore), None if only is None else _names(only))
-    coupled, one = slicing.some(found), slicing.sample(model, inputs)
+    found = channels(model, inputs, _names(ignore), None if only is None else _names(only))
+    if limits:  # slim networks run while a ratio is searched
+        found = slicing.tried(model, found)
+    slicing.some(found)
+    one = slicing.sample(model, inputs)
     scores = _scores(model, inputs, measure, loss, labels)
 
     def choose(coupled: list[Group], ratio: float) -> Choice:
@@ -163,7 +166,7 @@ def prune(
             wanted = _fitting(model, coupled, choose, limits, one)
         return choose(coupled, wanted)
 
-    slimmed = slicing.chosen(model, coupled, within, inputs)
+    slimmed = slicing.chosen(model, found, within, inputs)
     if found.unseen:
         names = ", ".join(found.unseen[:5]) + (", ..." if len(found.unseen) > 5 else "")
         warnings.warn(

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -69,16 +70,18 @@ class Group:
 class Channels:
     """The coupled channels of a network: ``groups`` that can be pruned, in the order of its
     modules; ``pinned``: for each reason, in words, the names of the layers whose channels stay
-    because of it; ``unseen``: the layers that did not run."""
+    because of it; ``unseen``: the layers that did not run; ``inputs``: what it was traced on, the
+    least that the network takes: one small sample, one, or all."""
 
     groups: list[Group]
     pinned: dict[str, list[str]]
     unseen: list[str]
+    inputs: Inputs = field(repr=False)
 
 
-def traced(model: nn.Module, inputs: Inputs) -> Trace:
-    """The labels of a copy of ``model``, on the CPU in eval mode, for one sample of ``inputs``.
-    UserError with the reason if the model itself fails."""
+def traced(model: nn.Module, inputs: Inputs) -> tuple[Trace, Inputs]:
+    """The labels of a copy of ``model``, on the CPU in eval mode, for the least of ``inputs`` that
+    it takes, and these. UserError with the reason if the model itself fails."""
     network = with_selections(model).cpu().float().eval()
     one = arguments.like(arguments.first(inputs, 1), "cpu", torch.float32)
     whole = arguments.like(inputs, "cpu", torch.float32)
@@ -96,7 +99,7 @@ def traced(model: nn.Module, inputs: Inputs) -> Trace:
             twice = arguments.mapped(attempt, lambda t: torch.cat([t, t]) if t.dim() else t)
             with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]):
                 _run(network.train(), twice, trace)
-        return trace
+        return trace, attempt
     reason = " ".join(str(failure).split())[:300]
     raise UserError(
         f"{type(model).__name__} fails on these inputs ({type(failure).__name__}: {reason}): pass "
@@ -460,9 +463,15 @@ def channels(
     UserError if the model fails, or for an unknown name in ``ignore`` or ``only``.
     """
     check_names(model, [*ignore, *(only or ())])
-    trace = traced(model, inputs)
-    found = Found(model, trace)
-    return Channels(*_grouped(model, found, list(ignore), None if only is None else list(only)))
+    if callable(getattr(model, "wiring", None)):
+        warnings.warn(
+            f"{type(model).__name__}.wiring() is no longer needed, and is not read: what a network "
+            "does is seen in a run",
+            stacklevel=3,
+        )
+    trace, least = traced(model, inputs)
+    own = None if only is None else list(only)
+    return Channels(*_grouped(model, Found(model, trace), list(ignore), own), least)
 
 
 def check_names(model: nn.Module, names: Iterable[str]) -> None:

@@ -22,7 +22,7 @@ class Wire(NamedTuple):
 def wires(model: nn.Module) -> list[Wire]:
     """The layers of one of the paper's networks that read or write a BN, in the order of its
     modules. A BN before a channel selection is written by none."""
-    found = Found(model, traced(model, torch.zeros(1, 3, 32, 32)))
+    found = Found(model, traced(model, torch.zeros(1, 3, 32, 32))[0])
     form = found.trace.model
     units, gated = sides_of(found), selections(form)
     norms = {name: units[name, "out"] for name in batch_norms(form) if name not in gated}

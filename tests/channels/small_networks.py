@@ -86,4 +86,4 @@ def count(model: nn.Module) -> int:
 
 def faults(model: nn.Module, inputs: Inputs) -> list[str]:
     """The operations whose rules raised an exception."""
-    return traced(model, inputs).faults
+    return traced(model, inputs)[0].faults

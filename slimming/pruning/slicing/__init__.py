@@ -1,6 +1,6 @@
 """Take channels out of a network, and prove that what is left computes the same.
 
-- `groups`, `declared`, `prunable`, `some`: the groups of channels that can go, tried
+- `groups`, `prunable`, `tried`, `some`, `declared`: the groups of channels that can go
 - `prune`, `chosen`, `apply`: choose, slice and prove
 - `sliced`, `masked`, `scatter`, `slice_tensors`, `kept_channels`: the slim and the masked network
 - `cfg_of`, `load_slim_state`, `numbers_of`, `set_numbers`, `unsaved_buffers`: widths in files
@@ -32,7 +32,7 @@ from slimming.pruning.slicing.slim import (
     sliced,
     unsaved_buffers,
 )
-from slimming.pruning.slicing.trial import declared, exact, groups, prunable, some
+from slimming.pruning.slicing.trial import declared, exact, groups, prunable, some, tried
 
 __all__ = [
     "Kept",
@@ -58,6 +58,7 @@ __all__ = [
     "slice_tensors",
     "sliced",
     "some",
+    "tried",
     "unsaved_buffers",
     "where",
     "without_dead_channels",

@@ -123,12 +123,15 @@ def compare(
     inputs: Inputs,
 ) -> Comparison:
     """Compare the outputs of two networks, and of their layers the channels that are ``kept``; in
-    fp64 where they differ in fp32, see `compared`. Both are left in eval mode in that dtype."""
-    for dtype in (torch.float32, torch.float64):
-        found = _compared(small.eval().to(dtype), reference.eval().to(dtype), kept, inputs)
-        if found.is_exact:
-            break
-    return found
+    fp64 where they differ in fp32, see `compared`, and at once where they return integers: labels
+    and places of scores that rounding reorders. Both are left in eval mode in that dtype."""
+    found = _compared(small, reference, kept, inputs, torch.float32, unless_integers=True)
+    if found.is_exact or found.error:
+        return found
+    sharper = _compared(small, reference, kept, inputs, torch.float64)
+    if sharper.error:  # the code of the network has tensors of its own, in fp32
+        return _compared(small, reference, kept, inputs, torch.float32)
+    return sharper
 
 
 def _compared(
@@ -136,31 +139,37 @@ def _compared(
     reference: nn.Module,
     kept: dict[str, dict[str, torch.Tensor]],
     inputs: Inputs,
+    dtype: torch.dtype,
+    unless_integers: bool = False,
 ) -> Comparison:
-    expected: list[tuple[str, torch.Tensor | None]] = []
+    """The comparison in ``dtype``; none, after the run of the ``small`` one, ``unless_integers``
+    are returned. The reference, which takes longer, does not run where the small one fails."""
+    layers: list[tuple[str, torch.Tensor]] = []
     different: list[str] = []
 
     def keep(name: str, out: torch.Tensor) -> None:
+        layers.append((name, out.detach().clone()))
+
+    def check(name: str, out: torch.Tensor) -> None:
+        if not layers or different:
+            return
+        _, ours = layers.pop()
         mask = kept[name].get("out")
         dim = -1 if isinstance(reference.get_submodule(name), nn.Linear) else 1
-        if mask is None:
-            expected.append((name, out.detach().clone()))
-        elif out.shape[dim] == len(mask):
-            stays = mask.nonzero().flatten().to(out.device)
-            expected.append((name, out.detach().index_select(dim, stays)))
-        else:  # its channels are elsewhere
-            expected.append((name, None))
+        if mask is not None:
+            if out.shape[dim] != len(mask):  # its channels are elsewhere
+                return
+            out = out.index_select(dim, mask.nonzero().flatten().to(out.device))
+        if not difference([ours], [out.detach()]) <= TOLERANCE:
+            different.append(name)
 
-    def check(_: str, out: torch.Tensor) -> None:
-        if expected and not different:
-            name, theirs = expected.pop()
-            if theirs is not None and not difference([out], [theirs]) <= TOLERANCE:
-                different.append(name)
-
-    theirs, error = _run(reference, kept, inputs, keep)
-    expected.reverse()
-    ours, own_error = _run(small, kept, inputs, check)
-    error = own_error or error
+    ours, error = _run(small.eval().to(dtype), kept, inputs, keep)
+    if error:
+        return Comparison(math.nan, None, error)
+    if unless_integers and not all(t.is_floating_point() or t.is_complex() for t in ours):
+        return Comparison(math.nan, None, None)
+    layers.reverse()
+    theirs, error = _run(reference.eval().to(dtype), kept, inputs, check)
     found = math.nan if error else difference(ours, theirs)
     return Comparison(found, different[0] if different else None, error)
 

@@ -1,12 +1,20 @@
 """Slim any CNN: choose channels, build the network that has only these, and prove that it computes
 the same as the dense network without the others."""
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import nn
 
-from slimming.channels.groups import Group, copied, lists_widths, with_selections
+from slimming.channels.groups import (
+    Channels,
+    Group,
+    channels,
+    copied,
+    lists_widths,
+    with_selections,
+)
 from slimming.channels.inputs import Inputs
 from slimming.channels.scaling import alive_channels
 from slimming.channels.widths import BATCH_NORMS
@@ -16,7 +24,7 @@ from slimming.pruning.choice import Choice, Multiples
 from slimming.pruning.importance import Scores
 from slimming.pruning.slicing.proof import compare
 from slimming.pruning.slicing.slim import Kept, cfg_of, kept_channels, masked, sliced
-from slimming.pruning.slicing.trial import declared, exact, groups
+from slimming.pruning.slicing.trial import declared, exact, some, tried
 from slimming.pruning.threshold import keep_one
 
 
@@ -66,20 +74,25 @@ def prune(
     def choose(coupled: list[Group]) -> Choice:
         return ranking.choose(coupled, scores, ratio, local=local, round_to=round_to, least=least)
 
-    return chosen(model, groups(model, inputs, ignore, only), choose, inputs)
+    return chosen(model, channels(model, inputs, ignore, only), choose, inputs)
 
 
 def chosen(
-    model: nn.Module, coupled: list[Group], choose: Callable[[list[Group]], Choice], inputs: Inputs
+    model: nn.Module, found: Channels, choose: Callable[[list[Group]], Choice], inputs: Inputs
 ) -> Slimmed:
-    """Slim ``model`` to the units of ``coupled`` groups that ``choose`` keeps, and prove the
-    result; groups that cannot be sliced exactly by this choice stay, and it chooses again."""
+    """Slim ``model`` to the units of the groups ``found`` that ``choose`` keeps, and prove the
+    result. Where the proof fails, it chooses again without the groups that cannot be sliced
+    exactly: those that a trial finds, then those that this choice shows."""
+    coupled = some(found)
     choice = choose(coupled)
-    try:
+    with contextlib.suppress(UserError):  # most networks need no trial: the proof is one
         return apply(model, coupled, choice, inputs)
-    except UserError:  # what holds for a third of each group does not hold for this choice
-        coupled = exact(model, coupled, inputs, choice.keep)
-        return apply(model, coupled, choose(coupled), inputs)
+    coupled = some(tried(model, found))
+    choice = choose(coupled)
+    with contextlib.suppress(UserError):
+        return apply(model, coupled, choice, inputs)
+    coupled = exact(model, coupled, inputs, choice.keep)
+    return apply(model, coupled, choose(coupled), inputs)
 
 
 def apply(model: nn.Module, coupled: list[Group], choice: Choice, inputs: Inputs) -> Slimmed:

@@ -1,6 +1,5 @@
 """Which channels can go, tried: slim and masked networks must be equal without some of them."""
 
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TypeVar
@@ -8,7 +7,6 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from slimming.channels import inputs as arguments
 from slimming.channels.groups import Channels, Group, channels, lists_widths
 from slimming.channels.inputs import Inputs
 from slimming.errors import UserError, raise_if_of_the_machine
@@ -29,28 +27,19 @@ def prunable(
     """The coupled channels of ``model`` (see `channels`), without the groups that cannot be sliced
     exactly: because a number in the code of a module does not follow, or an operation does
     something else with fewer channels than its rule says."""
-    if callable(getattr(model, "wiring", None)):
-        warnings.warn(
-            f"{type(model).__name__}.wiring() is no longer needed, and is not read: what a network "
-            "does is seen in a run",
-            stacklevel=3,
-        )
-    found = channels(model, inputs, ignore, only)
+    return tried(model, channels(model, inputs, ignore, only))
+
+
+def tried(model: nn.Module, found: Channels) -> Channels:
+    """What was ``found``, without the groups that a trial shows cannot be sliced exactly."""
     if lists_widths(model):  # the paper's: nothing in their code holds a width
         return found
-    sound = exact(model, found.groups, least(model, inputs))
+    sound = exact(model, found.groups, found.inputs)
     if len(sound) == len(found.groups):
         return found
     wrong = [g for g in found.groups if g not in sound]
     reason = "the code of the network holds the number of channels"
     return replace(found, groups=sound, pinned={**found.pinned, reason: [g.name for g in wrong]})
-
-
-def least(model: nn.Module, inputs: Inputs) -> Inputs:
-    """The least of ``inputs`` that the network takes: one small sample, one, or all."""
-    one = arguments.first(inputs, 1)
-    small = arguments.smaller(one)
-    return next((x for x in (small, one) if x is not None and holds(model, [], {}, x)), inputs)
 
 
 def exact(
