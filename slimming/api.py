@@ -303,7 +303,8 @@ def repair(slim: Slim, dense: nn.Module, inputs: Inputs, seed: int = 0) -> Slim:
 def save(slim: Slim | nn.Module, path: str | Path) -> None:
     """Write a slim network, atomically: its weights, its widths, and the numbers of channels that
     were set in the code of its modules. A path that ends in .safetensors gets that format, which
-    other programs read (pip install safetensors).
+    other programs read (pip install safetensors); one that ends in .txt only the shapes of the
+    weights, in the form of timm's pruned networks, for its ``adapt_model_from_string``.
 
     >>> import tempfile
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 10))

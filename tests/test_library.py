@@ -524,6 +524,26 @@ def test_a_safetensors_file_holds_no_code_and_other_programs_read_it(tmp_path):
     assert all(torch.equal(read[n], v) for n, v in slim.model.state_dict().items())
 
 
+def test_shapes_are_written_as_timm_writes_them(tmp_path):
+    dense = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 4))
+    slim = slimming.prune(dense, torch.rand(2, 3, 8, 8))
+    slimming.save(slim, tmp_path / "slim.txt")
+    written = (tmp_path / "slim.txt").read_text()
+    assert written == "0.weight:[4, 3, 3, 3]***2.weight:[4, 144]"
+    with pytest.raises(UserError, match="only the shapes of a network"):
+        slimming.load_into(slim.model, tmp_path / "slim.txt")
+
+
+def test_timm_builds_a_slim_network_from_its_shapes(tmp_path):
+    models = pytest.importorskip("timm.models")
+    dense, images = models.create_model("ecaresnet50d").eval(), torch.rand(1, 3, 64, 64)
+    slim = slimming.prune(dense, images, ratio=0.3)
+    slimming.save(slim, tmp_path / "slim.txt")
+    theirs = models.adapt_model_from_string(dense, (tmp_path / "slim.txt").read_text())
+    theirs.load_state_dict(slim.model.state_dict())
+    assert torch.equal(theirs(images), slim.model(images))
+
+
 def test_inspect_tells_what_can_go_and_what_stays():
     told = slimming.inspect(tiny(), IMAGES)
     first, second = told.groups

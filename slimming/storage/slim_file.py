@@ -1,5 +1,5 @@
-"""Files of slim networks: by their suffix .safetensors, or as torch.save writes them. Reading them
-runs no code."""
+"""Files of slim networks: by their suffix .safetensors, the shapes in timm's form (.txt), or as
+torch.save writes them. Reading them runs no code."""
 
 import json
 from pathlib import Path
@@ -12,11 +12,18 @@ from slimming.runtime import optional
 from slimming.storage import checkpoint, files
 
 SAFE = ".safetensors"
+SHAPES = ".txt"  # as in timm/models/_pruned, which `adapt_model_from_string` of timm reads
 KEY = "slimming"  # of the metadata of a safetensors file: all but the tensors, as JSON
 
 
 def write(path: str | Path, contents: dict[str, Any]) -> None:
-    """Write ``contents``: two dicts of tensors, "state_dict" and "buffers", and plain values."""
+    """Write ``contents``: two dicts of tensors, "state_dict" and "buffers", and plain values. A
+    file of `SHAPES` holds only the shapes of the weights."""
+    if Path(path).suffix == SHAPES:
+        state = contents["state_dict"].items()
+        shapes = [f"{name}:{list(t.shape)}" for name, t in state if name.endswith(".weight")]
+        files.write_bytes(path, "***".join(shapes).encode())
+        return
     if Path(path).suffix != SAFE:
         checkpoint.write(path, contents)
         return
@@ -36,6 +43,8 @@ def write(path: str | Path, contents: dict[str, Any]) -> None:
 def read(path: str | Path) -> dict[str, Any]:
     """The contents of a file of `write`, or of a checkpoint of the scripts. UserError if it is
     missing, damaged, or another type of file."""
+    if Path(path).suffix == SHAPES:
+        raise UserError(f"{path} has only the shapes of a network: load the file with its weights")
     if Path(path).suffix != SAFE:
         return checkpoint.read(path)
     optional.need("safetensors", "safetensors", f"a {SAFE} file")
