@@ -6,13 +6,14 @@ selection after each BN keeps only the channels that the next convolution still 
     python denseprune.py --dataset cifar10 --depth 40 --percent 0.4 --model logs/model_best.pth.tar
 """
 
+from slimming import slicing
+from slimming.choosing import allocation
 from slimming.cli import entry, flags
-from slimming.cli.parser import Parser
-from slimming.pruning import allocation, slicing
-from slimming.pruning.slicing.proof import prove_equal
+from slimming.cli.flags import Parser
+from slimming.commands.prune import run as prune_run
+from slimming.commands.prune.settings import PruningRun
 from slimming.settings import build
-from slimming.workflows import before_after
-from slimming.workflows.settings import PruningRun
+from slimming.slicing.proof import prove_equal
 
 
 def make_parser() -> Parser:
@@ -21,12 +22,12 @@ def make_parser() -> Parser:
 
 def main() -> None:
     run = build(PruningRun, flags.parse(make_parser()))
-    dense = before_after.load(run, arch="densenet")
+    dense = prune_run.load(run, arch="densenet")
     with dense.claimed():
         choice = allocation.choose(dense.prunable, dense.ratio, run.prune.allocation)
-        slim, kept = dense.prunable.slim(choice)
+        slim, kept = slicing.slim_to(dense.model, dense.prunable.coupled, choice.keep)
         proof = prove_equal(slim, slicing.masked(dense.model, kept), dense.images)
-        before_after.save_pruned(dense, slim, kept, choice, proof)
+        prune_run.save_pruned(dense, slim, kept, choice, proof)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ import contextlib
 import sys
 
 from slimming.cli import entry, flags
-from slimming.cli.parser import Parser
-from slimming.reports.evaluation import as_json, as_text
+from slimming.cli.flags import Parser
+from slimming.commands.evaluate.report import as_json, as_text
+from slimming.commands.evaluate.run import evaluate, load
+from slimming.commands.evaluate.settings import SWITCHES, EvaluationRun
 from slimming.settings import build
-from slimming.workflows.evaluation import evaluate, load
-from slimming.workflows.evaluation_settings import SWITCHES, EvaluationRun
 
 
 def make_parser() -> Parser:

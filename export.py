@@ -7,11 +7,11 @@ by their accuracy on test images.
 """
 
 from slimming.cli import entry, flags
-from slimming.cli.parser import Parser
+from slimming.cli.flags import Parser
+from slimming.commands.export import run as export_run
+from slimming.commands.export.settings import ExportRun
 from slimming.settings import build
-from slimming.storage.claim import claimed
-from slimming.workflows.exporting import exports, subject, timing
-from slimming.workflows.exporting.settings import ExportRun
+from slimming.storage.files import claimed
 
 
 def make_parser() -> Parser:
@@ -20,11 +20,11 @@ def make_parser() -> Parser:
 
 def main() -> None:
     run = build(ExportRun, flags.parse(make_parser()))
-    network = subject.load(run)
-    exports.check_forms(network)
-    with claimed(run.folder), timing.reported(network) as written:
+    network = export_run.load(run)
+    export_run.check_forms(network)
+    with claimed(run.folder), export_run.reported(network) as written:
         for kind, precision in run.graph.targets:
-            written.append(exports.export(network, kind, precision))
+            written.append(export_run.export(network, kind, precision))
 
 
 if __name__ == "__main__":

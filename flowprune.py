@@ -7,9 +7,10 @@ filters, the least important first; the remaining --epochs train the slim networ
 """
 
 from slimming.cli import entry, flags
-from slimming.cli.parser import Parser
-from slimming.workflows import rounds, training
-from slimming.workflows.flow_settings import FlowRun
+from slimming.cli.flags import Parser
+from slimming.commands.rounds import run as rounds_run
+from slimming.commands.rounds.settings import FlowRun
+from slimming.commands.train import run as train_run
 
 
 def make_parser() -> Parser:
@@ -17,11 +18,13 @@ def make_parser() -> Parser:
 
 
 def main() -> None:
-    run, start = rounds.flow_run(flags.parse(make_parser()))
-    trainer = rounds.prepare(run, start)
-    pruning = rounds.Rounds(run, trainer)
+    run, start = rounds_run.flow_run(flags.parse(make_parser()))
+    trainer = rounds_run.prepare(run, start)
+    pruning = rounds_run.Rounds(run, trainer)
     with run.folder.claimed():
-        training.run_epochs(trainer, [pruning], run.folder, run.data, not run.output.no_tensorboard)
+        train_run.run_epochs(
+            trainer, [pruning], run.folder, run.data, not run.output.no_tensorboard
+        )
         pruning.write_results()
 
 

@@ -5,12 +5,12 @@ or resume a run (--resume).
 """
 
 from slimming.cli import entry, flags
-from slimming.cli.parser import Parser
+from slimming.cli.flags import Parser
+from slimming.commands.train import run as train_run
+from slimming.commands.train.settings import TrainingRun
 from slimming.storage.checkpoint import save_checkpoint
 from slimming.training.loop import test, train
 from slimming.training.penalties import L1Penalty, update_bn, updateBN
-from slimming.workflows import training
-from slimming.workflows.settings import TrainingRun
 
 __all__ = ["save_checkpoint", "test", "train", "updateBN", "update_bn"]
 
@@ -20,12 +20,14 @@ def make_parser() -> Parser:
 
 
 def main() -> None:
-    run, start = training.main_run(flags.parse(make_parser()))
-    trainer = training.prepare(run, start)
+    run, start = train_run.main_run(flags.parse(make_parser()))
+    trainer = train_run.prepare(run, start)
     penalty = [L1Penalty(trainer.model, run.train.s)] if run.train.sr else []
-    held = training.hold_zeros(trainer, start)
+    held = train_run.hold_zeros(trainer, start)
     folder = run.folder(trainer.architecture.arch)
-    training.run_epochs(trainer, [*penalty, *held], folder, run.data, not run.output.no_tensorboard)
+    train_run.run_epochs(
+        trainer, [*penalty, *held], folder, run.data, not run.output.no_tensorboard
+    )
 
 
 if __name__ == "__main__":

@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slimming import slicing
+from slimming.choosing import allocation
 from slimming.cli import entry, flags
-from slimming.cli.parser import Parser
+from slimming.cli.flags import Parser
+from slimming.commands.prune import report
+from slimming.commands.prune import run as prune_run
+from slimming.commands.prune.settings import PrunedOutputSettings, PruneSettings, PruningRun
+from slimming.commands.settings import TO_PRUNE
 from slimming.errors import UserError
-from slimming.pruning import allocation, slicing
-from slimming.pruning.slicing.proof import prove_equal
-from slimming.reports import preact
 from slimming.settings import build, part, setting
+from slimming.slicing.proof import prove_equal
 from slimming.storage import architecture, checkpoint, files
-from slimming.workflows import before_after
-from slimming.workflows.settings import PrunedOutputSettings, PruneSettings, PruningRun
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def complete(typed: Mapping[str, Any]) -> ResPruningRun:
         return run
     if run.prune.model:
         raise UserError("--model and --ckpt_dir both give the checkpoint: use one of them")
-    path = files.find(Path(run.prune.ckpt_dir), *before_after.TO_PRUNE)
+    path = files.find(Path(run.prune.ckpt_dir), *TO_PRUNE)
     values = {**({} if run.budget.given else {"ratio": 0.4}), **values, "model": str(path)}
     if not run.output.save:
         asked = run.network.asked(run.data)
@@ -78,14 +80,14 @@ def complete(typed: Mapping[str, Any]) -> ResPruningRun:
 
 def main() -> None:
     run = complete(flags.parse(make_parser()))
-    dense = before_after.load(run, arch="resnet")
+    dense = prune_run.load(run, arch="resnet")
     with dense.claimed():
         choice = allocation.choose(dense.prunable, dense.ratio, run.prune.allocation)
-        slim, kept = dense.prunable.slim(choice)
+        slim, kept = slicing.slim_to(dense.model, dense.prunable.coupled, choice.keep)
         proof = prove_equal(slim, slicing.masked(dense.model, kept), dense.images)
-        measured = before_after.save_pruned(dense, slim, kept, choice, proof)
+        measured = prune_run.save_pruned(dense, slim, kept, choice, proof)
         if run.prune.ckpt_dir:
-            print(f"\n{preact.text(dense, slim, choice, *measured)}")
+            print(f"\n{report.text(dense, slim, choice, *measured)}")
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@ python run.py --dataset cifar10 --model resnet18 --pruning-method channel --prun
 """
 
 from slimming.cli import entry, flags
-from slimming.cli.parser import Parser
-from slimming.workflows import base_network, experiment_page, scoring, stages
-from slimming.workflows.before_after import one_process
-from slimming.workflows.experiment import begin_experiment
-from slimming.workflows.experiment_settings import ExperimentSettings, read_settings
+from slimming.cli.flags import Parser
+from slimming.commands.experiment import report, run
+from slimming.commands.experiment.run import begin_experiment
+from slimming.commands.experiment.settings import ExperimentSettings, read_settings
+from slimming.commands.prune.run import one_process
 
 
 def make_parser() -> Parser:
@@ -19,19 +19,19 @@ def main() -> None:
     one_process("run.py")
     settings = read_settings(flags.parse(make_parser()))
     if settings.execution.eval_only:
-        scoring.print_figures(settings)
+        run.print_figures(settings)
         return
-    base_network.check(settings)
-    given = base_network.given(settings)
+    run.check_base(settings)
+    given = run.find_base(settings)
     with begin_experiment(settings) as experiment:
-        base = stages.train_base(experiment, given)
+        base = run.train_base(experiment, given)
         if not settings.execution.skip_pruning:
-            pruned = stages.prune(experiment, base)
+            pruned = run.prune(experiment, base)
             if settings.repairing.repair:
-                pruned = stages.repair(experiment, base, pruned)
+                pruned = run.repair(experiment, base, pruned)
             if settings.fine_tuning.finetune_epochs:
-                stages.fine_tune(experiment, pruned)
-        experiment_page.write(experiment)
+                run.fine_tune(experiment, pruned)
+        report.write(experiment)
 
 
 if __name__ == "__main__":

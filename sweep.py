@@ -7,11 +7,11 @@ training images that are held back; names the best point, and prints the command
 """
 
 from slimming.cli import entry, flags
-from slimming.cli.parser import Parser
+from slimming.cli.flags import Parser
+from slimming.commands.sweep import run as sweep_run
+from slimming.commands.sweep.settings import SweepRun
 from slimming.settings import build
-from slimming.storage.claim import claimed
-from slimming.workflows.sweep import points, subject
-from slimming.workflows.sweep.settings import SweepRun
+from slimming.storage.files import claimed
 
 
 def make_parser() -> Parser:
@@ -20,14 +20,14 @@ def make_parser() -> Parser:
 
 def main() -> None:
     run = build(SweepRun, flags.parse(make_parser()))
-    swept = subject.load(run)
-    with claimed(run.folder), points.continuable(swept):
-        fitted = points.within_budget(swept)
-        points.measure(swept, [*points.candidates(swept), *fitted])
-        points.repair_front(swept)
-        best = points.choose(swept, fitted)
-        points.test(swept, best)
-        points.report(swept, best)
+    swept = sweep_run.load(run)
+    with claimed(run.folder), sweep_run.continuable(swept):
+        fitted = sweep_run.within_budget(swept)
+        sweep_run.measure(swept, [*sweep_run.candidates(swept), *fitted])
+        sweep_run.repair_front(swept)
+        best = sweep_run.choose(swept, fitted)
+        sweep_run.test(swept, best)
+        sweep_run.report(swept, best)
 
 
 if __name__ == "__main__":

@@ -28,18 +28,19 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import measure
 from models import NETWORKS
+from slimming import slicing
 from slimming.channels.groups import Group
 from slimming.channels.scaling import batch_norms
+from slimming.choosing import importance, ranking
+from slimming.choosing.evidence import Evidence, layers
+from slimming.choosing.importance import Scores
 from slimming.cli import entry
 from slimming.data import loading
-from slimming.data.settings import DataSettings
+from slimming.data.datasets import DataSettings
 from slimming.errors import UserError
-from slimming.measuring import profiling
-from slimming.pruning import importance, ranking, slicing
-from slimming.pruning.evidence import Evidence, layers
-from slimming.pruning.importance import Scores
-from slimming.pruning.liveness import FAINT, liveness
-from slimming.pruning.slicing.trial import groups
+from slimming.measuring import figures
+from slimming.slicing.proof import FAINT, liveness
+from slimming.slicing.prune import groups
 
 RATIOS = (0.5, 0.7)
 LEAST = 0.1
@@ -174,7 +175,7 @@ def results(
     """For each way and ratio what is left of the network."""
     images = data["test"][0][:32]
     coupled, evidence, found = groups(model, images), Evidence(model, []), {}
-    flops, dense = profiling.count_flops(model, PIXELS), score(model, *data["test"])
+    flops, dense = figures.count_flops(model, PIXELS), score(model, *data["test"])
     for way in WAYS:
         for ratio in RATIOS:
             try:
@@ -184,7 +185,7 @@ def results(
             result = {"liveness": liveness(slim, model, images) or 0.0}
             if trained:
                 result |= {"dense": dense, "pruned": score(slim, *data["test"])}
-                result["flops"] = profiling.count_flops(slim, PIXELS) / flops
+                result["flops"] = figures.count_flops(slim, PIXELS) / flops
                 result["new"] = score(_recalibrated(slim, data["train"][0]), *data["test"])
             found[(*way, ratio)] = result
     return found

@@ -21,13 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import measure
 from benchmarks.reproduce import run
 from slimming.cli import entry
+from slimming.commands.export import run as exporting
+from slimming.commands.export.settings import ExportRun
+from slimming.deploy.fold import forms_of
+from slimming.deploy.formats import FORMATS, PRECISIONS
 from slimming.errors import UserError
-from slimming.measuring.deploy import forms_of
-from slimming.measuring.export.formats import FORMATS, PRECISIONS
 from slimming.settings import build
-from slimming.workflows.exporting import exports
-from slimming.workflows.exporting import subject as exporting
-from slimming.workflows.exporting.settings import ExportRun
 
 PAPERS = {  # arch: pruning script, depth
     "vgg": ("vggprune.py", 16),
@@ -131,7 +130,7 @@ def files(kind: str, path: Path, args: argparse.Namespace) -> Iterator[dict]:
             network.run = build(ExportRun, values | {"form": form, "save": folder})
             cells = [str(network.network), kind, f"{name} {precision}", form]
             try:
-                file = exports.export(network, name, precision)
+                file = exporting.export(network, name, precision)
                 top1 = "" if file.top1 is None else f"{file.top1:.2%}"
                 cells += [f"{file.bytes / 1e6:.3f}", f"{file.difference:.1e}", top1]
             except UserError as error:

@@ -22,23 +22,21 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import measure
 from benchmarks.repair import WAYS, Trial, opened
+from slimming import slicing
+from slimming.choosing.allocation import allocation_name
 from slimming.cli import entry
+from slimming.commands.sweep import run as sweep_subject
+from slimming.commands.sweep.run import Candidate
+from slimming.commands.sweep.settings import SweepRun
 from slimming.data import loading
-from slimming.data.batches import Batches
-from slimming.data.order import balanced
-from slimming.data.pixels import Split
-from slimming.measuring import profiling
-from slimming.pruning import slicing
-from slimming.pruning.allocation import allocation_name
+from slimming.data.batches import Batches, Split, balanced
+from slimming.measuring import figures
 from slimming.runtime.device import choose_device
 from slimming.settings import build, fraction, plain_name
 from slimming.storage.architecture import Architecture
 from slimming.training import loop
 from slimming.training.settings import TrainSettings
 from slimming.training.trainer import Trainer
-from slimming.workflows.sweep import subject as sweep_subject
-from slimming.workflows.sweep.settings import SweepRun
-from slimming.workflows.sweep.subject import Candidate
 
 STARTS = ["network", "pruned", "start", "lr", "seed", "before", "first epoch", "half", "last epoch"]
 RANK = ["network", "allocation", "pruned", "MFLOPs", "repaired", "on test", "fine-tuned"]
@@ -108,7 +106,7 @@ def rank(args: argparse.Namespace) -> None:
             *_, after = tuned(
                 repaired, network, (train, subject.test), args.epochs or 4, 1, args.lr
             )
-            flops = f"{profiling.count_flops(slim, network.image_size) / 1e6:.1f}"
+            flops = f"{figures.count_flops(slim, network.image_size) / 1e6:.1f}"
             row = [str(network), name, f"{ratio:.0%}", flops]
             row += [f"{top1:.2%}" for top1 in (held_back, test, after)]
             rows = measure.merged(args.name, [dict(zip(RANK, row, strict=True))], RANK[:3])

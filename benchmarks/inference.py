@@ -28,23 +28,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import measure, plain
 from benchmarks.plain import Passes
 from models import NETWORKS
+from slimming import slicing
 from slimming.channels.scaling import batch_norms
+from slimming.choosing.threshold import Choice, choose_channels
 from slimming.cli import entry
+from slimming.commands.export.run import possible_forms
+from slimming.deploy.engines import ENGINES, Engine, Run, device_of
+from slimming.deploy.fold import deploy, forms_of
+from slimming.deploy.formats import FORMATS
+from slimming.deploy.forms import FORMS
+from slimming.deploy.graph import Feed, traced
 from slimming.errors import UserError
-from slimming.measuring import profiling
-from slimming.measuring.deploy import deploy, forms_of
-from slimming.measuring.export.engines import ENGINES, Engine, Run, device_of
-from slimming.measuring.export.formats import FORMATS
-from slimming.measuring.export.graph import Feed, traced
-from slimming.measuring.forms import FORMS
-from slimming.pruning import slicing
-from slimming.pruning.choice import Choice
-from slimming.pruning.slicing.trial import declared
-from slimming.pruning.threshold import choose_channels
+from slimming.measuring import figures as measuring_figures
 from slimming.runtime import optional
 from slimming.runtime.device import LAYOUT, choose_device, compiled
+from slimming.slicing.prune import declared
 from slimming.storage import architecture, files
-from slimming.workflows.exporting.exports import possible_forms
 
 CASES = {"vgg": (19, 0.7), "resnet": (164, 0.4), "densenet": (40, 0.4)}
 RUNNERS = {  # device -> format -> precisions
@@ -177,7 +176,7 @@ def slim_of(dense: nn.Module, choice: Choice) -> nn.Module:
 
 
 def flops(dense: nn.Module, slim: nn.Module) -> float:
-    return profiling.count_flops(dense) / profiling.count_flops(slim)
+    return measuring_figures.count_flops(dense) / measuring_figures.count_flops(slim)
 
 
 def in_pytorch(model: nn.Module, images: torch.Tensor, compiling: bool) -> Runs:

@@ -21,13 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measure
 from benchmarks.inference import CASES, flops, pruned, random_network
+from slimming.choosing.importance import layers
 from slimming.cli import entry
-from slimming.measuring import profiling
-from slimming.measuring.deploy import deploy, forms_of
-from slimming.measuring.export.engines import HINTS
-from slimming.measuring.export.formats import FORMATS
-from slimming.measuring.export.graph import Feed, traced
-from slimming.pruning.importance import layers
+from slimming.deploy.engines import HINTS
+from slimming.deploy.fold import deploy, forms_of
+from slimming.deploy.formats import FORMATS
+from slimming.deploy.graph import Feed, traced
+from slimming.measuring import figures as measuring_figures
 from slimming.runtime import optional
 
 ROUNDS = 15
@@ -71,7 +71,7 @@ def profile(model: nn.Module, precision: str, batch: int) -> tuple[Counter, Coun
     deployed = deploy(model, form=forms[name])
     kinds = {name: _kind_of(layer) for name, layer in layers(deployed).items()}
     work: Counter = Counter()
-    for name, count in profiling.flops_of_layers(deployed).items():
+    for name, count in measuring_figures.flops_of_layers(deployed).items():
         work[kinds[name]] += count * batch
     return work, seconds(deployed, precision, batch)
 

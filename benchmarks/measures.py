@@ -17,12 +17,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import measure
+from slimming.choosing.importance import MEASURES
 from slimming.cli import entry
-from slimming.pruning.importance import MEASURES
+from slimming.commands.rounds.settings import MODELS
 from slimming.runtime.device import choose_device
 from slimming.settings import plain_name
 from slimming.storage import checkpoint
-from slimming.workflows.rounds_settings import MODELS
 
 EPOCH = re.compile(r"epoch (\d+)/\d+, lr \S+, ([\d.]+) s")  # the line that a run prints per epoch
 HEADER = ["measure", "network", "data", "pruning", "epochs", "seed", "top-1, last", "top-1, best"]

@@ -1,6 +1,6 @@
 """A network in a process with PyTorch's defaults, as a user starts it.
 
-The scripts of this suite keep freed memory (`slimming.runtime.memory`), which speeds up the dense
+The scripts of this suite keep freed memory (`slimming.runtime.device`), which speeds up the dense
 network, too: beside this process, one sees how much.
 """
 

@@ -20,10 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measure
 from slimming.cli import entry
+from slimming.commands.export import run as exporting
+from slimming.commands.export.settings import ExportRun
 from slimming.settings import build
-from slimming.workflows.exporting import exports, running
-from slimming.workflows.exporting import subject as exporting
-from slimming.workflows.exporting.settings import ExportRun
 
 STEPS = [("dense", "fp32"), *(("slim", precision) for precision in ("fp32", "bf16", "int8"))]
 BATCHES = (1, 64)
@@ -83,8 +82,8 @@ def steps(both: dict[str, exporting.Subject], kind: str, rounds: int) -> Iterato
     files, runs = {}, {}
     for which, precision in STEPS:
         subject = both[which]
-        files[which, precision] = file = exports.export(subject, kind, precision)
-        runs[which, precision] = running.Runner(subject, kind, precision, file.parts[0])
+        files[which, precision] = file = exporting.export(subject, kind, precision)
+        runs[which, precision] = exporting.Runner(subject, kind, precision, file.parts[0])
     slim = both["slim"]
     network, ratio = str(slim.network).removeprefix("slim "), f"1/{slim.flop_ratio:.2f}"
     taken = {batch: _medians(runs, slim, batch, rounds) for batch in BATCHES}
@@ -101,7 +100,10 @@ def steps(both: dict[str, exporting.Subject], kind: str, rounds: int) -> Iterato
 
 
 def _medians(
-    runs: dict[tuple[str, str], running.Runner], subject: exporting.Subject, batch: int, rounds: int
+    runs: dict[tuple[str, str], exporting.Runner],
+    subject: exporting.Subject,
+    batch: int,
+    rounds: int,
 ) -> dict[tuple[str, str], float]:
     """Median seconds of each file for this many images."""
     fed = subject.feed.of(subject.images[:batch]).numpy()

@@ -18,13 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measure
 from slimming.cli import entry
-from slimming.measuring.deploy import deploy, forms_of
-from slimming.measuring.export import engines, int8, onnx_file, openvino_file
-from slimming.measuring.export.graph import traced
+from slimming.commands.export import run as exporting
+from slimming.commands.export.settings import ExportRun
+from slimming.deploy import engines, int8, onnx_file, openvino_file
+from slimming.deploy.fold import deploy, forms_of
+from slimming.deploy.graph import traced
 from slimming.settings import build
-from slimming.workflows.exporting import exports
-from slimming.workflows.exporting import subject as exporting
-from slimming.workflows.exporting.settings import ExportRun
 
 HEADER = [
     "network",
@@ -84,7 +83,7 @@ def compared(network: exporting.Subject, folder: Path) -> Iterator[dict]:
     for quantizer, engine in dict.fromkeys(key[:2] for key in found):
         _, form = min((medians[quantizer, engine, name], name) for name in forms)
         run, size = found[quantizer, engine, form]
-        top1 = exports.accuracy(network, run, f"{quantizer}, {engine}")
+        top1 = exporting.accuracy(network, run, f"{quantizer}, {engine}")
         cells = [
             str(network.network),
             flops,

@@ -11,9 +11,9 @@ from torch import nn
 from torchvision import transforms
 
 from models import NETWORKS
-from slimming.data.pixels import MEAN, STD
-from slimming.training.optimizer import make_optimizer
+from slimming.data.batches import MEAN, STD
 from slimming.training.penalties import L1Penalty
+from slimming.training.trainer import make_optimizer
 
 BATCH, S = 64, 1e-4
 # the loop with one more change at a time; the last one is the suite except for its memory

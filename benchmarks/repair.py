@@ -19,21 +19,22 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import measure
+from slimming import slicing
+from slimming.choosing import ranking
+from slimming.choosing.importance import MEASURES, Evidence
+from slimming.choosing.moments import Gram, solve
+from slimming.choosing.threshold import Choice, choose_channels
 from slimming.cli import entry
 from slimming.data import loading
 from slimming.data.batches import Batches
-from slimming.data.settings import DataSettings
-from slimming.data.stream import Stream
-from slimming.measuring import profiling
-from slimming.pruning import one_pass, ranking, repair, slicing
-from slimming.pruning.choice import Choice
-from slimming.pruning.importance import MEASURES, Evidence
-from slimming.pruning.least_squares import Gram, solve
-from slimming.pruning.one_pass import OnePass
-from slimming.pruning.slicing.trial import groups
-from slimming.pruning.threshold import choose_channels
+from slimming.data.datasets import DataSettings
+from slimming.data.image_folder import Stream
+from slimming.measuring import figures
+from slimming.repair import layer_by_layer, one_pass
+from slimming.repair.one_pass import OnePass
 from slimming.runtime.device import choose_device
 from slimming.settings import fraction, plain_name
+from slimming.slicing.prune import groups
 from slimming.storage import architecture
 from slimming.storage.architecture import Architecture
 from slimming.training import loop
@@ -70,7 +71,7 @@ def main() -> None:
     trial = Trial(model, *loaders, args.images, args.seed)
     trial.local = args.local
     if args.strength:
-        repair.STRENGTHS = (args.strength,)
+        layer_by_layer.STRENGTHS = (args.strength,)
     for measured in args.measure or ["threshold"]:
         for ratio in args.ratio or [0.5]:
             for row in trial.rows(str(network), measured, ratio, args.way or WAYS):
@@ -124,8 +125,8 @@ class Trial:
         choice = self.choose(measured, ratio)
         kept = slicing.kept_channels(self.coupled, choice.keep)
         slim = slicing.sliced(self.model, kept)
-        flops = f"{profiling.count_flops(slim) / 1e6:.1f}"
-        parameters = f"{profiling.count_parameters(slim):,}"
+        flops = f"{figures.count_flops(slim) / 1e6:.1f}"
+        parameters = f"{figures.count_parameters(slim):,}"
         for way in ways:
             began = time.perf_counter()
             repaired = self.by(way)(slim, kept)
@@ -155,7 +156,7 @@ class Trial:
         }[way]
 
     def fit(self, slim: nn.Module, kept: slicing.Kept, weights: bool = True) -> nn.Module:
-        return repair.repair(slim, self.model, kept, self.images, self.seed, weights).model
+        return layer_by_layer.repair(slim, self.model, kept, self.images, self.seed, weights).model
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import measure
 from slimming.cli import entry
-from slimming.measuring import profiling
+from slimming.measuring import figures
 from slimming.runtime.device import choose_device
 from slimming.settings import plain_name
 from slimming.storage import architecture, checkpoint
@@ -86,7 +86,7 @@ def reproduce(arch: str, args: argparse.Namespace) -> list[dict]:
         stages = [checkpoint.read(path) for path in (baseline, sparse, pruned, tuned)]
         names = ("baseline", "sparsity", "pruned", "fine-tuned")
         scores = {n: f"{c['best_prec1']:.2%}" for n, c in zip(names, stages, strict=True)}
-        sizes = [profiling.count_parameters(architecture.load(p)[0]) for p in (sparse, tuned)]
+        sizes = [figures.count_parameters(architecture.load(p)[0]) for p in (sparse, tuned)]
         rows.append(
             {
                 "network": f"{arch}-{depth} at {ratio:.0%}",

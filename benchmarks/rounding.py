@@ -20,14 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measure
 from benchmarks.inference import CASES, random_network, slim_of
+from slimming.choosing.threshold import choose_channels
 from slimming.cli import entry
-from slimming.measuring import profiling
-from slimming.measuring.deploy import deploy
-from slimming.pruning.slicing.trial import declared
-from slimming.pruning.threshold import choose_channels
+from slimming.commands import pruning
+from slimming.commands.pruning import BudgetSettings
+from slimming.deploy.fold import deploy
+from slimming.measuring import figures
 from slimming.runtime.device import LAYOUT, choose_device
-from slimming.workflows import rounding
-from slimming.workflows.budgets import BudgetSettings
+from slimming.slicing.prune import declared
 
 FIXED = (1, 8, 16)
 HEADER = ["network", "--round-to", "batch", "channels", "MFLOPs", "FLOP ratio"]
@@ -54,13 +54,13 @@ def main() -> None:
         image = torch.zeros(1, 3, 32, 32, device=device)
         start = time.perf_counter()
         budgets = BudgetSettings(latency_batch=args.batch)
-        found = rounding.measured(dense, declared(dense), choose, image, budgets)
+        found = pruning.measured(dense, declared(dense), choose, image, budgets)
         took = time.perf_counter() - start
-        choices = {**{str(m): choose(m) for m in FIXED}, rounding.AUTO: choose(found)}
+        choices = {**{str(m): choose(m) for m in FIXED}, pruning.AUTO: choose(found)}
         slims = {name: slim_of(dense, choice) for name, choice in choices.items()}
         seconds = latencies(slims, args.batch, 5 if args.quick else 31, device)
         for name, slim in slims.items():
-            flops = profiling.count_flops(slim)
+            flops = figures.count_flops(slim)
             rows.append(
                 {
                     "network": f"{arch}-{dense.depth} at {ratio:.0%}",
@@ -68,10 +68,10 @@ def main() -> None:
                     "batch": args.batch,
                     "channels": choices[name].channels[1],
                     "MFLOPs": round(flops / 1e6, 1),
-                    "FLOP ratio": round(profiling.count_flops(dense) / flops, 2),
+                    "FLOP ratio": round(figures.count_flops(dense) / flops, 2),
                     "slim deployed ms": round(1e3 * seconds[name], 1),
                     "of --round-to 1": round(seconds[name] / seconds["1"], 3),
-                    "seconds to measure": round(took, 1) if name == rounding.AUTO else "",
+                    "seconds to measure": round(took, 1) if name == pruning.AUTO else "",
                 }
             )
     name = f"rounding-{device.type}{'-quick' if args.quick else ''}"

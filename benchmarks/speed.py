@@ -25,7 +25,7 @@ from benchmarks.reference import BATCH, CHANGES
 from benchmarks.variants import REFERENCE, Trial, number_format
 from models import NETWORKS
 from slimming.cli import entry
-from slimming.measuring import profiling
+from slimming.measuring import figures
 from slimming.runtime.device import choose_device
 from slimming.settings import count
 
@@ -129,7 +129,7 @@ def row(trial: Trial, seconds: dict[str, list[float]], peak: dict[str, float]) -
     step = statistics.median(own) / trial.steps
     ratios = (a / b for a, b in zip(seconds[REFERENCE], own, strict=True))
     network = NETWORKS[trial.arch](depth=trial.depth)
-    flops = 3 * trial.batch * profiling.count_flops(network)
+    flops = 3 * trial.batch * figures.count_flops(network)
     return {
         "network": f"{trial.arch}-{trial.depth}",
         "batch": trial.batch,

@@ -16,14 +16,11 @@ import torch
 
 from benchmarks.reference import CHANGES, S, changes_of, reference_epoch, update_bn_by_loop
 from models import NETWORKS
-from slimming.data.batches import Batches
-from slimming.data.pixels import Split
-from slimming.runtime.device import compiled, now
-from slimming.runtime.memory import keep_freed_memory
-from slimming.runtime.precision import Precision
+from slimming.data.batches import Batches, Split
+from slimming.runtime.device import Precision, compiled, keep_freed_memory, now
 from slimming.training import loop
-from slimming.training.optimizer import make_optimizer
 from slimming.training.penalties import L1Penalty
+from slimming.training.trainer import make_optimizer
 
 REFERENCE = "reference"
 LAUNCHES = ("LaunchKernel", "GraphLaunch")  # in the names of the calls that start work on a GPU

@@ -38,12 +38,12 @@ from slimming.channels import inputs as arguments
 from slimming.channels.groups import Channels, Group, channels
 from slimming.channels.inputs import Inputs
 from slimming.channels.labels import OUTPUT
+from slimming.choosing.threshold import Choice
 from slimming.cli import entry
 from slimming.errors import UserError
-from slimming.pruning.choice import Choice
-from slimming.pruning.slicing import proof
-from slimming.pruning.slicing.prune import Slimmed, chosen
-from slimming.pruning.slicing.slim import Masks, cuts, kept_channels, masked
+from slimming.slicing import proof
+from slimming.slicing.prune import Slimmed, chosen
+from slimming.slicing.slim import Masks, cuts, kept_channels, masked
 
 OURS = "slimming"
 TOOLS = (OURS, *PEERS)

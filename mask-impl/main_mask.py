@@ -10,12 +10,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `models` of the main suite
 
 from slimming.cli import entry, flags
-from slimming.cli.parser import Parser
+from slimming.cli.flags import Parser
+from slimming.commands.train import run as train_run
+from slimming.commands.train.settings import TrainingRun
 from slimming.storage.checkpoint import save_checkpoint
 from slimming.training.loop import test, train
 from slimming.training.penalties import BN_grad_zero, GradientMask, L1Penalty, update_bn, updateBN
-from slimming.workflows import training
-from slimming.workflows.settings import TrainingRun
 
 __all__ = ["BN_grad_zero", "save_checkpoint", "test", "train", "updateBN", "update_bn"]
 
@@ -27,12 +27,12 @@ def make_parser() -> Parser:
 
 
 def main() -> None:
-    run, start = training.main_run(flags.parse(make_parser()))
-    trainer = training.prepare(run, start, NETWORKS)
+    run, start = train_run.main_run(flags.parse(make_parser()))
+    trainer = train_run.prepare(run, start, NETWORKS)
     penalty = [L1Penalty(trainer.model, run.train.s)] if run.train.sr else []
-    pruned = [GradientMask(trainer.model, trainer.optimizer), *training.hold_zeros(trainer, start)]
+    pruned = [GradientMask(trainer.model, trainer.optimizer), *train_run.hold_zeros(trainer, start)]
     folder = run.folder(trainer.architecture.arch)
-    training.run_epochs(
+    train_run.run_epochs(
         trainer, [*penalty, *pruned], folder, run.data, not run.output.no_tensorboard
     )
 

@@ -15,14 +15,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `models` of the main suite
 
+from slimming import slicing
 from slimming.channels.scaling import zero_channels
+from slimming.choosing import allocation
 from slimming.cli import entry, flags
-from slimming.cli.parser import Parser
-from slimming.pruning import allocation, slicing
-from slimming.pruning.slicing.proof import prove_equal
+from slimming.cli.flags import Parser
+from slimming.commands.prune import run as prune_run
+from slimming.commands.prune.settings import PruningRun
 from slimming.settings import build
-from slimming.workflows import before_after
-from slimming.workflows.settings import PruningRun
+from slimming.slicing.proof import prove_equal
 
 NETWORKS = importlib.import_module("mask-impl.models").NETWORKS
 
@@ -33,7 +34,7 @@ def make_parser() -> Parser:
 
 def main() -> None:
     run = build(PruningRun, flags.parse(make_parser()))
-    dense = before_after.load(run, arch=None, networks=NETWORKS)
+    dense = prune_run.load(run, arch=None, networks=NETWORKS)
     with dense.claimed():
         whole_layers = replace(dense.prunable, at_least_one=False)
         choice = allocation.choose(whole_layers, dense.ratio, run.prune.allocation)
@@ -41,7 +42,7 @@ def main() -> None:
         kept = slicing.living(masked)
         slim = slicing.sliced(masked, kept)
         proof = prove_equal(slim, masked, dense.images)
-        before_after.save_pruned(dense, slim, kept, choice, proof, masked)
+        prune_run.save_pruned(dense, slim, kept, choice, proof, masked)
 
 
 if __name__ == "__main__":

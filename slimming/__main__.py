@@ -12,7 +12,7 @@ from torch import nn
 from slimming.api import inspect
 from slimming.channels.inputs import Inputs
 from slimming.cli import entry
-from slimming.cli.parser import Parser
+from slimming.cli.flags import Parser
 from slimming.errors import UserError
 
 

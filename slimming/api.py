@@ -11,22 +11,23 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from slimming import slicing
 from slimming.channels import inputs as arguments
 from slimming.channels.groups import Group, channels, copied, count_filters
 from slimming.channels.inputs import Inputs
 from slimming.channels.kinds import kind_of
 from slimming.channels.widths import fit_to, width
+from slimming.choosing import budget, importance, ranking
+from slimming.choosing.importance import Evidence, Scores
+from slimming.choosing.threshold import LEAST, Choice
+from slimming.deploy.fold import deploy
 from slimming.errors import UserError
-from slimming.measuring import profiling
-from slimming.measuring.deploy import deploy
+from slimming.measuring import figures as measuring_figures
 from slimming.measuring.figures import Figures
-from slimming.pruning import budget, importance, ranking, slicing
-from slimming.pruning import repair as repairing
-from slimming.pruning.choice import LEAST, Choice
-from slimming.pruning.importance import Evidence, Scores
-from slimming.pruning.liveness import liveness, liveness_warning
+from slimming.repair import layer_by_layer as repairing
 from slimming.reports.inspection import Inspection, inspection
-from slimming.storage import checkpoint, slim_file
+from slimming.slicing.proof import liveness, liveness_warning
+from slimming.storage import checkpoint
 from slimming.training.penalties import L1Penalty, updateBN
 
 __all__ = [
@@ -119,7 +120,7 @@ def prune(
     arguments, or a dict of keyword arguments; its outputs may be any tree of tensors. The result is
     proved on them, and a warning is given if its outputs hardly depend on them.
 
-    ``measure`` is one of `slimming.pruning.importance.MEASURES`, a function of `Evidence` that
+    ``measure`` is one of `slimming.choosing.importance.MEASURES`, a function of `Evidence` that
     returns scores, or these: name of a layer -> (channels,), the higher the more important. Those
     with gradients need ``loss``, a function of the outputs that returns the mean over the samples,
     or ``labels`` (N,) for the cross entropy. In one ranking over the network, scores must be
@@ -178,8 +179,8 @@ def prune(
     if dead := liveness_warning(alive, slimmed.kept):
         warnings.warn(dead, stacklevel=2)
     cost = Figures(
-        **profiling.count_with(slimmed.model, one)._asdict(),
-        bytes=profiling.count_bytes(slimmed.model),
+        **measuring_figures.count_with(slimmed.model, one)._asdict(),
+        bytes=measuring_figures.count_bytes(slimmed.model),
     )
     return Slim(slimmed.model, slimmed.cfg, cost, slimmed.difference, slimmed.kept, liveness=alive)
 
@@ -253,16 +254,16 @@ def _fitting(
     one: Inputs,
 ) -> float:
     """The smallest ratio at which the slim network keeps the ``limits``."""
-    dense = profiling.count_with(model, one)
+    dense = measuring_figures.count_with(model, one)
     full = {"flops": dense.flops, "params": dense.parameters}
 
     def slim(ratio: float) -> nn.Module:
         return slicing.sliced(model, slicing.kept_channels(coupled, choose(coupled, ratio).keep))
 
     def cost(slim: nn.Module) -> budget.Costs:
-        found = {"params": float(profiling.count_parameters(slim))}
+        found = {"params": float(measuring_figures.count_parameters(slim))}
         if "flops" in limits:
-            found["flops"] = profiling.flops_with(slim, one)[0]
+            found["flops"] = measuring_figures.flops_with(slim, one)[0]
         return found
 
     absolute = {n: limit * full[n] if limit <= 1 else limit for n, limit in limits.items()}
@@ -322,7 +323,7 @@ def save(slim: Slim | nn.Module, path: str | Path) -> None:
         "buffers": slicing.unsaved_buffers(model),
         "state_dict": model.state_dict(),
     }
-    slim_file.write(path, contents)
+    checkpoint.write_slim(path, contents)
 
 
 def load(path: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
@@ -350,7 +351,7 @@ def load_into(model: nn.Module, path: str | Path) -> nn.Module:
     its mode, on its device, in the dtype of the file; return it. UserError if the file is damaged
     or of another network.
     """
-    contents = slim_file.read(path)
+    contents = checkpoint.read_slim(path)
     state = checkpoint.fitted(contents["state_dict"], model)
     own = model.state_dict()
     if others := sorted(own.keys() ^ state.keys()):
@@ -358,7 +359,7 @@ def load_into(model: nn.Module, path: str | Path) -> nn.Module:
             f"{path} is of another network: {others[0]} is "
             f"{'missing' if others[0] in own else 'unknown'} ({len(others)} such names)"
         )
-    buffers, numbers = slim_file.widths_of(contents)
+    buffers, numbers = checkpoint.widths_of(contents)
     try:
         fit_to(model, {**state, **buffers})
     except ValueError as error:

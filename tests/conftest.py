@@ -16,12 +16,13 @@ import warm
 from PIL import Image
 
 from models import NETWORKS
+from slimming import slicing
 from slimming.channels.scaling import batch_norms, zero_channels
 from slimming.data import datasets
-from slimming.data.pixels import Split, normalize
-from slimming.pruning import slicing
-from slimming.pruning.slicing.trial import declared
-from slimming.storage import architecture, checkpoint
+from slimming.data.batches import Split, normalize
+from slimming.slicing.prune import declared
+from slimming.storage import architecture
+from slimming.storage import checkpoint as storage_checkpoint
 
 SMALLEST = {"vgg": 11, "resnet": 11, "densenet": 7}  # the smallest depth of each network
 NARROW = {"vgg": [12, "M", 16, "M", 20, 16, "M", 24, 20, "M", 24, 28]}  # to be quick
@@ -108,7 +109,7 @@ def save_network(path, arch, depth, dataset="digits", num_classes=10, cfg=None, 
     network = architecture.Architecture(arch, depth, dataset, num_classes, cfg)
     torch.manual_seed(0)
     model = randomize(network.build())
-    checkpoint.write(path, architecture.contents_of(model, network, 1, 0.5, **more))
+    storage_checkpoint.write(path, architecture.contents_of(model, network, 1, 0.5, **more))
     return path
 
 

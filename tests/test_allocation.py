@@ -8,18 +8,17 @@ from conftest import NARROW, SMALLEST, fails, keep_only, save_network, succeed, 
 
 from models import constructor
 from slimming.channels.groups import count_filters
+from slimming.choosing import allocation
+from slimming.choosing.allocation import ALLOCATIONS, Prunable
+from slimming.choosing.threshold import Choice, choose_channels
+from slimming.commands.pruning import BudgetSettings
 from slimming.errors import UserError
-from slimming.measuring import profiling
-from slimming.pruning import allocation
-from slimming.pruning.allocation import ALLOCATIONS, Prunable
-from slimming.pruning.choice import Choice
-from slimming.pruning.slicing import masked
-from slimming.pruning.slicing.proof import prove_equal
-from slimming.pruning.slicing.trial import declared, groups
-from slimming.pruning.threshold import choose_channels
+from slimming.measuring import figures
 from slimming.reports import tables
+from slimming.slicing import masked, slim_to
+from slimming.slicing.proof import prove_equal
+from slimming.slicing.prune import declared, groups
 from slimming.storage import architecture
-from slimming.workflows.budgets import BudgetSettings
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 SCRIPTS = {"vgg": "vggprune.py", "resnet": "resprune.py", "densenet": "denseprune.py"}
@@ -29,6 +28,11 @@ def other_network(arch="resnet18"):
     torch.manual_seed(0)
     model = constructor(arch)(num_classes=10).eval()
     return Prunable(model, groups(model, IMAGES[:1]))
+
+
+def slimmed(prunable, ratio, name):
+    choice = allocation.choose(prunable, ratio, name)
+    return slim_to(prunable.model, prunable.coupled, choice.keep)
 
 
 def test_global_is_the_threshold_of_the_paper(small):
@@ -99,8 +103,8 @@ def test_channels_that_a_mask_has_removed_do_not_count(small, name):
     slim = keep_only(small, first.keep)
     parts = [Prunable(model, declared(model)) for model in (dead, slim)]
     assert parts[0].total == parts[1].total
-    ours, theirs = (p.slim(allocation.choose(p, 0.4, name))[0] for p in parts)
-    assert profiling.count_flops(ours) == profiling.count_flops(theirs)
+    ours, theirs = (slimmed(p, 0.4, name)[0] for p in parts)
+    assert figures.count_flops(ours) == figures.count_flops(theirs)
     assert ours.cfg == theirs.cfg
 
 
@@ -108,9 +112,9 @@ def test_channels_that_a_mask_has_removed_do_not_count(small, name):
 @pytest.mark.parametrize("name", [*ALLOCATIONS, "random-3"])
 def test_every_allocation_gives_a_network_that_equals_the_masked_one(narrow, name):
     for prunable in (Prunable(narrow, declared(narrow)), other_network()):
-        slim, kept = prunable.slim(allocation.choose(prunable, 0.5, name))
+        slim, kept = slimmed(prunable, 0.5, name)
         prove_equal(slim, masked(prunable.model, kept), IMAGES)
-        assert profiling.count_parameters(slim) < 0.8 * profiling.count_parameters(prunable.model)
+        assert figures.count_parameters(slim) < 0.8 * figures.count_parameters(prunable.model)
 
 
 @pytest.mark.slow
@@ -118,7 +122,7 @@ def test_without_batchnorm_there_is_no_threshold():
     prunable = other_network("vgg11")
     with pytest.raises(UserError, match="no BatchNorm"):
         allocation.choose(prunable, 0.5)
-    slim, _ = prunable.slim(allocation.choose(prunable, 0.5, "uniform"))
+    slim, _ = slimmed(prunable, 0.5, "uniform")
     assert slim.features[0].out_channels == 32
 
 
@@ -134,7 +138,7 @@ def test_allocations_of_the_pruning_scripts(arch, images, tmp_path):
         assert "slim equals masked" in succeed(f"{SCRIPTS[arch]} {more}")
         slim, _, _ = architecture.load(tmp_path / name / "pruned.pth.tar")
         prunable = Prunable(dense, declared(dense))
-        expected, _ = prunable.slim(allocation.choose(prunable, 0.4, name))
+        expected, _ = slimmed(prunable, 0.4, name)
         state = expected.state_dict()
         assert all(torch.equal(value, state[n]) for n, value in slim.state_dict().items())
     assert "slim equals masked" in succeed(
@@ -146,11 +150,11 @@ def test_allocations_of_the_pruning_scripts(arch, images, tmp_path):
 @pytest.mark.slow
 def test_a_budget_holds_with_every_allocation():
     prunable = other_network()
-    full = profiling.count_flops(prunable.model)
+    full = figures.count_flops(prunable.model)
     for name in (*ALLOCATIONS, "random-2"):  # no two layers step at once
         ratio = BudgetSettings(flops=0.5).find_ratio_for(prunable, IMAGES, name)
         at, before = (
-            profiling.count_flops(prunable.slim(allocation.choose(prunable, r, name))[0]) / full
+            figures.count_flops(slimmed(prunable, r, name)[0]) / full
             for r in (ratio, ratio - 1 / prunable.total)
         )
         assert at <= 0.5 < before

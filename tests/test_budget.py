@@ -7,14 +7,15 @@ import torch
 from conftest import NARROW, SMALLEST, fails, keep_only, randomize, save_network, succeed
 
 from models import NETWORKS, cifar_resnet
+from slimming import slicing
 from slimming.channels.groups import count_filters
+from slimming.choosing import budget, importance, ranking
+from slimming.choosing.threshold import choose_channels
+from slimming.commands.pruning import BudgetSettings
 from slimming.errors import UserError
-from slimming.measuring import profiling
-from slimming.pruning import budget, importance, ranking, slicing
-from slimming.pruning.slicing.trial import declared, groups
-from slimming.pruning.threshold import choose_channels
+from slimming.measuring import figures
+from slimming.slicing.prune import declared, groups
 from slimming.storage import architecture
-from slimming.workflows.budgets import BudgetSettings
 
 PRUNERS = {"vgg": "vggprune.py", "resnet": "resprune.py", "densenet": "denseprune.py"}
 IMAGES = torch.zeros(64, 3, 32, 32)
@@ -51,7 +52,7 @@ def traced():
 @pytest.mark.parametrize("flag, count", [("flops", "count_flops"), ("params", "count_parameters")])
 def test_one_channel_less_would_be_past_the_budget(arch, flag, count):
     model, prune, total = of_the_paper(arch) if arch in SMALLEST else traced()
-    cost = getattr(profiling, count)
+    cost = getattr(figures, count)
     for limit in (0.4, 0.7):
         ratio = BudgetSettings(**{flag: limit}).find_ratio(model, IMAGES, prune, total)
         at, before = (cost(prune(r)) / cost(model) for r in (ratio, ratio - 1 / total))
@@ -63,7 +64,7 @@ def test_two_budgets_hold_together_and_rounding_counts():
     model, prune, total = of_the_paper("vgg", round_to=8)
     size = {"mflops": 30.0, "mparams": 1.0}
     slim = prune(BudgetSettings(**size).find_ratio(model, IMAGES, prune, total))
-    assert profiling.count_flops(slim) <= 30e6 and profiling.count_parameters(slim) <= 1e6
+    assert figures.count_flops(slim) <= 30e6 and figures.count_parameters(slim) <= 1e6
     assert all(bn.num_features % 8 == 0 for bn in slim.modules() if hasattr(bn, "running_mean"))
     alone = [
         BudgetSettings(**{n: v}).find_ratio(model, IMAGES, prune, total) for n, v in size.items()
@@ -76,17 +77,15 @@ def test_two_budgets_hold_together_and_rounding_counts():
 def test_latency_is_that_of_the_deployment_form(flag, limit, monkeypatch):
     """With a clock that takes 80 ms for the dense network, and for others by their parameters."""
     model, prune, total = of_the_paper("resnet")
-    full = profiling.count_parameters(model)
+    full = figures.count_parameters(model)
 
     def latencies(models, images, seconds):
         assert len(images) == 16
-        return [0.08 * profiling.count_parameters(m) / full for m in models]
+        return [0.08 * figures.count_parameters(m) / full for m in models]
 
-    monkeypatch.setattr(profiling, "latencies", latencies)
+    monkeypatch.setattr(figures, "latencies", latencies)
     settings = BudgetSettings(**{flag: limit}, latency_batch=16)
-    size = (
-        profiling.count_parameters(prune(settings.find_ratio(model, IMAGES, prune, total))) / full
-    )
+    size = figures.count_parameters(prune(settings.find_ratio(model, IMAGES, prune, total))) / full
     assert 0.475 <= size <= 0.5
 
 
@@ -108,7 +107,7 @@ def test_budgets_of_the_pruning_scripts(arch, images, tmp_path):
     assert re.search(r"budget: .* --flops 0\.\d+ \(limit 0\.6\), --params 0\.\d+", printed)
     slim, _, _ = architecture.load(tmp_path / "slim" / "pruned.pth.tar")
     dense, _, _ = architecture.load(path)
-    assert 0.5 < profiling.count_flops(slim) / profiling.count_flops(dense) <= 0.6
+    assert 0.5 < figures.count_flops(slim) / figures.count_flops(dense) <= 0.6
     assert "budget: " in succeed(f"mask-impl/prune_mask.py {command}/mask --params 0.7")
     says = "--percent and --flops contradict each other"
     fails(tmp_path, f"{PRUNERS[arch]} {command}/x --flops 0.5 --percent 0.5", says=says)

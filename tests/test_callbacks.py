@@ -9,8 +9,8 @@ from conftest import NARROW, SMALLEST, same
 
 import main
 from slimming.cli import flags
-from slimming.data.batches import Batches
-from slimming.data.pixels import Split
+from slimming.commands.train import run as train_run
+from slimming.data.batches import Batches, Split
 from slimming.errors import Interrupted
 from slimming.storage import checkpoint
 from slimming.storage.architecture import Architecture
@@ -18,7 +18,6 @@ from slimming.training.callbacks import EarlyStopping
 from slimming.training.penalties import GradientMask, L1Penalty
 from slimming.training.settings import TrainSettings
 from slimming.training.trainer import RECORD, Trainer
-from slimming.workflows import training
 
 
 class Average:
@@ -60,11 +59,11 @@ def train(folder, images, *more, stop_before=None):
     """What `main.main` does, with one line more."""
     words = f"-sr --dataset folder --data {images} --arch resnet --depth {SMALLEST['resnet']} "
     words += f"--epochs 3 --batch-size 16 --no-cuda --no-tensorboard --save {folder}"
-    run, start = training.main_run(flags.parse(main.make_parser(), [*words.split(), *more]))
-    trainer = training.prepare(run, start)
+    run, start = train_run.main_run(flags.parse(main.make_parser(), [*words.split(), *more]))
+    trainer = train_run.prepare(run, start)
     average = Average(trainer.model, stop_before)
     penalty = L1Penalty(trainer.model, run.train.s)
-    training.run_epochs(
+    train_run.run_epochs(
         trainer, [penalty, average], run.folder("resnet"), run.data, tensorboard=False
     )
     return average

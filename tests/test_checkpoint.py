@@ -9,8 +9,8 @@ from conftest import SMALLEST, keep_only, randomize, same, save_network
 from warm import ROOT
 
 from models import NETWORKS, resnet, zoo
+from slimming.choosing.threshold import choose_channels
 from slimming.errors import UserError
-from slimming.pruning.threshold import choose_channels
 from slimming.storage import architecture, checkpoint, files
 from slimming.storage.architecture import Architecture
 

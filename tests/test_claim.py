@@ -12,11 +12,11 @@ import socket
 import pytest
 from conftest import save_network
 
+from slimming.commands.experiment.run import config_of
+from slimming.commands.experiment.settings import read_settings
 from slimming.errors import UserError
-from slimming.storage import claim
-from slimming.storage.claim import claimed
-from slimming.workflows.experiment import config_of
-from slimming.workflows.experiment_settings import read_settings
+from slimming.storage import files
+from slimming.storage.files import claimed
 
 FORK = multiprocessing.get_context("fork")
 
@@ -95,7 +95,7 @@ def test_without_locks_a_live_process_and_other_hosts_are_believed(tmp_path, mon
     process = FORK.Process(target=bool)
     process.start()
     process.join()
-    monkeypatch.setattr(claim.fcntl, "lockf", no_locks)
+    monkeypatch.setattr(files.fcntl, "lockf", no_locks)
     here = socket.gethostname()
     for host, number, live in (
         (here, process.pid, False),

@@ -11,8 +11,7 @@ from conftest import make_images
 from PIL import Image
 
 from slimming.data import datasets, image_folder, loading
-from slimming.data.batches import Batches, crop, flip
-from slimming.data.pixels import MEAN, STD, Split, denormalize, normalize
+from slimming.data.batches import MEAN, STD, Batches, Split, crop, denormalize, flip, normalize
 from slimming.errors import UserError
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\nshowpage\n"

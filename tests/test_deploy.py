@@ -10,10 +10,11 @@ from torch.nn.utils import prune
 
 from models import NETWORKS, PAPER_DEPTH, channel_selection
 from slimming.channels.scaling import batch_norms
+from slimming.choosing.threshold import choose_channels
+from slimming.deploy import fold as deploy_fold
 from slimming.errors import UserError
-from slimming.measuring import deploy, profiling
-from slimming.pruning.slicing.proof import prove_equal
-from slimming.pruning.threshold import choose_channels
+from slimming.measuring import figures
+from slimming.slicing.proof import prove_equal
 
 IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -23,7 +24,7 @@ def test_deployed_equals_the_network(small, percent):
     if percent is not None:
         small = keep_only(small, choose_channels(small, percent).keep)
     before = copy.deepcopy(small.state_dict())
-    deployed = deploy.deploy(small)
+    deployed = deploy_fold.deploy(small)
     assert prove_equal(deployed, small, IMAGES) <= 1e-4
     assert not batch_norms(deployed)
     assert all(torch.equal(before[name], value) for name, value in small.state_dict().items())
@@ -36,7 +37,7 @@ def test_the_networks_of_the_paper_deployed(arch, depth):
     dense = randomize(NETWORKS[arch](depth=depth, num_classes=10))
     slim = keep_only(dense, choose_channels(dense, 0.4).keep)
     for model in (dense, slim):
-        assert prove_equal(deploy.deploy(model), model, IMAGES) <= 1e-4
+        assert prove_equal(deploy_fold.deploy(model), model, IMAGES) <= 1e-4
 
 
 def test_channels_without_a_scale_are_constants(small):
@@ -45,11 +46,11 @@ def test_channels_without_a_scale_are_constants(small):
         bn.weight.data[::3] = 0
         bn.weight.data[1::6] = 1e-35
         bn.weight.data[2::6] = -1e-12
-    assert prove_equal(deploy.deploy(small), small, IMAGES) <= 1e-4
+    assert prove_equal(deploy_fold.deploy(small), small, IMAGES) <= 1e-4
 
 
 def test_two_sizes_and_layouts_of_images(small):
-    deployed = deploy.deploy(small)
+    deployed = deploy_fold.deploy(small)
     for images in (IMAGES[:1], IMAGES.to(memory_format=torch.channels_last)):
         assert torch.allclose(deployed(images), small(images), rtol=1e-4, atol=1e-4)
 
@@ -64,7 +65,7 @@ def test_a_convolution_that_runs_twice_takes_no_batch_norm():
             return self.fc((self.conv(self.bn(self.conv(x)))).mean((2, 3)))
 
     model = randomize(Twice())
-    assert prove_equal(deploy.deploy(model), model, IMAGES) <= 1e-4
+    assert prove_equal(deploy_fold.deploy(model), model, IMAGES) <= 1e-4
 
 
 class Twice(nn.Module):
@@ -96,9 +97,9 @@ class Twice(nn.Module):
 def test_a_relu_is_folded_only_if_nothing_else_needs_it(kind):
     torch.manual_seed(0)
     model = randomize(Twice(kind))
-    deployed = deploy.deploy(model)
+    deployed = deploy_fold.deploy(model)
     assert prove_equal(deployed, model, IMAGES) <= 1e-4
-    clamped = any(isinstance(m, deploy.SelectedClamp) for m in deployed.modules())
+    clamped = any(isinstance(m, deploy_fold.SelectedClamp) for m in deployed.modules())
     assert clamped == (kind == "once")
 
 
@@ -131,16 +132,16 @@ def test_a_batch_norm_is_folded_only_where_that_is_safe(kind):
     with torch.no_grad():
         model.train()(IMAGES)
         model.eval()
-        difference = (deploy.deploy(model)(IMAGES) - model(IMAGES)).abs().max()
-    assert difference <= 1e-5 and bool(batch_norms(deploy.deploy(model))) == (kind != "plain")
+        difference = (deploy_fold.deploy(model)(IMAGES) - model(IMAGES)).abs().max()
+    assert difference <= 1e-5 and bool(batch_norms(deploy_fold.deploy(model))) == (kind != "plain")
 
 
 def test_a_wrong_form_is_an_error_where_there_are_inputs(monkeypatch):
     model = Unwired().eval()
-    assert deploy.deploy(model, IMAGES)(IMAGES).shape == (8, 10)
-    monkeypatch.setattr(deploy, "_folded", lambda model, _: Unwired().eval())
+    assert deploy_fold.deploy(model, IMAGES)(IMAGES).shape == (8, 10)
+    monkeypatch.setattr(deploy_fold, "_folded", lambda model, _: Unwired().eval())
     with pytest.raises(UserError, match="differs from the network by"):
-        deploy.deploy(model, IMAGES)
+        deploy_fold.deploy(model, IMAGES)
 
 
 def test_what_a_run_takes_for_foldable_and_is_not_stays_as_it_was(monkeypatch):
@@ -148,13 +149,13 @@ def test_what_a_run_takes_for_foldable_and_is_not_stays_as_it_was(monkeypatch):
     torch.manual_seed(0)
     blocks = [(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.Tanh()) for _ in range(5)]
     model = randomize(nn.Sequential(*(layer for block in blocks for layer in block)))
-    right, wrong = deploy.fold, model[6].weight
+    right, wrong = deploy_fold.fold, model[6].weight
 
     def fold(layer, norm):
         return copy.deepcopy(layer) if torch.equal(layer.weight, wrong) else right(layer, norm)
 
-    monkeypatch.setattr(deploy, "fold", fold)
-    deployed = deploy.deploy(model, IMAGES)
+    monkeypatch.setattr(deploy_fold, "fold", fold)
+    deployed = deploy_fold.deploy(model, IMAGES)
     assert list(batch_norms(deployed)) == ["7"] and type(deployed) is nn.Sequential
     assert prove_equal(deployed, model, IMAGES) <= 1e-4
 
@@ -201,19 +202,19 @@ def test_every_kind_of_layer_takes_the_batch_norm_behind_it():
         norm.running_var.uniform_(0.5, 2)
     inputs = {"x": torch.randn(3, 3, 9), "y": torch.randn(3, 2, 8, 8)}
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    deployed = deploy.deploy(model.eval(), inputs)
+    deployed = deploy_fold.deploy(model.eval(), inputs)
     assert list(batch_norms(deployed)) == ["tokens_norm", "read_norm", "twice_norm"]
     assert prove_equal(deployed, model, inputs) <= 1e-5
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with pytest.raises(UserError, match="Everything fails on these inputs"):
-        deploy.deploy(model, inputs["x"])
+        deploy_fold.deploy(model, inputs["x"])
 
 
 def test_the_former_order_of_arguments():
     model = Unwired().eval()
-    assert isinstance(deploy.deploy(model, torch.bfloat16), deploy.InPrecision)
-    plain = deploy.deploy(model, torch.float32, deploy.FORMS["plain"])
-    assert batch_norms(plain) and not batch_norms(deploy.deploy(model, images=IMAGES))
+    assert isinstance(deploy_fold.deploy(model, torch.bfloat16), deploy_fold.InPrecision)
+    plain = deploy_fold.deploy(model, torch.float32, deploy_fold.FORMS["plain"])
+    assert batch_norms(plain) and not batch_norms(deploy_fold.deploy(model, images=IMAGES))
 
 
 class Viewed(nn.Module):
@@ -233,8 +234,8 @@ class Viewed(nn.Module):
 @pytest.mark.parametrize("images", [None, IMAGES])
 def test_a_view_of_a_map(images):
     model = randomize(Viewed())
-    assert prove_equal(deploy.deploy(model, images=images), model, IMAGES) <= 1e-4
-    assert profiling.latencies([model], IMAGES, seconds=0)[0] > 0
+    assert prove_equal(deploy_fold.deploy(model, images=images), model, IMAGES) <= 1e-4
+    assert figures.latencies([model], IMAGES, seconds=0)[0] > 0
 
 
 def test_outputs_of_any_kind_and_volumes():
@@ -250,5 +251,5 @@ def test_outputs_of_any_kind_and_volumes():
     model, volumes = Parts().eval(), torch.randn(2, 3, 4, 4, 4)
     for images in (None, volumes):
         with torch.no_grad():
-            ours, theirs = (m(volumes) for m in (deploy.deploy(model, images=images), model))
+            ours, theirs = (m(volumes) for m in (deploy_fold.deploy(model, images=images), model))
         torch.testing.assert_close(ours, theirs)

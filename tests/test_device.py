@@ -9,23 +9,21 @@ import torch.nn.functional as F
 from conftest import NARROW, SMALLEST, make_images, randomize, same, succeed
 
 from models import NETWORKS
+from slimming import slicing
 from slimming.channels.scaling import zero_channels
-from slimming.data.batches import Batches
-from slimming.data.pixels import Split
-from slimming.pruning import slicing
-from slimming.pruning.evidence import Evidence
-from slimming.pruning.importance import MEASURES
-from slimming.pruning.one_pass import OnePass
-from slimming.pruning.repair import repair
-from slimming.pruning.slicing.trial import declared
-from slimming.pruning.threshold import choose_channels
-from slimming.pruning.tracking import Tracker
-from slimming.runtime.device import LAYOUT, compiled
-from slimming.runtime.precision import Precision
+from slimming.choosing.evidence import Evidence
+from slimming.choosing.importance import MEASURES
+from slimming.choosing.threshold import choose_channels
+from slimming.choosing.tracking import Tracker
+from slimming.data.batches import Batches, Split
+from slimming.repair.layer_by_layer import repair
+from slimming.repair.one_pass import OnePass
+from slimming.runtime.device import LAYOUT, Precision, compiled
+from slimming.slicing.prune import declared
 from slimming.storage import checkpoint
 from slimming.training import loop
-from slimming.training.optimizer import load_momentum, make_optimizer
 from slimming.training.penalties import GradientMask, L1Penalty, updateBN
+from slimming.training.trainer import load_momentum, make_optimizer
 
 pytestmark = pytest.mark.device
 CPU = torch.device("cpu")

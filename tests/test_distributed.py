@@ -12,9 +12,7 @@ import torch.distributed as dist
 from conftest import make_images, succeed
 from warm import ROOT, on_processes, run, start
 
-from slimming.data.batches import Batches
-from slimming.data.order import loss_weight
-from slimming.data.pixels import Split
+from slimming.data.batches import Batches, Split, loss_weight
 from slimming.runtime import distributed
 from slimming.storage import checkpoint
 

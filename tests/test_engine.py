@@ -10,14 +10,14 @@ from torch import nn
 from warm import ROOT
 
 from models import NETWORKS
-from slimming.channels.groups import count_filters
+from slimming import slicing
+from slimming.channels.groups import count_filters, wires
 from slimming.channels.scaling import alive_channels, present_channels, scaling_factors, selections
-from slimming.channels.wires import wires
+from slimming.choosing.importance import MEASURES, Evidence
+from slimming.choosing.threshold import choose_channels
 from slimming.errors import UserError
-from slimming.pruning import kernels, slicing
-from slimming.pruning.importance import MEASURES, Evidence
-from slimming.pruning.slicing.trial import declared, groups
-from slimming.pruning.threshold import choose_channels
+from slimming.slicing import kernels
+from slimming.slicing.prune import declared, groups
 
 IMAGES = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 BATCHES = [(IMAGES, torch.arange(6))]
@@ -214,9 +214,9 @@ def test_a_choice_over_other_groups_is_an_error():
 
 
 FOREIGN = """
-import models, torch, pkgutil, importlib, slimming.pruning, slimming.measuring
+import models, torch, pkgutil, importlib, slimming.choosing, slimming.measuring
 assert models.mine
-for room in (slimming.pruning, slimming.measuring):
+for room in (slimming.choosing, slimming.measuring):
     for module in pkgutil.iter_modules(room.__path__, room.__name__ + "."):
         importlib.import_module(module.name)
 import sys

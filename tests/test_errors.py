@@ -336,4 +336,4 @@ def test_the_library_names_arguments_and_the_scripts_flags(room):
     place = ROOT / "slimming" / room
     paths = sorted(place.rglob("*.py")) if place.is_dir() else [place]
     found = [(path, text) for path in paths for text in messages(path) if FLAG.search(text)]
-    assert bool(found) == (room in ("cli", "workflows", "__main__.py")), found
+    assert bool(found) == (room in ("cli", "commands", "__main__.py")), found

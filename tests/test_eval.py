@@ -20,12 +20,13 @@ from conftest import (
 )
 
 from models import NETWORKS, widths, zoo
+from slimming import slicing
+from slimming.choosing import importance
+from slimming.choosing.threshold import choose_channels
 from slimming.cli import entry
 from slimming.data import loading
-from slimming.data.settings import DataSettings
-from slimming.measuring import profiling
-from slimming.pruning import importance, slicing
-from slimming.pruning.threshold import choose_channels
+from slimming.data.datasets import DataSettings
+from slimming.measuring import figures
 from slimming.storage import architecture, checkpoint
 from slimming.storage.architecture import Architecture
 from slimming.training import loop
@@ -37,7 +38,7 @@ judge = importlib.import_module("eval")  # the name of a builtin
 def told(monkeypatch, capsys, few_digits):
     """The object that `eval.py --json` prints for these flags; latency is not waited for, and the
     data sets are short."""
-    monkeypatch.setattr(profiling, "latencies", lambda models, images: [len(images) / 1e3, 4.0])
+    monkeypatch.setattr(figures, "latencies", lambda models, images: [len(images) / 1e3, 4.0])
 
     def call(*words):
         monkeypatch.setattr("sys.argv", ["eval.py", *map(str, words), "--no-cuda", "--json"])
@@ -62,9 +63,9 @@ def plain_score(model, dataset="digits", part="test"):
 def check(found, model, dense, path):
     """``found`` is what is true of ``model``, which ``path`` holds."""
     for told, network in ((found, model), (found["dense"], dense)):
-        assert told["parameters"] == profiling.count_parameters(network)
-        assert told["FLOPs"] == profiling.count_flops(network)
-        assert told["bytes"] == profiling.count_bytes(network)
+        assert told["parameters"] == figures.count_parameters(network)
+        assert told["FLOPs"] == figures.count_flops(network)
+        assert told["bytes"] == figures.count_bytes(network)
     for name, ratio in found["compression"].items():
         assert ratio == found["dense"][name] / found[name]
     assert found["test"] == pytest.approx(plain_score(model), rel=1e-5)

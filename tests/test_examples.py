@@ -13,9 +13,9 @@ from conftest import KINDS, agree
 from warm import ROOT
 
 from slimming.data import datasets
-from slimming.data.pixels import normalize
-from slimming.measuring.export import torch_file
-from slimming.measuring.export.graph import Feed, traced
+from slimming.data.batches import normalize
+from slimming.deploy import torch_file
+from slimming.deploy.graph import Feed, traced
 from slimming.storage import architecture
 
 pytestmark = pytest.mark.slow  # train, export, and start programs

@@ -16,24 +16,25 @@ from conftest import NARROW, SMALLEST, fails, save_network, succeed
 from warm import ROOT
 
 from models import NETWORKS
+from slimming import slicing
 from slimming.channels.scaling import zero_channels
+from slimming.choosing.threshold import choose_channels
+from slimming.commands.export import run
+from slimming.commands.export.settings import ExportRun
 from slimming.data import datasets
-from slimming.data.pixels import denormalize, normalize
+from slimming.data.batches import denormalize, normalize
+from slimming.deploy import engines, onnx_file
+from slimming.deploy.fold import deploy, forms_of
+from slimming.deploy.formats import FORMATS
+from slimming.deploy.forms import FORMS
+from slimming.deploy.graph import Feed, traced
+from slimming.deploy.quiet import interrupted_later
 from slimming.errors import UserError
-from slimming.measuring import profiling
-from slimming.measuring.deploy import deploy, forms_of
-from slimming.measuring.export import engines, onnx_file
-from slimming.measuring.export.formats import FORMATS
-from slimming.measuring.export.graph import Feed, traced
-from slimming.measuring.export.quiet import interrupted_later
-from slimming.measuring.forms import FORMS
-from slimming.pruning import kernels, slicing
-from slimming.pruning.slicing.proof import prove_equal
-from slimming.pruning.threshold import choose_channels
+from slimming.measuring import figures
 from slimming.settings import build
+from slimming.slicing import kernels
+from slimming.slicing.proof import prove_equal
 from slimming.storage import architecture, checkpoint
-from slimming.workflows.exporting import exports, subject
-from slimming.workflows.exporting.settings import ExportRun
 
 for library in ("onnx", "onnxscript", "onnxruntime", "openvino"):
     pytest.importorskip(library, reason="pip install -r requirements-export.txt")
@@ -213,10 +214,10 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path):
     path = tmp_path / "pruned.pth.tar"
     save_slim(path, "resnet")
     values = {"checkpoint": str(path), "dataset": "digits", "no_cuda": True, "form": "zeros"}
-    network = subject.load(build(ExportRun, values))
+    network = run.load(build(ExportRun, values))
     network.logits = 1.01 * network.logits
     with pytest.raises(UserError, match="differs from PyTorch"):
-        exports.export(network, "onnx", "fp32")
+        run.export(network, "onnx", "fp32")
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -225,11 +226,11 @@ def test_auto_is_the_fastest_form(tmp_path, monkeypatch):
     path = tmp_path / "pruned.pth.tar"
     save_slim(path, "vgg")
     values = {"checkpoint": str(path), "dataset": "digits", "no_cuda": True, "batch": 4}
-    network = subject.load(build(ExportRun, values))
+    network = run.load(build(ExportRun, values))
     times = [5, 3, 4, 6]
-    monkeypatch.setattr(profiling, "in_turns", lambda tasks, *_: times[: len(tasks)])
-    names = exports.possible_forms(network.model, "onnx", "fp32")
-    assert exports.export(network, "onnx", "fp32").form == names[1]
+    monkeypatch.setattr(figures, "in_turns", lambda tasks, *_: times[: len(tasks)])
+    names = run.possible_forms(network.model, "onnx", "fp32")
+    assert run.export(network, "onnx", "fp32").form == names[1]
 
 
 BAD = {  # flags -> what the line says
@@ -288,7 +289,7 @@ def test_a_full_disk_is_one_line(kind, tmp_path, monkeypatch):
     path = tmp_path / "pruned.pth.tar"
     save_slim(path, "resnet")
     values = {"checkpoint": str(path), "dataset": "digits", "no_cuda": True, "form": "zeros"}
-    network = subject.load(build(ExportRun, values))
+    network = run.load(build(ExportRun, values))
 
     def full(*_, **__):
         raise RuntimeError("iostream error") if kind == "openvino" else OSError(28, "No space left")
@@ -297,7 +298,7 @@ def test_a_full_disk_is_one_line(kind, tmp_path, monkeypatch):
     monkeypatch.setattr("openvino.save_model", full)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     with pytest.raises(UserError, match=f"cannot write to {tmp_path}: No space left"):
-        exports.export(network, kind, "fp32")
+        run.export(network, kind, "fp32")
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -320,16 +321,16 @@ def test_a_file_that_loses_too_much_is_not_written(tmp_path, monkeypatch):
     path = tmp_path / "pruned.pth.tar"
     save_slim(path, "resnet")
     values = {"checkpoint": str(path), "dataset": "digits", "no_cuda": True, "form": "zeros"}
-    network = subject.load(build(ExportRun, {**values, "max_drop": 0.7}))
+    network = run.load(build(ExportRun, {**values, "max_drop": 0.7}))
     network.top1 = 0.932
-    monkeypatch.setattr(exports, "accuracy", lambda *_: 0.924)  # 0.8 points less
+    monkeypatch.setattr(run, "accuracy", lambda *_: 0.924)  # 0.8 points less
     with pytest.raises(
         UserError, match=r"0\.80 points less than fp32 \(93\.20%; --max-drop 0\.7\)"
     ):
-        exports.export(network, "onnx", "bf16")
+        run.export(network, "onnx", "bf16")
     assert list(tmp_path.iterdir()) == [path]
-    monkeypatch.setattr(exports, "accuracy", lambda *_: 0.925)  # as floats, 0.7000000000000006
-    assert exports.export(network, "onnx", "bf16").top1 == 0.925
+    monkeypatch.setattr(run, "accuracy", lambda *_: 0.925)  # as floats, 0.7000000000000006
+    assert run.export(network, "onnx", "bf16").top1 == 0.925
 
 
 @pytest.mark.slow
@@ -338,7 +339,7 @@ def test_openvino_and_nncf_send_no_usage_statistics():
     pytest.importorskip("nncf")
     program = """
 from slimming.settings import build
-from slimming.workflows.exporting.settings import ExportRun
+from slimming.commands.export.settings import ExportRun
 build(ExportRun, {"checkpoint": "x", "format": ("openvino",), "precision": ("int8",)})
 from nncf.telemetry import telemetry
 from openvino.tools.ovc.telemetry_utils import tm
@@ -389,12 +390,12 @@ def test_a_disk_that_is_full_at_the_end_leaves_nothing(tmp_path, monkeypatch):
     path = tmp_path / "pruned.pth.tar"
     save_slim(path, "resnet")
     values = {"checkpoint": str(path), "dataset": "digits", "no_cuda": True, "form": "zeros"}
-    network = subject.load(build(ExportRun, values))
+    network = run.load(build(ExportRun, values))
 
     def full(_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=f"cannot write to {tmp_path}: No space left"):
-        exports.export(network, "openvino", "fp32")
+        run.export(network, "openvino", "fp32")
     assert list(tmp_path.iterdir()) == [path]

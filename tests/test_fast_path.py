@@ -10,13 +10,12 @@ from conftest import NARROW, SMALLEST, keep_only, randomize
 
 from benchmarks.reference import ClassicSelection, update_bn_by_loop
 from models import NETWORKS
-from slimming.data.batches import Batches
-from slimming.data.pixels import Split
-from slimming.pruning.threshold import choose_channels
+from slimming.choosing.threshold import choose_channels
+from slimming.data.batches import Batches, Split
 from slimming.runtime.device import LAYOUT, compiled
 from slimming.training import loop
-from slimming.training.optimizer import make_optimizer
 from slimming.training.penalties import L1Penalty
+from slimming.training.trainer import make_optimizer
 
 # lr and batch keep the rounding of fp32 from growing by chaos; s is so large that it shows
 STEPS, BATCH, LR, S = 10, 16, 0.0003, 1.0

@@ -16,11 +16,12 @@ import flowprune
 import main
 import resprune
 import run
-from slimming.measuring import profiling
+from slimming.commands.evaluate.report import as_text
+from slimming.commands.experiment import page
+from slimming.measuring import figures as measuring_figures
 from slimming.measuring.figures import Figures, latency_by_batch, measure
-from slimming.reports import page, plots
-from slimming.reports.evaluation import as_text
-from slimming.reports.figures import before_after_text, ratio, size_text, stage_text
+from slimming.reports import plots
+from slimming.reports.tables import before_after_text, ratio, size_text, stage_text
 from slimming.storage import checkpoint
 
 judge = importlib.import_module("eval")  # the name of a builtin
@@ -40,11 +41,11 @@ def test_the_figures_are_those_of_plain_counts(quick):
     scores = [(0.5, 0.75), (1.5, 0.25)]
     images = torch.zeros(3, 3, 16, 16)
     for i, figures in enumerate(measure(models, images, (1, 3), scores)):
-        assert figures.parameters == profiling.count_parameters(models[i])
-        assert figures.flops == profiling.count_flops(models[i], 16)
+        assert figures.parameters == measuring_figures.count_parameters(models[i])
+        assert figures.flops == measuring_figures.count_flops(models[i], 16)
         effective = figures.effective_parameters, figures.effective_flops
-        assert effective == profiling.count_effective(models[i], 16)
-        assert figures.bytes == profiling.count_bytes(models[i])
+        assert effective == measuring_figures.count_effective(models[i], 16)
+        assert figures.bytes == measuring_figures.count_bytes(models[i])
         assert figures.latency == {1: (1 + i) / 1e3, 3: (3 + i) / 1e3}
         assert (figures.loss, figures.top1) == scores[i]
     (sparse,) = measure(models[:1], images)
@@ -84,7 +85,7 @@ class Slow(nn.Module):
 
 def test_latency_is_the_time_of_a_forward_pass():
     images, models = torch.zeros(2, 3, 8, 8), [Slow(2), Slow(6)]
-    one, two = (profiling.latencies(models, images[:n], seconds=0.1) for n in (1, 2))
+    one, two = (measuring_figures.latencies(models, images[:n], seconds=0.1) for n in (1, 2))
     assert 0.002 <= one[0] < one[1] >= 0.006
     assert 0.004 <= two[0] < two[1] >= 0.012
 
@@ -115,15 +116,15 @@ class Shared(nn.Module):
 def test_zeros_of_a_layer_with_two_names_count_for_each_call():
     model = Shared()
     model.first.weight.data[0] = 0
-    assert profiling.count_flops(model, 4) == 2 * (2 * 16 * 9 + 3 * 2)
-    assert profiling.count_effective(model, 4)[1] == 2 * (2 * 16 * 6 + 3 * 2)
-    assert profiling.flops_of_layers(model, 4) == {"first": 2 * 2 * 16 * 9}
+    assert measuring_figures.count_flops(model, 4) == 2 * (2 * 16 * 9 + 3 * 2)
+    assert measuring_figures.count_effective(model, 4)[1] == 2 * (2 * 16 * 6 + 3 * 2)
+    assert measuring_figures.flops_of_layers(model, 4) == {"first": 2 * 2 * 16 * 9}
 
 
 def test_a_flop_counter_that_misses_layers_is_an_error(monkeypatch):
-    monkeypatch.setattr(profiling.FlopCounterMode, "get_total_flops", lambda self: 0)
+    monkeypatch.setattr(measuring_figures.FlopCounterMode, "get_total_flops", lambda self: 0)
     with pytest.raises(RuntimeError, match="counts no FLOPs of the layer 0"):
-        profiling.count_effective(with_zeros(), 8)
+        measuring_figures.count_effective(with_zeros(), 8)
 
 
 def test_a_network_runs_once_to_be_counted():

@@ -14,20 +14,19 @@ from warm import start
 
 import flowprune
 from models import NETWORKS, cifar_resnet
+from slimming import slicing
 from slimming.channels.groups import count_filters
+from slimming.choosing.importance import MEASURES
 from slimming.cli import flags
+from slimming.commands.pruning import RepairSettings
+from slimming.commands.rounds.run import Rounds, flow_run, prepare
+from slimming.commands.rounds.settings import FlowRun, RoundsSettings
+from slimming.commands.settings import split_data_path
 from slimming.errors import UserError
-from slimming.pruning import slicing
-from slimming.pruning.importance import MEASURES
-from slimming.pruning.slicing.trial import groups
 from slimming.settings import build, kept
+from slimming.slicing.prune import groups
 from slimming.storage import architecture, checkpoint
 from slimming.training.trainer import Trainer
-from slimming.workflows.flow_settings import FlowRun
-from slimming.workflows.repairing import RepairSettings
-from slimming.workflows.rounds import Rounds, flow_run, prepare
-from slimming.workflows.rounds_settings import RoundsSettings
-from slimming.workflows.settings import split_data_path
 
 FLAGS = "--batch-size 8 --imp_samples 8 --no-tensorboard --device cpu".split()
 TWO = "--epochs 4 --bypass --warmup_epochs 1 --n_rounds 2".split()

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from slimming.reports import page, plots
+from slimming.commands.experiment import page
+from slimming.reports import plots
 
 OPEN_ENDED = {"meta", "img"}
 PNG = b"\x89PNG\r\n\x1a\n"

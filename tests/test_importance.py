@@ -10,12 +10,12 @@ from conftest import randomize
 from torch import nn
 
 from models import densenet
-from slimming.channels.wires import wires
+from slimming.channels.groups import wires
+from slimming.choosing.importance import GRADIENT_FREE, MEASURES, SECOND_ORDER, Evidence
+from slimming.choosing.moments import Gram
+from slimming.choosing.obs import elimination_errors
+from slimming.choosing.tracking import Tracker
 from slimming.errors import UserError
-from slimming.pruning.importance import GRADIENT_FREE, MEASURES, SECOND_ORDER, Evidence
-from slimming.pruning.least_squares import Gram
-from slimming.pruning.obs import elimination_errors
-from slimming.pruning.tracking import Tracker
 
 T = 3.0  # temperature
 FILTERS, NORMS = ("0", "3", "8"), ("1", "4")

@@ -7,13 +7,14 @@ from torch import nn
 
 import main
 from models import mobilenet, resnet, vgg
-from slimming.measuring import profiling
-from slimming.pruning import kernels, slicing
-from slimming.pruning.slicing.trial import groups
+from slimming import slicing
+from slimming.commands.experiment.methods import Task, whole_kernels
+from slimming.measuring import figures
+from slimming.slicing import kernels
+from slimming.slicing.prune import groups
 from slimming.storage import architecture, checkpoint
 from slimming.training.penalties import GradientMask
 from slimming.training.trainer import Trainer
-from slimming.workflows.methods import Task, whole_kernels
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -104,7 +105,7 @@ def test_channels_that_nothing_reads_are_removed_and_nothing_changes(build):
         slim = slicing.apply(net, found, kernels.unread_channels(net, found), IMAGES).model
         difference = (slim(IMAGES) - dense).abs().max() / dense.abs().max()
     assert difference <= 1e-5
-    assert profiling.count_parameters(slim) < 0.8 * profiling.count_parameters(net)
+    assert figures.count_parameters(slim) < 0.8 * figures.count_parameters(net)
 
 
 @pytest.mark.slow
@@ -133,7 +134,7 @@ def test_channels_with_small_kernels_go_first_and_as_a_whole(arch, local, monkey
             not (~keep & ~gone[name]).any() and keep.numel() - keep.sum() >= 0.13 * gone[name].sum()
         )
     models = (net, alone, pruned.model)
-    assert profiling.count_parameters(models[2]) < profiling.count_parameters(models[1])
+    assert figures.count_parameters(models[2]) < figures.count_parameters(models[1])
     convs = [kernels.convolutions(model).values() for model in models]
     total, without, left = (sum(int(c.weight.count_nonzero()) for c in some) for some in convs)
     assert left / total == pytest.approx(without / total, abs=0.01)
@@ -243,13 +244,13 @@ def test_a_network_of_depthwise_convolutions_has_no_kernels_to_prune():
 
 def test_what_counts_is_what_is_not_zero():
     net = network()
-    assert profiling.count_effective(net) == (
-        profiling.count_parameters(net),
-        profiling.count_flops(net),
+    assert figures.count_effective(net) == (
+        figures.count_parameters(net),
+        figures.count_flops(net),
     )
     kernels.zero_weights(net, kernels.kernel_masks(net, 0.6))
     pixels = {"0": 30 * 30, "3": 28 * 28, "5": 26 * 26, "6": 26 * 26, "9": 1}
     flops = sum(2 * p * int(net.get_submodule(n).weight.count_nonzero()) for n, p in pixels.items())
     others = [p for n, p in net.named_parameters() if n[0] == "1" or n.endswith("bias")]
     weights = sum(int(net.get_submodule(n).weight.count_nonzero()) for n in pixels)
-    assert profiling.count_effective(net) == (weights + sum(p.numel() for p in others), flops)
+    assert figures.count_effective(net) == (weights + sum(p.numel() for p in others), flops)

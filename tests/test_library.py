@@ -20,13 +20,13 @@ import slimming
 import slimming.channels.widths
 from models import NETWORKS
 from slimming import __main__ as command
+from slimming import slicing
 from slimming.channels.inputs import tensors
 from slimming.channels.scaling import batch_norms
+from slimming.choosing.evidence import Evidence
+from slimming.choosing.importance import MEASURES
 from slimming.errors import UserError
-from slimming.measuring import profiling
-from slimming.pruning import slicing
-from slimming.pruning.evidence import Evidence
-from slimming.pruning.importance import MEASURES
+from slimming.measuring import figures
 from slimming.storage import architecture, checkpoint
 from slimming.storage.architecture import Architecture
 from slimming.training import penalties
@@ -222,7 +222,7 @@ def test_arguments_and_outputs_are_trees(kind):
     ours, dense = run_on(slim.model, inputs), run_on(net, inputs)
     assert ours["boxes"][0].shape == dense["boxes"][0].shape
     assert slim.difference <= 1e-4 and slim.liveness > 0
-    assert slim.figures.flops < 0.8 * profiling.count_with(net, slicing.sample(net, inputs)).flops
+    assert slim.figures.flops < 0.8 * figures.count_with(net, slicing.sample(net, inputs)).flops
 
 
 @pytest.mark.parametrize("measure", ["loss_based", "fisher", "taylor_group", "grasp"])
@@ -339,7 +339,7 @@ def test_only_is_the_opposite_of_ignore():
 )
 def test_budgets(limit):
     net = tiny()
-    dense = profiling.count_with(net, IMAGES[:1])
+    dense = figures.count_with(net, IMAGES[:1])
     slim = slimming.prune(net, IMAGES, **limit)
     for name, full, left in (
         ("params", dense.parameters, slim.figures.parameters),
@@ -469,7 +469,7 @@ def test_a_file_holds_all_that_was_set(build, name, dtype, tmp_path):
     inputs = ARGUMENTS["tuple"] if build is Pair else (IMAGES,)
     once = slimming.prune(build().to(dtype), inputs, 0.4)
     for slim in (once, slimming.prune(once.model, inputs, 0.3)):
-        assert slim.figures.parameters < profiling.count_parameters(build())
+        assert slim.figures.parameters < figures.count_parameters(build())
         slimming.save(slim, tmp_path / name)
         for again in (
             slimming.load(tmp_path / name, build),
@@ -553,7 +553,7 @@ def test_inspect_tells_what_can_go_and_what_stays():
         nn.Conv2d(3, 1, 3, padding=1), nn.BatchNorm2d(1), nn.ReLU(), nn.Conv2d(1, 1, 3, padding=1),
         nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 4),
     )  # fmt: skip
-    dense, left = (profiling.count_with(net.eval(), IMAGES[:1]) for net in (tiny(), one))
+    dense, left = (figures.count_with(net.eval(), IMAGES[:1]) for net in (tiny(), one))
     assert told.parameters == dense.parameters and told.flops == dense.flops
     assert told.prunable_parameters == pytest.approx(1 - left.parameters / dense.parameters)
     assert told.prunable_flops == pytest.approx(1 - left.flops / dense.flops)

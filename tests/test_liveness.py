@@ -10,17 +10,16 @@ from torch import nn
 import slimming
 from models import NETWORKS
 from slimming.channels.scaling import batch_norms
-from slimming.pruning import ranking
-from slimming.pruning.allocation import ALLOCATIONS, Prunable, choose
-from slimming.pruning.choice import LEAST
-from slimming.pruning.importance import Evidence, l1
-from slimming.pruning.liveness import liveness, liveness_warning, spread_ratio
-from slimming.pruning.slicing.trial import declared, groups
-from slimming.pruning.threshold import choose_channels
-from slimming.workflows.experiment_settings import ExperimentSettings
-from slimming.workflows.methods import Task, channels
-from slimming.workflows.settings import PruneSettings
-from slimming.workflows.sweep.settings import PointsSettings
+from slimming.choosing import ranking
+from slimming.choosing.allocation import ALLOCATIONS, Prunable, choose
+from slimming.choosing.importance import Evidence, l1
+from slimming.choosing.threshold import LEAST, choose_channels
+from slimming.commands.experiment.methods import Task, channels
+from slimming.commands.experiment.settings import ExperimentSettings
+from slimming.commands.prune.settings import PruneSettings
+from slimming.commands.sweep.settings import PointsSettings
+from slimming.slicing.proof import liveness, liveness_warning, spread_ratio
+from slimming.slicing.prune import declared, groups
 
 
 class UNet(nn.Module):

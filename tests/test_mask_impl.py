@@ -28,8 +28,8 @@ from warm import ROOT
 import models
 import slimming
 from slimming.channels.scaling import batch_norms
+from slimming.choosing.threshold import choose_channels
 from slimming.errors import UserError
-from slimming.pruning.threshold import choose_channels
 from slimming.storage import architecture, checkpoint
 from slimming.storage.architecture import Architecture
 
@@ -75,8 +75,8 @@ for arch, depth in {'vgg': 11, 'resnet': 11, 'densenet': 7}.items():
     assert type(copied) is type(model)
     torch.save(copied.eval()(images).detach(), folder + '/' + arch + '.logits')
 sys.path.append('..')
-from slimming.pruning import slicing
-from slimming.pruning.slicing import proof
+from slimming import slicing
+from slimming.slicing import proof
 slim = slicing.without_dead_channels(copied)
 assert 'select.indexes' in slim.state_dict() and type(slim) is not type(model)
 assert proof.prove_equal(slim, copied, images) <= 1e-4

@@ -8,7 +8,7 @@ from warm import ROOT
 
 FAULTS = """
 import resource, torch
-from slimming.runtime.memory import keep_freed_memory
+from slimming.runtime.device import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -5,12 +5,12 @@ import pytest
 import torch
 from conftest import save_network
 
-from slimming.data.pixels import denormalize, normalize
-from slimming.measuring.deploy import deploy
-from slimming.measuring.export import engines
-from slimming.measuring.export.engines import ENGINES, Engine
-from slimming.measuring.export.formats import FORMATS
-from slimming.measuring.export.graph import Feed, traced
+from slimming.data.batches import denormalize, normalize
+from slimming.deploy import engines
+from slimming.deploy.engines import ENGINES, Engine
+from slimming.deploy.fold import deploy
+from slimming.deploy.formats import FORMATS
+from slimming.deploy.graph import Feed, traced
 from slimming.storage import architecture
 
 IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))

@@ -5,7 +5,7 @@ import torch
 
 from models import NETWORKS, channel_selection, densenet, resnet, vgg
 from slimming.channels.scaling import batch_norms
-from slimming.measuring import profiling
+from slimming.measuring import figures
 
 TABLE = [  # arch, depth, weights for 10 and 100 classes, BN channels, FLOPs of one image
     ("vgg", 11, 9_228_362, 9_274_532, 2_752, 305_539_072),
@@ -27,9 +27,9 @@ TABLE = [  # arch, depth, weights for 10 and 100 classes, BN channels, FLOPs of 
 def test_the_original_counts_the_masks_too(arch, depth, masks):
     """For ResNet-20 it prints 220,394."""
     model = NETWORKS[arch](depth=depth)
-    own = profiling.count_parameters(model, masks=True)
+    own = figures.count_parameters(model, masks=True)
     assert own == sum(p.numel() for p in model.parameters())
-    assert own - profiling.count_parameters(model) == masks
+    assert own - figures.count_parameters(model) == masks
     assert arch != "resnet" or own == 220_394
 
 
@@ -41,12 +41,12 @@ def test_parameters_channels_and_flops_are_those_of_the_papers(
     arch, depth, ten, hundred, channels, flops
 ):
     model = NETWORKS[arch](depth=depth, dataset="cifar10")
-    assert profiling.count_parameters(model) == ten
+    assert figures.count_parameters(model) == ten
     assert sum(bn.num_features for bn in batch_norms(model).values()) == channels
-    assert profiling.count_flops(model) == flops
+    assert figures.count_flops(model) == flops
     with torch.device("meta"):
         larger = NETWORKS[arch](depth=depth, dataset="cifar100")
-    assert profiling.count_parameters(larger) == hundred
+    assert figures.count_parameters(larger) == hundred
 
 
 def test_the_networks_start_as_the_paper_says():

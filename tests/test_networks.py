@@ -14,7 +14,7 @@ from warm import ROOT
 
 from models import NETWORKS, PAPER_DEPTH, cifar_resnet, constructor, mobilenet, resize, widths, zoo
 from models.mobilenet import BLOCKS
-from slimming.measuring.profiling import count_parameters
+from slimming.measuring.figures import count_parameters
 
 ZOO = "resnet18 vgg16 vgg16_bn mobilenet_v2 mobilenet_v3_large densenet121 efficientnet_b0"
 MORE = "resnet50 regnet_y_400mf googlenet squeezenet1_1"

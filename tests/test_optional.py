@@ -16,14 +16,13 @@ import slimming
 import sweep
 import vggprune
 from models import resnet
-from slimming.data.batches import Batches
-from slimming.data.pixels import Split
+from slimming.data.batches import Batches, Split
 from slimming.errors import UserError
-from slimming.measuring import profiling
+from slimming.measuring import figures
 from slimming.runtime import optional
 from slimming.storage import architecture
 from slimming.training import loop
-from slimming.training.optimizer import make_optimizer
+from slimming.training.trainer import make_optimizer
 
 NEEDED = {"torch", "torchvision", "numpy", "pillow"}  # pillow comes with torchvision
 PARTS = {"sklearn": "scikit-learn", "scipy": "scipy"}
@@ -100,7 +99,7 @@ def test_repair_sweep_and_export_are_left_with_what_is_there(
 ):
     hidden([*optional.LEFT_OUT, *PARTS, *EXPORTING])
     path = save_network(tmp_path / "net.pth", "vgg", 11, "folder", 2, NARROW["vgg"])
-    monkeypatch.setattr(profiling, "in_turns", lambda tasks, *_, **__: [1e-3] * len(tasks))
+    monkeypatch.setattr(figures, "in_turns", lambda tasks, *_, **__: [1e-3] * len(tasks))
 
     def call(script, words):
         monkeypatch.setattr("sys.argv", [script.__name__, *map(str, words)])

@@ -22,9 +22,10 @@ from models import channel_selection, densenet, resnet, vgg
 from models.densenet import BasicBlock, Transition
 from models.preresnet import Bottleneck
 from slimming.channels.scaling import batch_norms
-from slimming.measuring import deploy, profiling
+from slimming.deploy import fold
+from slimming.measuring import figures
 from slimming.storage import architecture, checkpoint
-from slimming.training.optimizer import load_momentum, make_optimizer
+from slimming.training.trainer import load_momentum, make_optimizer
 
 main_mask = importlib.import_module("mask-impl.main_mask")
 
@@ -237,11 +238,11 @@ def test_growth_dropout_and_compression_work_from_training_to_fine_tuning(images
     x = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
         expected = model.eval()(x)
-        torch.testing.assert_close(deploy.deploy(model)(x), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(fold.deploy(model)(x), expected, rtol=1e-4, atol=1e-4)
         assert torch.equal(expected, model(x)) and not torch.equal(model.train()(x), model(x))
     with torch.device("meta"):
         usual = densenet()
-    assert usual.options == {} and profiling.count_parameters(usual) == 1_059_298
+    assert usual.options == {} and figures.count_parameters(usual) == 1_059_298
 
 
 @pytest.mark.parametrize("rate", [{"growthRate": 0}, {"dropRate": 1}, {"compressionRate": 0.5}])

@@ -21,20 +21,20 @@ import resprune
 import run
 import sweep
 from slimming.cli import flags
-from slimming.data import batches, image_folder, loading, stream
-from slimming.data.pixels import denormalize, normalize
-from slimming.data.settings import DataSettings
-from slimming.data.stream import Stream
+from slimming.commands.experiment import run as experiment_run
+from slimming.commands.experiment.run import config_of
+from slimming.commands.experiment.settings import read_settings
+from slimming.commands.export import run as export_run
+from slimming.commands.export.settings import ExportRun
+from slimming.data import batches, image_folder, loading
+from slimming.data.batches import denormalize, normalize
+from slimming.data.datasets import DataSettings
+from slimming.data.image_folder import Stream
+from slimming.deploy.graph import Feed, traced
 from slimming.errors import UserError
-from slimming.measuring.export.graph import Feed, traced
 from slimming.settings import build
 from slimming.storage import architecture, checkpoint
 from slimming.storage.preprocessing import CIFAR, IMAGENET, Preprocessing
-from slimming.workflows import base_network
-from slimming.workflows.experiment import config_of
-from slimming.workflows.experiment_settings import read_settings
-from slimming.workflows.exporting import subject
-from slimming.workflows.exporting.settings import ExportRun
 
 judge = importlib.import_module("eval")  # the name of a builtin
 ODD = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (9, 10), "bicubic")
@@ -128,7 +128,7 @@ def fed(monkeypatch):
         found.append(preprocessing)
         return normalize(images, preprocessing)
 
-    for module in (batches, stream):
+    for module in (batches, image_folder):
         monkeypatch.setattr(module, "normalize", normalized)
     return found
 
@@ -177,7 +177,7 @@ def test_every_command_feeds_a_network_in_its_way(
 
 def test_exported_graphs_normalise_in_its_way_and_say_how(odd, fed, few_digits, capsys):
     typed = {"checkpoint": str(odd), "no_cuda": True}
-    ours = subject.load(build(ExportRun, typed))
+    ours = export_run.load(build(ExportRun, typed))
     facts = ours.metadata("fp32", "folded")
     said = {name: json.loads(facts[name]) for name in ("mean", "std")}
     assert said == {"mean": list(ODD.mean), "std": list(ODD.std)}
@@ -198,7 +198,7 @@ def test_torchvision_s_weights_are_saved_with_their_preprocessing(photos, tmp_pa
     source = models.resnet18().state_dict()
     monkeypatch.setattr(models.WeightsEnum, "get_state_dict", lambda *_, **__: source)
     words = f"--dataset folder --data {photos} --model resnet18 --output-dir {tmp_path}"
-    path = base_network.given(settings(f"{words} --weights DEFAULT --no-cuda"))
+    path = experiment_run.find_base(settings(f"{words} --weights DEFAULT --no-cuda"))
     model, network, _ = architecture.load(path)
     assert network.preprocessing == IMAGENET and network.image_size == 224
     assert torch.equal(model.conv1.weight, source["conv1.weight"])

@@ -14,11 +14,11 @@ from slimming.channels.scaling import (
     selections,
     zero_channels,
 )
+from slimming.choosing.threshold import choose_channels, keep_one
 from slimming.errors import UserError
-from slimming.measuring import profiling
-from slimming.pruning.slicing.proof import prove_equal
-from slimming.pruning.threshold import choose_channels, keep_one
+from slimming.measuring import figures
 from slimming.reports import tables
+from slimming.slicing.proof import prove_equal
 from slimming.storage import architecture
 from slimming.storage.architecture import Architecture
 
@@ -52,7 +52,7 @@ def test_slim_equals_masked(small, percent):
     keep = choose_channels(small, percent).keep
     slim, masked = keep_only(small, keep), zero_others(small, keep)
     assert relative(slim, masked) <= 1e-4
-    assert profiling.count_parameters(slim) < profiling.count_parameters(small)
+    assert figures.count_parameters(slim) < figures.count_parameters(small)
 
 
 @pytest.mark.parametrize("build, depth", [(vgg, 19), (resnet, 56), (densenet, 40)])
@@ -174,7 +174,7 @@ def test_parameters_and_flops_fall_with_the_channels():
     model = randomize(resnet(depth=20))
     keep = {n: torch.arange(bn.num_features) % 2 == 0 for n, bn in batch_norms(model).items()}
     slim = keep_only(model, keep)
-    assert profiling.count_flops(slim) < 0.5 * profiling.count_flops(model)
+    assert figures.count_flops(slim) < 0.5 * figures.count_flops(model)
     assert slim.cfg == [c // 2 for c in model.cfg]
 
 

@@ -13,10 +13,9 @@ from torch import nn
 
 import slimming
 from models import NETWORKS
-from slimming.errors import UserError
-from slimming.pruning import importance, slicing, streaming
-from slimming.pruning.one_pass import OnePass
-from slimming.pruning.patches import (
+from slimming import slicing
+from slimming.choosing import importance
+from slimming.choosing.moments import (
     add_to_weight,
     channel_dim,
     draw,
@@ -25,9 +24,12 @@ from slimming.pruning.patches import (
     picked,
     positions,
 )
-from slimming.pruning.repair import divergence, repair
-from slimming.pruning.slicing.trial import declared, groups
-from slimming.pruning.threshold import choose_channels
+from slimming.choosing.threshold import choose_channels
+from slimming.errors import UserError
+from slimming.repair import streaming
+from slimming.repair.layer_by_layer import divergence, repair
+from slimming.repair.one_pass import OnePass
+from slimming.slicing.prune import declared, groups
 from slimming.storage import architecture, checkpoint
 
 IMAGES = torch.randn(96, 3, 12, 12, generator=torch.Generator().manual_seed(3))

@@ -14,15 +14,13 @@ from conftest import fails, make_images, same, save_network, succeed
 from warm import ROOT, run, start
 
 import main
-from slimming.data.batches import Batches
-from slimming.data.pixels import Split
+from slimming.data.batches import Batches, Split
 from slimming.errors import Interrupted
-from slimming.runtime.randomness import AUGMENTATION, DROPOUT, epoch_generator
+from slimming.runtime.device import AUGMENTATION, DROPOUT, epoch_generator
 from slimming.storage import architecture, checkpoint
 from slimming.storage.architecture import Architecture
 from slimming.training import loop
-from slimming.training.run_folder import RunFolder
-from slimming.training.settings import TrainSettings
+from slimming.training.settings import RunFolder, TrainSettings
 from slimming.training.trainer import Trainer
 
 EPOCHS = 12

@@ -10,14 +10,14 @@ from conftest import NARROW, SMALLEST, fails, keep_only, save_network, succeed
 from torch import nn
 
 from models import constructor
+from slimming import slicing
+from slimming.choosing import importance, ranking
+from slimming.choosing.evidence import Evidence
+from slimming.choosing.threshold import choose_channels
 from slimming.errors import UserError
-from slimming.measuring import layer_times, profiling, rounding
-from slimming.measuring.layer_times import LayerShape
-from slimming.measuring.rounding import MULTIPLES
-from slimming.pruning import importance, ranking, slicing
-from slimming.pruning.evidence import Evidence
-from slimming.pruning.slicing.trial import declared, groups
-from slimming.pruning.threshold import choose_channels
+from slimming.measuring import figures, latency
+from slimming.measuring.latency import MULTIPLES, LayerShape
+from slimming.slicing.prune import declared, groups
 from slimming.storage import architecture
 
 SHAPE = (3, 32, 32)
@@ -48,17 +48,17 @@ def slim(model, round_to):
 def fastest(model, one):
     """The multiples by the seconds of ``one`` shape."""
     choices = {m: slim(model, m) for m in MULTIPLES}
-    layers, coupled = layer_times.calls(model, SHAPE), declared(model)
+    layers, coupled = latency.calls(model, SHAPE), declared(model)
 
     def whole(several):
         return [seconds_of(model, multiples, one, coupled) for multiples in several]
 
-    return rounding.fastest(coupled, choices, layers, by_shape(one), whole)
+    return latency.fastest(coupled, choices, layers, by_shape(one), whole)
 
 
 def seconds_of(model, round_to, one, coupled):
     """What the layers of the slim network take."""
-    layers = layer_times.calls(keep_only(model, slim(model, round_to).keep, coupled), SHAPE)
+    layers = latency.calls(keep_only(model, slim(model, round_to).keep, coupled), SHAPE)
     return sum(one(shape) for _, shape in layers)
 
 
@@ -79,14 +79,14 @@ def of_two_layers(one, multiples=MULTIPLES, around=lambda m: 0, **more):
 
     def whole(several):
         kept = [slicing.kept_channels(coupled, choose(m).keep) for m in several]
-        calls = [layer_times.calls(slicing.sliced(model, k), (3, 8, 8))[:2] for k in kept]
+        calls = [latency.calls(slicing.sliced(model, k), (3, 8, 8))[:2] for k in kept]
         inside = [sum(one(shape) for _, shape in layers) for layers in calls]
         return [time + around(m) for time, m in zip(inside, several, strict=True)]
 
     choices = {m: choose(m) for m in multiples}
     assert widths(choices[1]) == {"0": 9, "1": 9}
-    calls = layer_times.calls(model, (3, 8, 8))[:2]
-    return list(rounding.fastest(coupled, choices, calls, by_shape(one), whole, **more).values())
+    calls = latency.calls(model, (3, 8, 8))[:2]
+    return list(latency.fastest(coupled, choices, calls, by_shape(one), whole, **more).values())
 
 
 @pytest.mark.slow
@@ -133,7 +133,7 @@ def test_no_single_multiple_is_faster(small, one):
     coupled = declared(small)
     times = [seconds_of(small, m, one, coupled) for m in MULTIPLES]
     found = seconds_of(small, fastest(small, one), one, coupled)
-    assert found <= (1 + 2 * rounding.NOISE) * min(times)
+    assert found <= (1 + 2 * latency.NOISE) * min(times)
 
 
 def test_changes_that_are_slower_together_are_not_made():
@@ -154,8 +154,8 @@ def are_measured(model, coupled, choose):
         seen.extend(shapes)
         return dict.fromkeys(seen, 1.0)
 
-    choices, layers = {m: choose(m) for m in (1, 8)}, layer_times.calls(model, SHAPE)
-    rounding.fastest(coupled, choices, layers, cost, lambda several: range(len(several)))
+    choices, layers = {m: choose(m) for m in (1, 8)}, latency.calls(model, SHAPE)
+    latency.fastest(coupled, choices, layers, cost, lambda several: range(len(several)))
     rounded = [{}, *({group.name: 8} for group in coupled[:: len(coupled) // 3])]
     kept = [slicing.kept_channels(coupled, choose(multiples).keep) for multiples in rounded]
     networks = [slicing.sliced(model, each) for each in kept]
@@ -163,7 +163,7 @@ def are_measured(model, coupled, choose):
     return all(
         shape in seen
         for network in networks
-        for name, shape in layer_times.calls(network, SHAPE)
+        for name, shape in latency.calls(network, SHAPE)
         if name in names
     )
 
@@ -198,7 +198,7 @@ def test_selections_count_as_narrower_layers(small):
 def test_shapes_account_for_all_flops(arch):
     model = constructor(arch)(num_classes=10)
     total = 0
-    for _, s in layer_times.calls(model, SHAPE):
+    for _, s in latency.calls(model, SHAPE):
         places = math.prod(s.size)
         if s.kernel:
             places = math.prod(
@@ -208,7 +208,7 @@ def test_shapes_account_for_all_flops(arch):
                 )
             )
         total += 2 * places * math.prod(s.weight_shape)
-    assert total == profiling.count_flops(model)
+    assert total == figures.count_flops(model)
 
 
 def test_shapes_take_turns_and_equal_ones_are_measured_once():
@@ -217,16 +217,16 @@ def test_shapes_take_turns_and_equal_ones_are_measured_once():
     linear = LayerShape(5, 6, (1,))
     durations = iter([100, 100, 1, 10, 50, 20, 3, 30])
     ticks = (t for duration in durations for t in (0.0, float(duration)))
-    found = layer_times.seconds([conv, linear, conv], 2, CPU, lambda: next(ticks), rounds=3)
+    found = latency.seconds([conv, linear, conv], 2, CPU, lambda: next(ticks), rounds=3)
     assert found == {conv: 3, linear: 20}
     assert next(ticks, None) is None
 
 
 def test_the_real_clock_measures_layers_of_every_kind():
-    shapes = [s for _, s in layer_times.calls(constructor("mobilenet_v3_small")(), SHAPE)]
-    found = layer_times.seconds(shapes, 1, CPU, rounds=1)
+    shapes = [s for _, s in latency.calls(constructor("mobilenet_v3_small")(), SHAPE)]
+    found = latency.seconds(shapes, 1, CPU, rounds=1)
     assert found.keys() == set(shapes) and all(value > 0 for value in found.values())
-    assert layer_times.seconds([], 1, CPU) == {}
+    assert latency.seconds([], 1, CPU) == {}
 
 
 def test_multiples_of_groups_without_an_entry_are_one(small):
@@ -266,7 +266,7 @@ def test_a_budget_holds_for_the_rounded_network(images, tmp_path):
     found = re.findall(r"^(budget.*?|--round-to auto): ", printed, re.MULTILINE)
     assert found == ["budget, without rounding", "--round-to auto", "budget"]
     networks = [architecture.load(file)[0] for file in (path, tmp_path / "slim" / "pruned.pth.tar")]
-    before, after = map(profiling.count_flops, networks)
+    before, after = map(figures.count_flops, networks)
     assert after <= 0.5 * before
 
 

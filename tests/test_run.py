@@ -15,14 +15,13 @@ from models import NETWORKS
 from run import make_parser
 from slimming.channels.scaling import present_channels, selections
 from slimming.cli import flags
+from slimming.commands.experiment import run as experiment_run
+from slimming.commands.experiment.run import config_of, same_settings
+from slimming.commands.experiment.settings import read_settings
+from slimming.commands.pruning import BudgetSettings, RepairSettings
 from slimming.errors import UserError
 from slimming.settings import flat
 from slimming.storage import architecture, checkpoint
-from slimming.workflows import base_network
-from slimming.workflows.budgets import BudgetSettings
-from slimming.workflows.experiment import config_of, same_settings
-from slimming.workflows.experiment_settings import read_settings
-from slimming.workflows.repairing import RepairSettings
 
 METHODS = {  # each by one of the two rankings
     "channel": "--global-pruning",
@@ -240,11 +239,13 @@ def test_a_base_network_of_other_settings_or_a_broken_file_is_passed_over(tmp_pa
         os.utime(paths[more], (number, number))
     paths["--seed 3"].write_bytes(b"broken")
     for more in ("--seed 2", "--learning-rate 0.1"):
-        assert base_network.given(settings(f"{words} {more} --pruning-ratio 0.3")) == paths[more]
+        assert (
+            experiment_run.find_base(settings(f"{words} {more} --pruning-ratio 0.3")) == paths[more]
+        )
     assert "resnet_base.pth is not a readable checkpoint" in capsys.readouterr().out
     for other in ("", " --seed 2 --pruning-method slimming"):  # which trains with a penalty
         with pytest.raises(UserError, match="not from torchvision"):
-            base_network.given(settings(words + other))
+            experiment_run.find_base(settings(words + other))
     assert "trained with other settings: --model-path takes it" in capsys.readouterr().out
 
 

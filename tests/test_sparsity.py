@@ -10,9 +10,9 @@ from torch import nn
 from models import resnet
 from slimming.channels.scaling import batch_norms
 from slimming.errors import UserError
-from slimming.pruning import kernels
-from slimming.training.optimizer import make_optimizer
+from slimming.slicing import kernels
 from slimming.training.penalties import GradientMask, L1Penalty
+from slimming.training.trainer import make_optimizer
 
 S = 0.01
 

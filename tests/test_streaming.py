@@ -17,11 +17,11 @@ from PIL import Image
 import slimming
 from slimming.cli import entry
 from slimming.data import image_folder
-from slimming.data.pixels import normalize
-from slimming.data.stream import Stream
+from slimming.data.batches import normalize
+from slimming.data.image_folder import Stream
 from slimming.errors import UserError
-from slimming.pruning import activations, unread
-from slimming.runtime.randomness import AUGMENTATION, SHUFFLE, epoch_generator
+from slimming.runtime.device import AUGMENTATION, SHUFFLE, epoch_generator
+from slimming.slicing import unread
 from slimming.storage import checkpoint
 from slimming.storage.architecture import Architecture
 from slimming.training.settings import TrainSettings
@@ -177,7 +177,7 @@ class Failing(torch.nn.Module):
     "use",
     [
         lambda net, images: slimming.deploy(net),
-        lambda net, images: activations.trace(net),
+        lambda net, images: unread.trace(net),
         lambda net, images: unread.without_unread_channels(net),
         lambda net, images: slimming.prune(net, images),
     ],

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from slimming.runtime.strides import unit_strides
+from slimming.runtime.device import unit_strides
 
 
 @pytest.mark.parametrize("channels", [3, 11])

@@ -6,13 +6,14 @@ from conftest import randomize
 from torch import nn
 
 from models import PAPER_DEPTH, channel_selection, cifar_resnet, constructor
+from slimming import slicing
 from slimming.channels import operations
 from slimming.channels.groups import count_filters
+from slimming.choosing import ranking
+from slimming.choosing.importance import MEASURES, Evidence
 from slimming.errors import UserError
-from slimming.measuring import profiling
-from slimming.pruning import ranking, slicing
-from slimming.pruning.importance import MEASURES, Evidence
-from slimming.pruning.slicing.trial import groups
+from slimming.measuring import figures
+from slimming.slicing.prune import groups
 from slimming.storage import architecture, checkpoint
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -84,7 +85,7 @@ def test_slim_is_the_dense_network_without_the_channels_and_its_cfg_rebuilds_it(
         assert relative(logits(slim.model), logits_without(dense, slim.kept)) <= 1e-4
         gone = sum(int(g.filters[~slim.choice.keep[g.name]].sum()) for g in found)
         assert ratio - 0.06 <= gone / count_filters(found) <= ratio + 1e-9
-        size = profiling.count_parameters
+        size = figures.count_parameters
         assert size(slim.model) < (1 - ratio / 3) * size(dense)
 
     again = build(arch, cfg=slicing.cfg_of(slim.model))

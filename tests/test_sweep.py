@@ -13,13 +13,15 @@ from conftest import NARROW, SMALLEST, fails, same, save_network, succeed
 from warm import start
 
 from models import NETWORKS
-from slimming.measuring import profiling
-from slimming.pruning import slicing, streaming
-from slimming.pruning.front import front, knee
-from slimming.pruning.one_pass import OnePass
-from slimming.pruning.repair import divergence
-from slimming.pruning.slicing.trial import declared
-from slimming.pruning.threshold import choose_channels
+from slimming import slicing
+from slimming.choosing import moments
+from slimming.choosing.budget import front, knee
+from slimming.choosing.threshold import choose_channels
+from slimming.measuring import figures
+from slimming.repair import streaming
+from slimming.repair.layer_by_layer import divergence
+from slimming.repair.one_pass import OnePass
+from slimming.slicing.prune import declared
 from slimming.storage import architecture
 
 ACCURACIES = ("pruned", "repaired")
@@ -51,8 +53,8 @@ def test_a_point_costs_what_its_command_gives(resnet, images, tmp_path):
         assert words[-1].startswith(f"{tmp_path}/sweep/{point['allocation']}-")
         succeed(shlex.join(words), "--save", target)
         slim, _, _ = architecture.load(target / "pruned.pth.tar")
-        assert profiling.count_parameters(slim) == point["parameters"]
-        assert profiling.count_flops(slim) == point["FLOPs"]
+        assert figures.count_parameters(slim) == point["parameters"]
+        assert figures.count_flops(slim) == point["FLOPs"]
         assert point["flops"] == point["FLOPs"] / record["dense"]["FLOPs"]
         assert slicing.cfg_of(slim) == [after for _, _, after in point["layers"]]
     chosen = next(p for p in record["points"] if p["id"] == record["chosen"]["id"])
@@ -208,8 +210,8 @@ def test_one_pass_changes_nothing_without_a_loss_and_helps_with_one(arch):
 def test_of_large_images_one_pass_uses_fewer(monkeypatch):
     dense, images = NETWORKS["vgg"](depth=11, cfg=NARROW["vgg"]).eval(), torch.rand(64, 3, 32, 32)
     assert len(OnePass(dense, images).images) == 64
-    monkeypatch.setattr(streaming, "ELEMENTS", 10 * images[0].numel())
-    assert len(OnePass(dense, images).images) == streaming.LEAST
+    monkeypatch.setattr(moments, "ELEMENTS", 10 * images[0].numel())
+    assert len(OnePass(dense, images).images) == streaming.FEWEST
 
 
 def test_the_knee_is_where_accuracy_begins_to_fall():

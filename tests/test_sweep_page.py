@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from slimming.reports import sweep_page
+from slimming.commands.sweep import report
 
 pytestmark = pytest.mark.slow  # a browser
 
@@ -40,7 +40,7 @@ FACTS = {
 def show(browser, tmp_path):
     """Open the page of FACTS; after the test, it must have had no error and asked for no file."""
     path, trouble, pages = tmp_path / "sweep.html", [], []
-    path.write_text(sweep_page.page(FACTS), encoding="utf-8")
+    path.write_text(report.page(FACTS), encoding="utf-8")
 
     def opened(**settings):
         page = browser.new_page(**settings)

@@ -12,9 +12,9 @@ from warm import run
 
 import run as script_of_experiments
 from slimming.cli import flags
-from slimming.runtime import threads
-from slimming.workflows.experiment import config_of, same_settings
-from slimming.workflows.experiment_settings import read_settings
+from slimming.commands.experiment.run import config_of, same_settings
+from slimming.commands.experiment.settings import read_settings
+from slimming.runtime import device
 
 SCRIPTS = "main vggprune resprune denseprune run flowprune eval".split()
 SCRIPTS += ["mask-impl.main_mask", "mask-impl.prune_mask"]
@@ -134,11 +134,11 @@ def test_a_busy_machine_is_told_when_training_starts(few, tmp_path, machine, wor
 
 def test_a_gpu_does_not_mind(capsys, monkeypatch):
     monkeypatch.setattr(os, "getloadavg", lambda: (1e3, 0, 0), raising=False)
-    threads.print_load_note(torch.device("cuda"))
+    device.print_load_note(torch.device("cuda"))
     assert not capsys.readouterr().out
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    threads.print_load_note(torch.device("cpu"))
+    device.print_load_note(torch.device("cpu"))
     assert len(capsys.readouterr().out.splitlines()) == 1
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # there is nothing to lower
-    threads.print_load_note(torch.device("cpu"))
+    device.print_load_note(torch.device("cpu"))
     assert not capsys.readouterr().out

@@ -6,13 +6,12 @@ from conftest import NARROW, SMALLEST
 from torch.utils.data import DataLoader, TensorDataset
 
 from models import NETWORKS, resnet
-from slimming.data.batches import Batches
-from slimming.data.pixels import Split, normalize
+from slimming.data.batches import Batches, Split, normalize
 from slimming.errors import Diverged, UserError
-from slimming.runtime.precision import Precision
+from slimming.runtime.device import Precision
 from slimming.training import loop
-from slimming.training.optimizer import learning_rate, load_momentum, make_optimizer
 from slimming.training.penalties import L1Penalty
+from slimming.training.trainer import learning_rate, load_momentum, make_optimizer
 
 
 def loader(count=64, augment=True):

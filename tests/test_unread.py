@@ -7,10 +7,10 @@ from torch import nn
 
 from models import NETWORKS
 from slimming.channels.scaling import batch_norms
-from slimming.measuring import profiling
-from slimming.pruning.slicing.proof import prove_equal
-from slimming.pruning.threshold import choose_channels
-from slimming.pruning.unread import without_unread_channels
+from slimming.choosing.threshold import choose_channels
+from slimming.measuring import figures
+from slimming.slicing.proof import prove_equal
+from slimming.slicing.unread import without_unread_channels
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -20,7 +20,7 @@ def test_outputs_are_equal(small, percent):
     slim = keep_only(small, choose_channels(small, percent).keep)
     lean = without_unread_channels(slim)
     assert prove_equal(lean, slim, IMAGES) <= 1e-6
-    fewer = profiling.count_flops(slim) - profiling.count_flops(lean)
+    fewer = figures.count_flops(slim) - figures.count_flops(lean)
     assert fewer > 0 if percent > 0.5 and not isinstance(small, NETWORKS["vgg"]) else fewer >= 0
 
 

@@ -12,14 +12,14 @@ import main
 import models
 import resprune
 from slimming.channels.scaling import alive_channels
+from slimming.choosing.threshold import Choice
+from slimming.commands.prune import report
+from slimming.commands.prune.run import Dense, print_next_step
+from slimming.commands.prune.settings import PrunedOutputSettings, PruningRun
 from slimming.errors import UserError
-from slimming.pruning.choice import Choice
-from slimming.reports import preact
 from slimming.storage import checkpoint, files
 from slimming.training import penalties
-from slimming.training.run_folder import RunFolder
-from slimming.workflows.before_after import Dense, print_next_step
-from slimming.workflows.settings import PrunedOutputSettings, PruningRun
+from slimming.training.settings import RunFolder
 
 # as the suite of preact_res20 printed it
 PRINTED = """\
@@ -195,7 +195,7 @@ def test_the_summary_of_preact_res20_to_the_letter(tmp_path, monkeypatch):
     dense = Dense(PruningRun(), *paths, model, None, {}, None)
     before = {"top-1": 0.9096, "loss": 0.284, "seconds": 1.526}
     after = {"top-1": 0.1766, "loss": 7.252, "seconds": 1.526 * (1 - 0.083854)}
-    text = preact.text(dense, keep_only(model, keep), choice, before, after)
+    text = report.text(dense, keep_only(model, keep), choice, before, after)
     assert text.splitlines() == PRINTED.splitlines()
 
 

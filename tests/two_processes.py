@@ -9,14 +9,13 @@ import torch.nn.functional as F
 
 from models import vgg
 from slimming.cli import entry
-from slimming.data.batches import Batches
-from slimming.data.pixels import Split
+from slimming.data.batches import Batches, Split
 from slimming.errors import UserError
 from slimming.runtime import distributed
 from slimming.runtime.device import choose_device
 from slimming.training import loop
-from slimming.training.optimizer import make_optimizer
 from slimming.training.penalties import L1Penalty
+from slimming.training.trainer import make_optimizer
 
 
 def main() -> None:

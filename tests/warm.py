@@ -30,9 +30,9 @@ LIBRARIES = """
     matplotlib.figure matplotlib.backends.backend_agg
 """.split()
 SUITE = """
-    slimming.workflows.experiment slimming.workflows.rounds slimming.workflows.before_after
-    slimming.workflows.exporting.timing slimming.workflows.sweep.points
-    slimming.workflows.evaluation slimming.cli.entry slimming.reports.sweep_plot
+    slimming.commands.experiment.run slimming.commands.rounds.run slimming.commands.prune.run
+    slimming.commands.export.run slimming.commands.sweep.run
+    slimming.commands.evaluate.run slimming.cli.entry slimming.commands.sweep.report
 """.split()
 
 PICTURES = [m.name for m in pkgutil.iter_modules(PIL.__path__, "PIL.") if "Plugin" in m.name]
@@ -140,11 +140,11 @@ def shorten(set_attribute: Callable[[object, str, object], None] = setattr) -> N
     may be; a file of the slim network is timed as that of the dense one;
     PyTorch's files of half precision run in no process of their own; of a plot, nothing is
     drawn but its frame. Tests of these do without this."""
-    from slimming.measuring import profiling
-    from slimming.measuring.export import engines, proof
-    from slimming.workflows.exporting import timing
+    from slimming.commands.export import run as export_run
+    from slimming.deploy import engines, graph
+    from slimming.measuring import figures
 
-    in_turns, rows, run_alone = profiling.in_turns, timing.rows, proof.run_alone
+    in_turns, rows, run_alone = figures.in_turns, export_run.rows, graph.run_alone
 
     def latencies(models: Sequence, images: Sequence, seconds: float = 0) -> list[float]:
         return [(len(images) + i) / 1e3 for i in range(len(models))]
@@ -155,9 +155,9 @@ def shorten(set_attribute: Callable[[object, str, object], None] = setattr) -> N
     def rows_of(subject: object, written: Sequence[Any]) -> list:
         def first_file(subject: object, kind: str, aside: Path) -> object:
             file = next(file for file in written if file.format == kind)
-            return timing.Runner(subject, kind, file.precision, file.parts[0])
+            return export_run.Runner(subject, kind, file.precision, file.parts[0])
 
-        set_attribute(timing, "_dense_runner", first_file)
+        set_attribute(export_run, "_dense_runner", first_file)
         return rows(subject, written)
 
     def in_here(
@@ -168,10 +168,10 @@ def shorten(set_attribute: Callable[[object, str, object], None] = setattr) -> N
         more = [*images, *images[: int(alone)]]
         return engines.ENGINES[kind](str(path), precision)(np.stack(more))
 
-    set_attribute(proof, "run_alone", in_here)
-    set_attribute(timing, "rows", rows_of)
-    set_attribute(profiling, "latencies", latencies)
-    set_attribute(profiling, "in_turns", few_turns)
+    set_attribute(graph, "run_alone", in_here)
+    set_attribute(export_run, "rows", rows_of)
+    set_attribute(figures, "latencies", latencies)
+    set_attribute(figures, "in_turns", few_turns)
     try:
         from matplotlib.figure import Figure
     except ImportError:  # hidden by a test

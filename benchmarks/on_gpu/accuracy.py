@@ -17,7 +17,7 @@ from benchmarks import measure, reproduce
 from benchmarks.variants import Trial, make_epoch
 from slimming.cli import entry
 from slimming.data import image_folder
-from slimming.measuring import profiling
+from slimming.measuring import figures
 from slimming.runtime.device import choose_device
 from slimming.storage import architecture, checkpoint, files
 
@@ -103,8 +103,8 @@ def workflow(arch: str, depth: int, seed: int, args: argparse.Namespace) -> dict
     scores = [stages[name]["prec1"] for name in ("dense", "pruned", "repaired")]
     scores.append(checkpoint.read(tuned)["best_prec1"])
     models = [architecture.load(path)[0] for path in (sparse, tuned)]
-    sizes = [f"{profiling.count_parameters(model):,}" for model in models]
-    costs = [f"{profiling.count_flops(model) / 1e6:.1f}" for model in models]
+    sizes = [f"{figures.count_parameters(model):,}" for model in models]
+    costs = [f"{figures.count_flops(model) / 1e6:.1f}" for model in models]
     name = f"{arch}-{depth} at {ratios[0]:.0%}"
     values = [name, seed, args.epochs, *(f"{score:.2%}" for score in scores)]
     return dict(zip(HEADER, [*values, " -> ".join(sizes), " -> ".join(costs)], strict=True))

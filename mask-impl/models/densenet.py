@@ -7,7 +7,7 @@ from .suite import no_selection, suite
 
 class densenet(suite.densenet):
     """The suite's DenseNet, with the same arguments except ``selection``.
-    `slimming.pruning.slicing.sliced` turns it into its ``slim_form``, with channel selection."""
+    `slimming.slicing.sliced` turns it into its ``slim_form``, with channel selection."""
 
     slim_form = suite.densenet
 

@@ -4,7 +4,7 @@ from .suite import suite
 
 
 class vgg(suite.vgg):
-    """The suite's VGG, with the same arguments. `slimming.pruning.slicing.sliced` turns it into
+    """The suite's VGG, with the same arguments. `slimming.slicing.sliced` turns it into
     its ``slim_form``."""
 
     slim_form = suite.vgg

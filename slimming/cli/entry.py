@@ -17,7 +17,7 @@ from slimming.errors import (
     is_out_of_memory,
 )
 from slimming.runtime import distributed
-from slimming.runtime.memory import keep_freed_memory
+from slimming.runtime.device import keep_freed_memory
 
 DEBUG = "SLIMMING_DEBUG"  # a variable of the environment: if set, errors also show their traceback
 

@@ -1,17 +1,124 @@
-"""Batches on the training device: shuffle, crop, flip and normalise whole batches of uint8."""
+"""Small images as uint8 (N, 3, 32, 32), and their normalisation."""
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
-from slimming.data.order import balanced, rank_slices
-from slimming.data.pixels import Split, normalize
-from slimming.runtime.randomness import epoch_generator
+from slimming.runtime.device import epoch_generator
 from slimming.storage.preprocessing import CIFAR, Preprocessing
+
+SIZE = 32
+BORDER = 2  # black pixels around 28x28 images
+
+OFFLINE = "`dataset` digits needs no download"
+
+
+class Split(NamedTuple):
+    """Images (N, 3, 32, 32) uint8, their labels (N,) int64, and the names of the classes."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    classes: list[str]
+
+
+MEAN, STD = CIFAR.mean, CIFAR.std
+
+
+def normalize(images: torch.Tensor, preprocessing: Preprocessing = CIFAR) -> torch.Tensor:
+    """Normalise uint8 (N, 3, H, W) images for the network with this ``preprocessing``:
+    (x / 255 - mean) / std, as floats."""
+    mean, std = _mean_and_std(preprocessing, images.device)
+    return images.float().div_(255).sub_(mean).div_(std)
+
+
+def denormalize(images: torch.Tensor, preprocessing: Preprocessing = CIFAR) -> torch.Tensor:
+    """The uint8 images that `normalize` turns into these (N, 3, H, W)."""
+    mean, std = _mean_and_std(preprocessing, images.device)
+    return (images.float() * std).add_(mean).mul_(255).round_().clamp_(0, 255).byte()
+
+
+@functools.cache  # a copy in each batch would synchronise with the GPU
+def _mean_and_std(
+    preprocessing: Preprocessing, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    both = preprocessing.mean, preprocessing.std
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in both)
+    return mean, std
+
+
+def to_32x32(images: torch.Tensor) -> torch.Tensor:
+    """uint8 images (N, 3, 32, 32) from grey images (N, H, W) or from (N, 3, H, W).
+
+    28x28 images are padded with `BORDER` black pixels, others are resized (bilinear).
+    """
+    if images.dim() == 3:
+        images = images[:, None].expand(-1, 3, -1, -1)
+    if images.shape[2:] == (28, 28):
+        return F.pad(images, 4 * (BORDER,))
+    if images.shape[2:] == (SIZE, SIZE):
+        return images.contiguous()
+    resized = F.interpolate(images.float(), (SIZE, SIZE), mode="bilinear", align_corners=False)
+    return resized.round().clamp(0, 255).byte()
+
+
+class Loader(Protocol):
+    """A loader of batches: the number of images of an epoch, the size of a batch over all
+    processes, and the rank of this process among ``ranks``."""
+
+    batch_size: int
+    rank: int
+    ranks: int
+
+    @property
+    def num_images(self) -> int: ...
+
+
+class Augmenting(Loader, Protocol):
+    """A loader that knows whether it is for training."""
+
+    augment: bool
+
+
+def rank_slices(loader: Augmenting) -> Iterator[slice]:
+    """For each batch, the slice of the epoch's order that this process gets.
+
+    A training batch with fewer images than processes is dropped.
+    """
+    for start in range(0, loader.num_images, loader.batch_size):
+        stop = min(start + loader.batch_size, loader.num_images)
+        if stop - start < loader.ranks and loader.augment:
+            return
+        if start + loader.rank < stop:
+            yield slice(start + loader.rank, stop, loader.ranks)
+
+
+def loss_weight(loader: Loader, step: int, count: int) -> float:
+    """The weight of this process's loss, the mean over ``count`` images of batch ``step`` (from 0),
+    in the mean over all processes: 1 if all have equally many images."""
+    if loader.ranks == 1:
+        return 1
+    whole = min(loader.batch_size, loader.num_images - step * loader.batch_size)
+    return count * loader.ranks / whole
+
+
+def balanced(labels: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+    """The indices (count,) of ``count`` random images, equally many of each class: classes that run
+    out of images are made up for by the others. All images if there are fewer than ``count``."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    shuffled = labels.cpu()[order]
+    turn = torch.empty_like(order)
+    for label in shuffled.unique():
+        own = shuffled == label
+        turn[own] = torch.arange(int(own.sum()))
+    return order[turn.argsort(stable=True)[:count]]
+
 
 PAD = 4
 
@@ -77,7 +184,7 @@ class Batches:
         return images, self.split.labels[chosen]
 
     def keeping_workers(self) -> contextlib.AbstractContextManager[None]:
-        """See `slimming.data.stream.Stream`; images in memory need no workers."""
+        """See `slimming.data.image_folder.Stream`; images in memory need no workers."""
         return contextlib.nullcontext()
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

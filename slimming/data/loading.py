@@ -8,10 +8,9 @@ from typing import Any, Protocol
 import torch
 
 from slimming.data import datasets, image_folder
-from slimming.data.batches import Batches, DeviceLoader
-from slimming.data.pixels import SIZE, Split
-from slimming.data.settings import DataSettings
-from slimming.data.stream import Stream
+from slimming.data.batches import SIZE, Batches, DeviceLoader, Split
+from slimming.data.datasets import DataSettings
+from slimming.data.image_folder import Stream
 from slimming.errors import UserError
 from slimming.runtime import distributed
 from slimming.storage.preprocessing import CIFAR, Preprocessing
@@ -47,8 +46,8 @@ def batches(
     for a network with this ``image_size`` and ``preprocessing``.
 
     Small images are kept in memory (`Batches`); an image folder with an ``image_size`` other than
-    32 is streamed from disk (`slimming.data.stream.Stream`). Order and augmentation of an epoch
-    depend on ``seed``. UserError if the data is unavailable.
+    32 is streamed from disk (`slimming.data.image_folder.Stream`). Order and augmentation of an
+    epoch depend on ``seed``. UserError if the data is unavailable.
     """
     folder = settings.folder(name)
     augment = part == "train"

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from slimming import slicing
 from slimming.channels.groups import Channels, Group
 from slimming.channels.inputs import Inputs
-from slimming.measuring import profiling
-from slimming.pruning import slicing
+from slimming.measuring import figures
 
 SHOWN = 3  # names in one line of the table
 
@@ -83,8 +83,8 @@ def _shown(names: list[str]) -> str:
 def inspection(model: nn.Module, found: Channels, one: Inputs) -> Inspection:
     """The `Inspection` of a network of which these channels were ``found``; ``one``: one sample of
     its inputs."""
-    flops, of_layer = profiling.flops_with(model, one)
-    parameters = profiling.count_parameters(model)
+    flops, of_layer = figures.flops_with(model, one)
+    parameters = figures.count_parameters(model)
 
     def gone(groups: Iterable[Group]) -> tuple[float, float]:
         """The fraction of the parameters and FLOPs that go with all but one channel of each."""

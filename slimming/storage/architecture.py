@@ -1,7 +1,4 @@
-"""Rebuild the network of a checkpoint.
-
-A checkpoint records its `Architecture`, so that it loads without flags.
-"""
+"""The network that a checkpoint describes."""
 
 import functools
 import re

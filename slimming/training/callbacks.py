@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from slimming.data.batches import Batches
-from slimming.data.stream import Stream
+from slimming.data.image_folder import Stream
 from slimming.training.settings import TrainSettings
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # images (N, 3, H, W), labels (N,)

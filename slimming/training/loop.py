@@ -12,13 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from slimming.data import loading
-from slimming.data.batches import Batches
-from slimming.data.order import Loader, loss_weight
+from slimming.data.batches import Batches, Loader, loss_weight
 from slimming.errors import Diverged, UserError
 from slimming.runtime import distributed, optional
-from slimming.runtime.device import LAYOUT
-from slimming.runtime.precision import Precision
-from slimming.runtime.strides import unit_strides
+from slimming.runtime.device import LAYOUT, Precision, unit_strides
 from slimming.training.callbacks import call
 
 

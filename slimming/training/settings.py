@@ -1,9 +1,102 @@
-"""Settings of training."""
+"""The files of a training run."""
 
+import contextlib
+import os
+import shlex
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
+from slimming.errors import UserError
+from slimming.runtime import distributed
 from slimming.settings import count, count_from_zero, fraction, not_negative, seed, setting
+from slimming.storage.files import claimed
+
+START_FLAGS = ("--refine", "--resume", "--start-epoch")  # dropped when a run continues
+
+
+class RunFolder:
+    """The files of a run: ``last`` and ``best`` checkpoint, ``curves``, TensorBoard ``events``.
+
+    ``resumed``: the checkpoint to resume from, if any. The folder is ``path``, else the one of
+    ``resumed``, else ./logs. ``name`` replaces checkpoint and model_best in file names; a run that
+    is resumed in its folder keeps its name.
+    """
+
+    def __init__(
+        self, path: str | Path | None, name: str | None = None, resumed: str | Path | None = None
+    ):
+        self.resumed = Path(resumed) if resumed else None
+        self.path = Path(path or (self.resumed.parent if self.resumed else "logs"))
+        self.name = name = name or self._name_of_resumed(elsewhere=bool(path))
+        self.last = self.path / f"{name or 'checkpoint'}.pth.tar"
+        self.best = self.path / f"{name + '_best' if name else 'model_best'}.pth.tar"
+        self.curves = self.path / f"{name + '_' if name else ''}curves.png"
+        self.events = self.path / (f"tensorboard_{name}" if name else "tensorboard")
+
+    def claimed(self) -> contextlib.AbstractContextManager[None]:
+        """Claim the folder for a block, see `slimming.storage.files.claimed`. Processes of torchrun
+        are one run: the first one claims it."""
+        return contextlib.nullcontext() if distributed.rank() else claimed(self.path, self.name)
+
+    def after_epoch(self, epoch: int) -> None:
+        """In ckpts, where the suite of preact_res20 has the best model in a folder best_acc, make
+        that folder, with a link to ours."""
+        link = self.path / "best_acc" / self.best.name
+        if self.path.parent.name == "ckpts" and not distributed.rank() and not link.is_symlink():
+            with contextlib.suppress(OSError):  # a file system without links
+                link.parent.mkdir(exist_ok=True)
+                link.symlink_to(Path("..", self.best.name))
+
+    def prepare(self) -> None:
+        """Create the folder. Results of another run in it are moved aside, not overwritten.
+
+        Events alone do not count: they are of a run that stopped before its first checkpoint.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UserError(
+                f"cannot create the folder {self.path}: {error.strerror}; use another `save`"
+            ) from error
+        older = [p for p in (self.best, self.curves, self.events, self.last) if p.exists()]
+        continued = self.resumed and self.last.exists() and self.last.samefile(self.resumed)
+        if continued or older in ([], [self.events]):
+            return
+        number = 1
+        while (self.path / f"previous-{number}").exists():
+            number += 1
+        aside = self.path / f"previous-{number}"
+        aside.mkdir()
+        for path in older:  # the checkpoint last, so that an interrupted move is completed later
+            os.replace(path, aside / path.name)
+        print(f"note: {self.path} contained another run; its files were moved to {aside}")
+
+    def _name_of_resumed(self, elsewhere: bool) -> str | None:
+        """The ``--filename`` of the run that wrote the resumed checkpoint."""
+        if not self.resumed or elsewhere:
+            return None
+        name = self.resumed.name.removesuffix(".pth.tar").removesuffix("_best")
+        return None if name in ("checkpoint", "model") else name
+
+    def how_to_continue(self) -> str:
+        """The command that continues the run after an interruption."""
+        if not self.last.exists():
+            return "interrupted before the first checkpoint was written: start again"
+        words, skip = ["python"], False
+        if distributed.launched():
+            here, everywhere = (os.environ[n] for n in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+            how = f"--nproc-per-node={here}" if here == everywhere else "(same flags as before)"
+            words = [f"torchrun {how} --"]
+        for word in sys.argv:
+            if not skip and not word.startswith(tuple(f"{flag}=" for flag in START_FLAGS)):
+                words.append(word)
+            skip = word in START_FLAGS
+            if skip:
+                words.pop()
+        command = f"{words[0]} {shlex.join([*words[1:], '--resume', str(self.last)])}"
+        return f"interrupted; continue with: {command}"
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from torch import nn
 
 from slimming.channels.groups import Channels, Group, traced
 from slimming.channels.inputs import Inputs
-from slimming.pruning.slicing.proof import compared, outputs
-from slimming.pruning.slicing.slim import kept_channels, masked, sliced
+from slimming.slicing.proof import compared, outputs
+from slimming.slicing.slim import kept_channels, masked, sliced
 
 
 class Net(nn.Module):

@@ -11,7 +11,7 @@ from torch.nn.utils import weight_norm as weight_norm_by_hook
 
 from models.channel_selection import channel_selection
 from slimming.channels.groups import channels
-from slimming.pruning.slicing.trial import prunable
+from slimming.slicing.prune import prunable
 
 MAPS, TOKENS, ROWS = noise(2, 3, 8, 8), noise(2, 5, 3), noise(4, 3)
 CASES = []

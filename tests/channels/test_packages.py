@@ -7,7 +7,7 @@ from small_networks import Net, faults, noise, pooled, prove, randomized, sizes
 from torch import nn
 
 from slimming.channels.groups import channels
-from slimming.pruning.slicing.trial import prunable
+from slimming.slicing.prune import prunable
 
 MAPS = noise(2, 3, 8, 8)
 CASES = []

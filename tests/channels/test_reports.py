@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from small_networks import Net, faults, noise, pooled, prove, randomized, sizes
 from torch import nn
 
-from slimming.pruning.slicing.trial import prunable
+from slimming.slicing.prune import prunable
 
 IMAGES, TOKENS = noise(2, 3, 8, 8), noise(2, 5, 3)
 REPORTS = []

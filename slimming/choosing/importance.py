@@ -1,0 +1,200 @@
+"""Measures of the importance of filters, as functions of `Evidence`.
+
+θ are the weights of one filter (of a Conv2d, or a row of a Linear), g their gradient, H the Hessian
+of the loss; Σ and ‖·‖ are over the weights of the filter. Papers are cited by arXiv number.
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from slimming.channels.groups import behind_selections, lists_widths
+from slimming.channels.widths import BatchNorm
+from slimming.choosing.evidence import Evidence, layers, scaled_norms
+from slimming.choosing.obs import elimination_errors
+from slimming.errors import UserError
+
+# Name of a layer -> (channels,) fp32 on the CPU, higher = keep; "name:in" -> the channels it reads
+Scores = dict[str, torch.Tensor]
+Measure = Callable[[Evidence], Scores]
+
+MEASURES: dict[str, Measure] = {}
+TEMPERATURES: dict[str, float] = {}  # from their papers; others use 1 or --T
+GRADIENT_FREE: list[str] = []  # these need no images
+SECOND_ORDER: list[str] = []
+
+
+def measure(
+    images: bool = True, temperature: float | None = None, second_order: bool = False
+) -> Callable[[Measure], Measure]:
+    """Register a measure under its own name. Without ``images`` it looks at weights alone; its
+    paper divides logits by ``temperature``; one of ``second_order`` differentiates twice."""
+
+    def register(function: Measure) -> Measure:
+        name = function.__name__
+        MEASURES[name] = on_cpu = functools.wraps(function)(lambda e: _on_cpu(function(e)))
+        TEMPERATURES.update({name: temperature} if temperature else {})
+        GRADIENT_FREE.extend([] if images else [name])
+        SECOND_ORDER.extend([name] if second_order else [])
+        return on_cpu
+
+    return register
+
+
+def _on_cpu(scores: Scores) -> Scores:
+    """The same on the CPU as fp32, in one copy: every copy waits for the GPU."""
+    if not scores:
+        return scores
+    together = torch.cat([score.float() for score in scores.values()]).cpu()
+    parts = together.split([len(score) for score in scores.values()])
+    return dict(zip(scores, parts, strict=True))
+
+
+def _scaled(model: nn.Module) -> dict[str, BatchNorm]:
+    """Every BN with scaling factors; UserError if there are none."""
+    norms = scaled_norms(model)
+    if not norms:
+        others = ", ".join(name for name in MEASURES if name not in ("bn", "nvidia"))
+        raise UserError(f"bn and nvidia need BatchNorm, but the network has none: use {others}")
+    return norms
+
+
+def _sums(e: Evidence, term: Callable[[str], torch.Tensor]) -> Scores:
+    """Σ ``term(name of the weight)`` of each filter of each convolution and Linear and, for layers
+    after a channel selection, of each channel that they read: no single filter writes it."""
+    filters = {
+        name: _by_filter(layer, term(f"{name}.weight")).flatten(1).sum(1)
+        for name, layer in layers(e.model).items()
+    }
+    gated = behind_selections(e.model) if lists_widths(e.model) else []
+    return filters | _input_sums(e, term, gated)
+
+
+def _by_filter(layer: nn.Module, terms: torch.Tensor) -> torch.Tensor:
+    """``terms`` of the weight (inputs, outputs of a group, ...) of a transposed convolution with
+    its filters first, as those of other layers are."""
+    if not getattr(layer, "transposed", False):
+        return terms
+    return terms.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _input_sums(e: Evidence, term: Callable[[str], torch.Tensor], names: Iterable[str]) -> Scores:
+    """Σ ``term(name of the weight)`` of each channel that these layers read, as "layer:in"."""
+    sums, modules = {}, layers(e.model)
+    for name in names:
+        terms, groups = term(f"{name}.weight"), getattr(modules[name], "groups", 1)
+        terms = _by_filter(modules[name], terms)
+        terms = terms.view(groups, -1, *terms.shape[1:]).transpose(1, 2).flatten(2)
+        sums[f"{name}:in"] = terms.sum(2).flatten()
+    return sums
+
+
+@measure(images=False)
+def mag_based(e: Evidence) -> Scores:
+    """‖θ‖₂, the magnitude; with use_init ‖θ − θ₀‖₂ (Lubana and Dick 2021, 2009.11839)."""
+    sums = _sums(e, lambda n: e.bias(n, l2=True).square())
+    return {name: squares.sqrt() for name, squares in sums.items()}
+
+
+@measure(images=False)
+def l1(e: Evidence) -> Scores:
+    """‖θ‖₁; with use_init ‖θ − θ₀‖₁ (Li et al. 2017, 1608.08710)."""
+    return _sums(e, lambda n: e.bias(n, l2=True))
+
+
+@measure(images=False)
+def bn(e: Evidence) -> Scores:
+    """|γ| of each BN; with use_init |γ − γ₀| (Liu et al. 2017, 1708.06519)."""
+    return {n: e.bias(f"{n}.weight", l2=True) for n in _scaled(e.model)}
+
+
+@measure()
+def loss_based(e: Evidence) -> Scores:
+    """Σ|θ·g|, the change of the loss to first order (Lubana and Dick 2021, 2009.11839)."""
+    return _sums(e, lambda n: e.bias(n) * e.saliency[n])
+
+
+@measure()
+def tfo(e: Evidence) -> Scores:
+    """|Σ θ·g|, the same for the filter as a whole (Molchanov et al. 2017, 1611.06440)."""
+    sums = _sums(e, lambda n: e.bias(n) * e.values[n] * e.gradient[n])
+    return {name: change.abs() for name, change in sums.items()}
+
+
+@measure()
+def fisher(e: Evidence) -> Scores:
+    """Σ θ²·E[g²]: the change of the loss to second order (Theis et al. 2018, 1801.05787)."""
+    return _sums(e, lambda n: e.bias(n) * e.values[n].square() * e.squared_gradient[n])
+
+
+@measure()
+def nvidia(e: Evidence) -> Scores:
+    """γ²·E[g_γ²] + β²·E[g_β²] of each BN (Molchanov et al. 2019, 1906.10771)."""
+    names = _scaled(e.model)
+    terms = {n: e.bias(n) * v.square() * e.squared_gradient[n] for n, v in e.values.items()}
+    return {n: terms[f"{n}.weight"] + terms[f"{n}.bias"] for n in names}
+
+
+@measure()
+def biased_loss(e: Evidence) -> Scores:
+    """Σ|θ|·|θ·g|, with use_init Σ|θ − θ₀|·|θ·g| (Lubana and Dick 2021, 2009.11839)."""
+    return _sums(e, lambda n: e.bias(n, l2=True) * e.saliency[n])
+
+
+@measure()
+def biased_loss_tracked(e: Evidence) -> Scores:
+    """Σ|θ|·E, where E is the average of |θ·g| in a `Tracker` (Lubana and Dick 2021, 2009.11839)."""
+    return biased_loss(e)
+
+
+@measure(temperature=200.0, second_order=True)
+def grasp(e: Evidence) -> Scores:
+    """Σ θ·(Hg): pruning the lowest raises ‖g‖. Temperature 200 (Wang et al. 2020, 2002.07376)."""
+    return _sums(e, lambda n: e.bias(n) * e.values[n] * e.hessian_gradient[n])
+
+
+@measure(temperature=1.0, second_order=True)
+def grad_preserve(e: Evidence) -> Scores:
+    """|Σ θ·(Hg)|: pruning the lowest keeps ‖g‖. Temperature 1 (Lubana, Dick 2021, 2009.11839)."""
+    return {name: scores.abs() for name, scores in grasp(e).items()}
+
+
+@measure(images=False)
+def random(e: Evidence) -> Scores:
+    """Uniform in [0, 1), a function of the seed: the baseline for all measures (no paper)."""
+    generator, shapes = torch.Generator().manual_seed(e.seed), _sums(e, e.values.__getitem__)
+    return {name: torch.rand(len(s), generator=generator) for name, s in shapes.items()}
+
+
+@measure(images=False)
+def lamp(e: Evidence) -> Scores:
+    """‖θ‖² / Σ‖θ_u‖² over the layer's filters with ‖θ_u‖ ≥ ‖θ‖ (Lee et al. 2021, 2010.07611)."""
+    scores = {}
+    for name, squares in _on_cpu(_sums(e, lambda n: e.bias(n, l2=True).square())).items():
+        ranked = squares.sort().values
+        as_much = ranked.flip(0).cumsum(0).flip(0).clamp_min(torch.finfo(torch.float32).tiny)
+        scores[name] = squares / as_much[torch.searchsorted(ranked, squares)]
+    return scores
+
+
+@measure()
+def taylor_group(e: Evidence) -> Scores:
+    """Σ|θ·g| of each filter and of each channel that a layer reads, and |γ·g_γ| of each BN. Sum
+    them over coupled layers (DepGraph, Fang et al. 2023, 2301.12900).
+    """
+    saliency = {n: e.bias(n) * value for n, value in e.saliency.items()}
+    term = saliency.__getitem__
+    scores = _sums(e, term) | _input_sums(e, term, layers(e.model))
+    return scores | {n: saliency[f"{n}.weight"] for n in scaled_norms(e.model)}
+
+
+@measure()
+def obs(e: Evidence) -> Scores:
+    """What of a layer's output is lost with an input when the others stand in for it, as well as
+    they can: the error of `elimination_errors` (ZipLM, Kurtić et al. 2023, 2302.04089)."""
+    return {
+        f"{name}:in": elimination_errors(layers(e.model)[name].weight, gram)
+        for name, gram in e.inputs.items()
+    }

@@ -1,0 +1,56 @@
+"""The summary of pruning in the format of the suite that calls its networks preact_res<depth>."""
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from slimming import slicing
+from slimming.choosing.threshold import Choice
+
+MEBIBYTE = 2**20
+
+
+class Dense(Protocol):
+    """The network before pruning, its file, and the file of the slim network."""
+
+    path: Path
+    target: Path
+    model: nn.Module
+
+
+def text(dense: Dense, slim: nn.Module, choice: Choice, before: dict, after: dict) -> str:
+    """The summary of the records that `before_after.save_pruned` returned. As in that suite,
+    parameters include the masks of channel selection, and sizes are those of the two files."""
+    files, cfg = (dense.path, dense.target), slicing.cfg_of(slim)
+    sizes = [path.stat().st_size / MEBIBYTE for path in files]
+    counts = [sum(p.numel() for p in model.parameters()) for model in (dense.model, slim)]
+    lines = [
+        f"Loading checkpoint from {dense.path}",
+        *(_layer(name, alive, choice.keep[name]) for name, alive in choice.alive.items()),
+        f"cfg {len(cfg)}: {cfg}",
+        f"Pruned model save to: {os.path.join('.', dense.target)}",
+        f"Pruned rate: {choice.ratio:g}",
+        f"Model {_score(before)}",
+        f"Pruned model {_score(after)}",
+        _reduced("Time", "{:.2f}s -> {:.2f}s", before["seconds"], after["seconds"]),
+        _reduced("Model params", "{:.2f} -> {:.2f}", *counts),
+        _reduced("Model size", "{:.2f}mb->{:.2f}mb", *sizes),
+    ]
+    return "\n".join(lines)
+
+
+def _layer(name: str, alive: torch.Tensor, keep: torch.Tensor) -> str:
+    before, gone = int(alive.sum()), int(alive.sum() - keep.sum())
+    return f"BN layer name: {name}\tpruned {gone / max(1, before):.2%}({gone}/{before})"
+
+
+def _score(record: dict) -> str:
+    top1, loss, seconds = record["top-1"], record["loss"], record["seconds"]
+    return f"acc:{100 * top1:.3f} loss: {loss:.3f} time: {seconds:.3f}s"
+
+
+def _reduced(name: str, form: str, before: float, after: float) -> str:
+    return f"{name} reduce: {1 - after / before:.4%} ({form.format(before, after)})"
