@@ -8,9 +8,9 @@ filters, the least important first; the remaining --epochs train the slim networ
 
 from slimming.cli import entry, flags
 from slimming.cli.flags import Parser
-from slimming.commands.rounds import run as rounds_run
+from slimming.commands.rounds import run as rounds
 from slimming.commands.rounds.settings import FlowRun
-from slimming.commands.train import run as train_run
+from slimming.commands.train.run import run_epochs
 
 
 def make_parser() -> Parser:
@@ -18,13 +18,11 @@ def make_parser() -> Parser:
 
 
 def main() -> None:
-    run, start = rounds_run.flow_run(flags.parse(make_parser()))
-    trainer = rounds_run.prepare(run, start)
-    pruning = rounds_run.Rounds(run, trainer)
+    run, start = rounds.flow_run(flags.parse(make_parser()))
+    trainer = rounds.prepare(run, start)
+    pruning = rounds.Rounds(run, trainer)
     with run.folder.claimed():
-        train_run.run_epochs(
-            trainer, [pruning], run.folder, run.data, not run.output.no_tensorboard
-        )
+        run_epochs(trainer, [pruning], run.folder, run.data, run.output.tensorboard)
         pruning.write_results()
 
 

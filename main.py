@@ -4,30 +4,58 @@ or resume a run (--resume).
     python main.py -sr --s 0.0001 --dataset cifar10 --arch vgg --depth 19
 """
 
+from torch import nn, optim
+
 from slimming.cli import entry, flags
-from slimming.cli.flags import Parser
-from slimming.commands.train import run as train_run
+from slimming.commands.train import run as training
 from slimming.commands.train.settings import TrainingRun
+from slimming.settings import kept
 from slimming.storage.checkpoint import save_checkpoint
 from slimming.training.loop import test, train
 from slimming.training.penalties import L1Penalty, update_bn, updateBN
+from slimming.training.trainer import Trainer, learning_rate, make_optimizer
 
 __all__ = ["save_checkpoint", "test", "train", "updateBN", "update_bn"]
 
 
-def make_parser() -> Parser:
+def make_parser() -> flags.Parser:
     return flags.make_parser(__doc__, TrainingRun, others=("flowprune", "run"))
 
 
 def main() -> None:
-    run, start = train_run.main_run(flags.parse(make_parser()))
-    trainer = train_run.prepare(run, start)
-    penalty = [L1Penalty(trainer.model, run.train.s)] if run.train.sr else []
-    held = train_run.hold_zeros(trainer, start)
-    folder = run.folder(trainer.architecture.arch)
-    train_run.run_epochs(
-        trainer, [*penalty, *held], folder, run.data, not run.output.no_tensorboard
-    )
+    run, start = training.main_run(flags.parse(make_parser()))
+    model, network, (training_data, test_data) = training.open_run(run, start)
+    settings, folder = run.train, run.folder(network.arch)
+
+    def optimizer(model: nn.Module) -> optim.Optimizer:
+        return make_optimizer(model, settings.lr, settings.momentum, settings.weight_decay)
+
+    def schedule(epoch: int) -> float:  # divided by 10 after 1/2 and 3/4 of the epochs
+        return learning_rate(epoch, settings.epochs, settings.lr)
+
+    loaders = training_data, test_data
+    trainer = Trainer(model, network, *loaders, settings, optimizer, schedule, kept=kept(run))
+    training.begin(trainer, start)
+    penalty = [L1Penalty(model, settings.s)] if settings.sr else []  # s · Σ|γ|
+    zeros = training.hold_zeros(trainer, start)
+
+    callbacks = [*penalty, *zeros]
+    with (
+        training.in_folder(trainer, callbacks, folder, run.data, run.output.tensorboard),
+        trainer.running(),
+    ):
+        for epoch in trainer.epochs():
+            trained = train(
+                trainer.trained,
+                training_data,
+                trainer.optimizer,
+                epoch,
+                trainer.callbacks,  # the penalty acts between backward and step
+                trainer.precision,
+                settings.log_interval,
+            )
+            tested = test(trainer.model, test_data, trainer.precision)
+            trainer.end_epoch(epoch, trained, tested)  # saves checkpoints, prints
 
 
 if __name__ == "__main__":

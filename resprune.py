@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slimming import slicing
-from slimming.choosing import allocation
+from slimming.choosing.threshold import sorted_factors
 from slimming.cli import entry, flags
 from slimming.cli.flags import Parser
 from slimming.commands.prune import report
-from slimming.commands.prune import run as prune_run
+from slimming.commands.prune.run import load, save_pruned
 from slimming.commands.prune.settings import PrunedOutputSettings, PruneSettings, PruningRun
 from slimming.commands.settings import TO_PRUNE
 from slimming.errors import UserError
 from slimming.settings import build, part, setting
+from slimming.slicing import masked, slim_to
 from slimming.slicing.proof import prove_equal
 from slimming.storage import architecture, checkpoint, files
 
@@ -80,12 +80,15 @@ def complete(typed: Mapping[str, Any]) -> ResPruningRun:
 
 def main() -> None:
     run = complete(flags.parse(make_parser()))
-    dense = prune_run.load(run, arch="resnet")
+    dense = load(run, arch="resnet")
     with dense.claimed():
-        choice = allocation.choose(dense.prunable, dense.ratio, run.prune.allocation)
-        slim, kept = slicing.slim_to(dense.model, dense.prunable.coupled, choice.keep)
-        proof = prove_equal(slim, slicing.masked(dense.model, kept), dense.images)
-        measured = prune_run.save_pruned(dense, slim, kept, choice, proof)
+        ratio = dense.find_ratio()  # --percent, or what a budget takes
+        factors = sorted_factors(dense.model)  # |γ| of the whole network
+        threshold = float(factors[int(len(factors) * ratio)])
+        choice = dense.keep_above(threshold, ratio)
+        slim, kept = slim_to(dense.model, dense.prunable.coupled, choice.keep)
+        proof = prove_equal(slim, masked(dense.model, kept), dense.images)
+        measured = save_pruned(dense, slim, kept, choice, proof)
         if run.prune.ckpt_dir:
             print(f"\n{report.text(dense, slim, choice, *measured)}")
 

@@ -6,13 +6,13 @@ filter in the convolution after it.
     python vggprune.py --dataset cifar10 --depth 19 --percent 0.7 --model logs/model_best.pth.tar
 """
 
-from slimming import slicing
-from slimming.choosing import allocation
+from slimming.choosing.threshold import sorted_factors
 from slimming.cli import entry, flags
 from slimming.cli.flags import Parser
-from slimming.commands.prune import run as prune_run
+from slimming.commands.prune.run import load, save_pruned
 from slimming.commands.prune.settings import PruningRun
 from slimming.settings import build
+from slimming.slicing import masked, slim_to
 from slimming.slicing.proof import prove_equal
 
 
@@ -22,12 +22,15 @@ def make_parser() -> Parser:
 
 def main() -> None:
     run = build(PruningRun, flags.parse(make_parser()))
-    dense = prune_run.load(run, arch="vgg")
+    dense = load(run, arch="vgg")
     with dense.claimed():
-        choice = allocation.choose(dense.prunable, dense.ratio, run.prune.allocation)
-        slim, kept = slicing.slim_to(dense.model, dense.prunable.coupled, choice.keep)
-        proof = prove_equal(slim, slicing.masked(dense.model, kept), dense.images)
-        prune_run.save_pruned(dense, slim, kept, choice, proof)
+        ratio = dense.find_ratio()  # --percent, or what a budget takes
+        factors = sorted_factors(dense.model)  # |γ| of the whole network
+        threshold = float(factors[int(len(factors) * ratio)])
+        choice = dense.keep_above(threshold, ratio)
+        slim, kept = slim_to(dense.model, dense.prunable.coupled, choice.keep)
+        proof = prove_equal(slim, masked(dense.model, kept), dense.images)
+        save_pruned(dense, slim, kept, choice, proof)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `models` of the 
 
 from slimming.cli import entry, flags
 from slimming.cli.flags import Parser
-from slimming.commands.train import run as train_run
+from slimming.commands.train import run as training
 from slimming.commands.train.settings import TrainingRun
 from slimming.storage.checkpoint import save_checkpoint
 from slimming.training.loop import test, train
@@ -27,14 +27,12 @@ def make_parser() -> Parser:
 
 
 def main() -> None:
-    run, start = train_run.main_run(flags.parse(make_parser()))
-    trainer = train_run.prepare(run, start, NETWORKS)
+    run, start = training.main_run(flags.parse(make_parser()))
+    trainer = training.prepare(run, start, NETWORKS)
     penalty = [L1Penalty(trainer.model, run.train.s)] if run.train.sr else []
-    pruned = [GradientMask(trainer.model, trainer.optimizer), *train_run.hold_zeros(trainer, start)]
+    pruned = [GradientMask(trainer.model, trainer.optimizer), *training.hold_zeros(trainer, start)]
     folder = run.folder(trainer.architecture.arch)
-    train_run.run_epochs(
-        trainer, [*penalty, *pruned], folder, run.data, not run.output.no_tensorboard
-    )
+    training.run_epochs(trainer, [*penalty, *pruned], folder, run.data, run.output.tensorboard)
 
 
 if __name__ == "__main__":

@@ -10,17 +10,16 @@ slim network.
 import copy
 import importlib
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `models` of the main suite
 
 from slimming import slicing
 from slimming.channels.scaling import zero_channels
-from slimming.choosing import allocation
+from slimming.choosing.threshold import sorted_factors
 from slimming.cli import entry, flags
 from slimming.cli.flags import Parser
-from slimming.commands.prune import run as prune_run
+from slimming.commands.prune.run import load, save_pruned
 from slimming.commands.prune.settings import PruningRun
 from slimming.settings import build
 from slimming.slicing.proof import prove_equal
@@ -34,15 +33,17 @@ def make_parser() -> Parser:
 
 def main() -> None:
     run = build(PruningRun, flags.parse(make_parser()))
-    dense = prune_run.load(run, arch=None, networks=NETWORKS)
+    dense = load(run, arch=None, networks=NETWORKS)
     with dense.claimed():
-        whole_layers = replace(dense.prunable, at_least_one=False)
-        choice = allocation.choose(whole_layers, dense.ratio, run.prune.allocation)
+        ratio = dense.find_ratio()  # --percent, or what a budget takes
+        factors = sorted_factors(dense.model)  # |γ| of the whole network
+        threshold = float(factors[int(len(factors) * ratio)])
+        choice = dense.keep_above(threshold, ratio, at_least_one=False)  # whole layers may go
         masked = zero_channels(copy.deepcopy(dense.model), choice.keep)
         kept = slicing.living(masked)
         slim = slicing.sliced(masked, kept)
         proof = prove_equal(slim, masked, dense.images)
-        prune_run.save_pruned(dense, slim, kept, choice, proof, masked)
+        save_pruned(dense, slim, kept, choice, proof, masked)
 
 
 if __name__ == "__main__":

@@ -291,18 +291,18 @@ def test_a_stopped_run_ends_as_one_that_was_not(flow, monkeypatch, tmp_path, mor
     """Stopped before the first round and before the second; with `--resume auto`."""
     words = [*TWO, *MORE[more].split(), *NETWORK.get(more, "").split(), "--prune_percent", 50]
     whole = flow(*words, folder="whole")
-    one_epoch = Trainer.one_epoch
+    end_epoch = Trainer.end_epoch
     for stop in (1, 2):
 
-        def stopped(self, epoch, stop=stop):
+        def stopped(self, epoch, *scores, stop=stop):
             if epoch == stop:
                 raise KeyError("killed")
-            return one_epoch(self, epoch)
+            end_epoch(self, epoch, *scores)
 
-        monkeypatch.setattr(Trainer, "one_epoch", stopped)
+        monkeypatch.setattr(Trainer, "end_epoch", stopped)
         with pytest.raises(KeyError, match="killed"):
             flow(*words, "--resume", "auto")
-    monkeypatch.setattr(Trainer, "one_epoch", one_epoch)
+    monkeypatch.setattr(Trainer, "end_epoch", end_epoch)
     assert same(flow(*words, "--resume", "auto"), whole)
     if "--track_stats" in words:
         texts = [(tmp_path / f / "stats.json").read_text() for f in ("whole", "out")]

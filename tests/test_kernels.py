@@ -204,15 +204,15 @@ def test_refine_holds_the_zeros_that_a_file_says_were_pruned(
         return checkpoint.read(tmp_path / folder / "checkpoint.pth.tar")
 
     whole = refine("whole")
-    one_epoch = Trainer.one_epoch
+    end_epoch = Trainer.end_epoch
 
-    def stopped(self, epoch):
+    def stopped(self, epoch, *scores):
         if epoch == 1:
             raise KeyError("killed")
-        return one_epoch(self, epoch)
+        end_epoch(self, epoch, *scores)
 
     with monkeypatch.context() as patch, pytest.raises(KeyError, match="killed"):
-        patch.setattr(Trainer, "one_epoch", stopped)
+        patch.setattr(Trainer, "end_epoch", stopped)
         refine("stopped")
     assert same(refine("stopped"), whole)
     pruned = sum(int((~keep).sum()) for keep in masks.values())

@@ -19,7 +19,6 @@ from slimming.errors import Interrupted
 from slimming.runtime.device import AUGMENTATION, DROPOUT, epoch_generator
 from slimming.storage import architecture, checkpoint
 from slimming.storage.architecture import Architecture
-from slimming.training import loop
 from slimming.training.settings import RunFolder, TrainSettings
 from slimming.training.trainer import Trainer
 
@@ -199,7 +198,7 @@ def test_a_run_that_stopped_before_its_first_checkpoint_was_none(images, tmp_pat
     words.remove("--no-tensorboard")
     monkeypatch.setattr(sys, "argv", words)
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="start again"):
-        patch.setattr(loop, "train", interrupt)
+        patch.setattr(main, "train", interrupt)
         main.main()
     main.main()
     left = {path.name for path in (tmp_path / "out").iterdir()}

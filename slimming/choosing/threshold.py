@@ -71,6 +71,22 @@ def round_up(
     return rounded
 
 
+def sorted_factors(model: nn.Module, without: Masks | None = None) -> torch.Tensor:
+    """|γ| of every channel of ``model`` that is alive, ``without`` some, as one sorted vector in
+    fp32 on the CPU. UserError if there are none, or not all of them are finite."""
+    factors, alive = scaling_factors(model), alive_channels(model)
+    left = [factors[n][alive[n] & ~without[n] if without else alive[n]] for n in factors]
+    found = torch.cat([torch.zeros(0), *left]).sort().values
+    if not len(found) and without:
+        return sorted_factors(model)[:1]
+    if not len(found) or not found.isfinite().all():
+        raise UserError(
+            "the scaling factors of the network are not finite, or it has none: prune a "
+            "checkpoint with BatchNorm of a run that did not diverge"
+        )
+    return found
+
+
 def choose_channels(
     model: nn.Module,
     ratio: float,
@@ -79,35 +95,43 @@ def choose_channels(
     least: float = 0.0,
 ) -> Choice:
     """Choose the channels to keep when the fraction ``ratio`` (0 <= ratio < 1) of those alive is
-    pruned.
+    pruned (Liu et al., ICCV 2017, section 3).
 
-    Masks have the name of their BN, like the groups of the paper's networks. The threshold
-    is the value at position int(total · ratio) of the sorted |γ| of the whole network; a channel
-    is kept if its |γ| is strictly greater. With ``at_least_one`` a layer that would lose every
-    channel keeps its largest |γ|. With ``least`` (0 to 1) it keeps that fraction of its channels,
-    see `choice.least_of`, and the threshold is a value of the other channels. With ``round_to``
-    each layer keeps more channels, the largest first, up to a multiple of it (or all that are
-    alive). A BN without γ keeps its channels. UserError if a scaling factor is not finite, or the
-    ratio is out of range.
+    The threshold is the value at position int(total · ratio) of the `sorted_factors`; `keep_above`
+    it. With ``least`` (0 to 1) each layer keeps that fraction of its channels, those with the
+    largest |γ|, see `least_of`, and the threshold is a value of the other channels. UserError if a
+    scaling factor is not finite, or the ratio is out of range.
     """
     if not 0 <= ratio < 1:
         raise UserError(f"ratio must be at least 0 and less than 1, not {ratio}")
-    factors, alive = scaling_factors(model), alive_channels(model)
-    left = [factors[name][alive[name]] for name in factors]
-    ranked = torch.cat([torch.zeros(0), *left]).sort().values
-    if not len(ranked) or not ranked.isfinite().all():
-        raise UserError(
-            "the scaling factors of the network are not finite, or it has none: prune a "
-            "checkpoint with BatchNorm of a run that did not diverge"
-        )
-    place, stays = int(len(ranked) * ratio), {n: torch.zeros_like(alive[n]) for n in factors}
+    ranked = sorted_factors(model)
+    place, stays = int(len(ranked) * ratio), None
     if least:
+        factors, alive = scaling_factors(model), alive_channels(model)
         stays = {n: _largest(factors[n], alive[n], ratio, least) for n in factors}
-        others = torch.cat([factors[n][alive[n] & ~mask] for n, mask in stays.items()])
-        ranked = others.sort().values if len(others) else ranked[:1]
-    threshold = ranked[min(place, len(ranked) - 1)]
+        ranked = sorted_factors(model, stays)
+    threshold = float(ranked[min(place, len(ranked) - 1)])
+    return keep_above(model, threshold, ratio, at_least_one, round_to, stays)
+
+
+def keep_above(
+    model: nn.Module,
+    threshold: float,
+    ratio: float,
+    at_least_one: bool = True,
+    round_to: Multiples = 1,
+    stays: Masks | None = None,
+) -> Choice:
+    """Keep the channels whose |γ| is strictly greater than ``threshold``, and those that ``stays``.
+
+    Masks have the name of their BN, like the groups of the paper's networks. With ``at_least_one``
+    a layer that would lose every channel keeps its largest |γ|. With ``round_to`` each layer keeps
+    more channels, the largest first, up to a multiple of it (or all that are alive). A BN without γ
+    keeps its channels. ``ratio`` is what was asked for, for reports.
+    """
+    factors, alive = scaling_factors(model), alive_channels(model)
     above = {name: alive[name] & (factors[name] > threshold) for name in factors}
-    keep = {name: mask | stays[name] for name, mask in above.items()}
+    keep = {name: mask | stays[name] if stays else mask for name, mask in above.items()}
     keep = keep_one(model, keep) if at_least_one else keep
     rescued = [name for name, mask in keep.items() if (mask & ~above[name]).any()]
     rounded = {
@@ -115,7 +139,7 @@ def choose_channels(
         for name, mask in keep.items()
     }
     spared = sum(int(rounded[n].sum() - mask.sum()) for n, mask in keep.items())
-    return Choice(ratio, float(threshold), alive, {**alive, **rounded}, rescued, spared)
+    return Choice(ratio, threshold, alive, {**alive, **rounded}, rescued, spared)
 
 
 def _largest(

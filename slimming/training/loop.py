@@ -68,6 +68,7 @@ def train(
             plain = loss if temperature == 1 else F.cross_entropy(logits.detach(), labels)
             meter.add(plain, logits, labels)
             show_progress(step, meter)
+    distributed.broadcast_buffers(model)  # BN statistics, which are those of each process
     return check_finite(meter.global_score(), epoch)
 
 

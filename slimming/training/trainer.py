@@ -1,8 +1,9 @@
-"""SGD and its learning rate schedule."""
+"""A training run that can be resumed: SGD, its learning rate schedule, epochs, checkpoints."""
 
+import contextlib
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,9 @@ RECORD = ("epoch", "lr", "train_loss", "train_prec1", "test_loss", "test_prec1",
 class Trainer:
     """Train ``model`` with ``settings``, and evaluate it after each epoch.
 
-    ``schedule`` returns the learning rate of an epoch, by default that of the paper;
-    ``temperature`` is that of the training loss; ``kept`` are the settings to save in checkpoints.
+    ``optimizer`` makes the optimizer of a network, ``schedule`` returns the learning rate of an
+    epoch, by default those of the paper; ``temperature`` is that of the training loss; ``kept`` are
+    the settings to save in checkpoints.
     The ``callbacks`` (see `slimming.training.callbacks`) may `replace` the network. ``history`` has
     a record (RECORD) of each epoch, ``full_score`` the score of the network before it was pruned,
     if it was. ``holds_zeros``: a callback keeps the zeros of convolutions at zero, and checkpoints
@@ -85,8 +87,9 @@ class Trainer:
         train_loader: Batches | Stream,
         test_loader: Batches | Stream,
         settings: TrainSettings,
-        *,
+        optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
         schedule: Callable[[int], float] | None = None,
+        *,
         temperature: float = 1.0,
         kept: dict[str, Any] | None = None,
     ):
@@ -96,6 +99,12 @@ class Trainer:
         self.precision = Precision(self.device, settings.amp)
         self.schedule = schedule or functools.partial(
             learning_rate, epochs=settings.epochs, lr=settings.lr
+        )
+        self.make_optimizer = optimizer or functools.partial(
+            make_optimizer,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
         )
         self.callbacks: list[Any] = []
         self.history: list[dict[str, Any]] = []
@@ -114,9 +123,7 @@ class Trainer:
         self.trained = distributed.wrap(self.model)
         if settings.compile:
             self.trained = compiled(self.trained, self.device)
-        self.optimizer = make_optimizer(
-            self.model, settings.lr, settings.momentum, settings.weight_decay
-        )
+        self.optimizer = self.make_optimizer(self.model)
         call(self.callbacks, "on_replace", self.model)
 
     def add(self, *callbacks: Any) -> None:
@@ -133,49 +140,54 @@ class Trainer:
 
     def fit(self) -> None:
         """Train to the last epoch. Raises Diverged if a loss is not finite."""
+        with self.running():
+            for epoch in self.epochs():
+                trained = loop.train(
+                    self.trained,
+                    self.train_loader,
+                    self.optimizer,
+                    epoch,
+                    self.callbacks,
+                    self.precision,
+                    self.settings.log_interval,
+                    self.temperature,
+                )
+                tested = loop.test(self.model, self.test_loader, self.precision)
+                self.end_epoch(epoch, trained, tested)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Around `epochs`: workers of the loaders live on, callbacks are closed."""
         try:
             with self.train_loader.keeping_workers(), self.test_loader.keeping_workers():
-                self._epochs()
+                yield
         finally:
             call(self.callbacks, "close")
 
-    def _epochs(self) -> None:
+    def epochs(self) -> Iterator[int]:
+        """The epochs that are left. Each starts with ``before_epoch`` of the callbacks, with its
+        learning rate, and with its own random numbers, so that a resumed run repeats it."""
         for epoch in range(self.epoch, self.settings.epochs):
-            started = time.perf_counter()
+            self.started = time.perf_counter()
             call(self.callbacks, "before_epoch", epoch)
             if self.stopped:
-                break
-            train_score, score = self.one_epoch(epoch)
-            self._add_record(epoch, train_score, score)
-            self.seconds = time.perf_counter() - started
-            call(self.callbacks, "after_epoch", epoch)
+                return
+            numbers = self.settings.seed, epoch, distributed.rank()
+            generator = epoch_generator(*numbers, purpose=DROPOUT, version=self.streams)
+            torch.manual_seed(generator.initial_seed())
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.schedule(epoch)
+            yield epoch
 
-    def one_epoch(self, epoch: int) -> tuple[Score, Score]:
-        """Train one epoch and evaluate."""
-        # dropout depends on the epoch, so that a resumed run repeats it
-        numbers = self.settings.seed, epoch, distributed.rank()
-        generator = epoch_generator(*numbers, purpose=DROPOUT, version=self.streams)
-        torch.manual_seed(generator.initial_seed())
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule(epoch)
-        train_score = loop.train(
-            self.trained,
-            self.train_loader,
-            self.optimizer,
-            epoch,
-            self.callbacks,
-            self.precision,
-            self.settings.log_interval,
-            self.temperature,
-        )
-        distributed.broadcast_buffers(self.model)
-        score = loop.test(self.model, self.test_loader, self.precision)
-        return train_score, loop.check_finite(score, epoch)
-
-    def _add_record(self, epoch: int, train_score: Score, score: Score) -> None:
+    def end_epoch(self, epoch: int, trained: Score, tested: Score) -> None:
+        """Record the scores of an epoch, then ``after_epoch`` of the callbacks, which save and
+        print. Raises Diverged if the loss on test data is not finite."""
+        loop.check_finite(tested, epoch)
         lr = self.optimizer.param_groups[0]["lr"]
-        values = (epoch, lr, *train_score, *score, near_zero(self.model))
+        values = (epoch, lr, *trained, *tested, near_zero(self.model))
         self.history.append(dict(zip(RECORD, values, strict=True)))
+        self.seconds = time.perf_counter() - self.started
+        call(self.callbacks, "after_epoch", epoch)
 
     def save(self, last: Path, best: Path) -> None:
         """Write the checkpoint of the last epoch, and also as the best one if it is."""

@@ -1,4 +1,4 @@
-"""Load a network to prune, compare it with the result, and write the result."""
+"""The pruning scripts: load a network to prune, compare it with the result, write the result."""
 
 import contextlib
 import math
@@ -19,7 +19,7 @@ from slimming import slicing
 from slimming.channels.groups import lists_widths
 from slimming.choosing import allocation
 from slimming.choosing.allocation import Prunable
-from slimming.choosing.threshold import Choice, Multiples, alive_factors
+from slimming.choosing.threshold import Choice, Multiples, alive_factors, keep_above
 from slimming.commands import pruning
 from slimming.commands.prune.settings import PruningRun
 from slimming.commands.settings import TO_PRUNE
@@ -83,10 +83,18 @@ class Dense:
         found = pruning.measured(plain.model, plain.coupled, choose, self.images, budget)
         return replace(plain, round_to=found)
 
-    @property
-    def ratio(self) -> float:
-        """The fraction of the channels to prune: --percent, or what a budget takes."""
+    def find_ratio(self) -> float:
+        """The fraction of the channels to prune: --percent, or the least that keeps a budget."""
         return self._ratio(self.prunable)
+
+    def keep_above(self, threshold: float, ratio: float, at_least_one: bool = True) -> Choice:
+        """The channels with |γ| above the ``threshold``, at which ``ratio`` of them go, as far as
+        --least and --round-to leave them; or those of another --allocation."""
+        prunable, allocated = self.prunable, self.run.prune.allocation
+        if allocated == "global" and not prunable.least:
+            return keep_above(self.model, threshold, ratio, at_least_one, prunable.round_to)
+        prunable = replace(prunable, at_least_one=at_least_one)
+        return allocation.choose(prunable, ratio, allocated)
 
     def _ratio(self, prunable: Prunable, *notes: str) -> float:
         budget, given = self.run.budget, self.run.prune.ratio

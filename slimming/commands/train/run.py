@@ -1,6 +1,7 @@
 """main.py: train a network, fine-tune a pruned one, or resume a run."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -131,10 +132,15 @@ def prepare(run: TrainingRun, start: Start, networks: dict = NETWORKS) -> Traine
     ``networks`` are constructors by name. UserError if settings, files or data contradict each
     other.
     """
-    asked = run.network.asked(run.data)
-    model, network, loaders = open_network(run.train, run.data, asked, start, networks)
-    trainer = Trainer(model, network, *loaders, run.train, kept=kept(run))
-    return begin(trainer, start)
+    model, network, loaders = open_run(run, start, networks)
+    return begin(Trainer(model, network, *loaders, run.train, kept=kept(run)), start)
+
+
+def open_run(
+    run: TrainingRun, start: Start, networks: dict = NETWORKS
+) -> tuple[nn.Module, Architecture, tuple[Batches | Stream, Batches | Stream]]:
+    """`open_network` as the flags of a run ask for it."""
+    return open_network(run.train, run.data, run.network.asked(run.data), start, networks)
 
 
 def open_network(
@@ -258,34 +264,43 @@ def run_epochs(
     data: DataSettings,
     tensorboard: bool = True,
 ) -> None:
-    """Train to the last epoch with ``callbacks``; after each epoch, evaluate and save checkpoints
-    to ``folder``; then print the results. Raises Interrupted on Ctrl-C, Diverged if a loss is not
-    finite; the checkpoint of the last complete epoch is kept in both cases. UserError if another
-    run writes to the folder."""
+    """Train to the last epoch with ``callbacks``, `in_folder` ``folder``."""
+    with in_folder(trainer, callbacks, folder, data, tensorboard):
+        trainer.fit()
+
+
+@contextlib.contextmanager
+def in_folder(
+    trainer: Trainer,
+    callbacks: list[Any],
+    folder: RunFolder,
+    data: DataSettings,
+    tensorboard: bool = True,
+) -> Iterator[None]:
+    """Around the epochs of a run: with ``callbacks``, and those that save checkpoints to ``folder``
+    and print after each epoch; then print the results. Raises Interrupted on Ctrl-C; the checkpoint
+    of the last complete epoch is kept then, and if a loss is not finite. UserError if another run
+    writes to the folder."""
     trainer.add(*callbacks)  # first: if one cannot resume, the folder stays unchanged
     with folder.claimed():
-        _run_epochs(trainer, folder, data, tensorboard)
-    distributed.stop()
-
-
-def _run_epochs(trainer: Trainer, folder: RunFolder, data: DataSettings, tensorboard: bool) -> None:
-    held = [mask.summary() for mask in trainer.callbacks if isinstance(mask, GradientMask)]
-    first = distributed.rank() == 0  # only this process writes and prints
-    if first:
-        folder.prepare()
-    print("\n".join(filter(None, [summary(trainer, folder), *held])), flush=True)
-    if trainer.epoch < trainer.settings.epochs and not data.threads:
-        runtime_device.print_load_note(trainer.device)
-    trainer.add(CheckpointWriter(trainer, folder.last, folder.best), folder)
-    if first and tensorboard:
-        trainer.add(TensorBoard(trainer, folder.events))
-    trainer.add(EpochPrinter(trainer))
-    try:
-        trainer.fit()
+        held = [mask.summary() for mask in trainer.callbacks if isinstance(mask, GradientMask)]
+        first = distributed.rank() == 0  # only this process writes and prints
         if first:
-            print_results(trainer, folder)
-    except KeyboardInterrupt:
-        raise Interrupted(folder.how_to_continue()) from None
+            folder.prepare()
+        print("\n".join(filter(None, [summary(trainer, folder), *held])), flush=True)
+        if trainer.epoch < trainer.settings.epochs and not data.threads:
+            runtime_device.print_load_note(trainer.device)
+        trainer.add(CheckpointWriter(trainer, folder.last, folder.best), folder)
+        if first and tensorboard:
+            trainer.add(TensorBoard(trainer, folder.events))
+        trainer.add(EpochPrinter(trainer))
+        try:
+            yield
+            if first:
+                print_results(trainer, folder)
+        except KeyboardInterrupt:
+            raise Interrupted(folder.how_to_continue()) from None
+    distributed.stop()
 
 
 def summary(trainer: Trainer, folder: RunFolder) -> str:
