@@ -71,8 +71,8 @@ def complete(typed: Mapping[str, Any]) -> ResPruningRun:
     path = files.find(Path(run.prune.ckpt_dir), *TO_PRUNE)
     values = {**({} if run.budget.given else {"ratio": 0.4}), **values, "model": str(path)}
     if not run.output.save:
-        asked = run.network.asked(run.data)
-        depth = architecture.describe(path, checkpoint.read(path), asked)["depth"]
+        request = run.network.request(run.data)
+        depth = architecture.describe(path, checkpoint.read(path), request).depth
         name = run.output.filename or f"preact_res{depth}_pruned"  # depths share that folder
         values |= {"save": "ckpts/pruned", "filename": name}
     return build(ResPruningRun, values)

@@ -12,7 +12,7 @@ from models import NETWORKS, resnet, zoo
 from slimming.choosing.threshold import choose_channels
 from slimming.errors import UserError
 from slimming.storage import architecture, checkpoint, files
-from slimming.storage.architecture import Architecture
+from slimming.storage.architecture import Architecture, Request
 
 
 class Evil:
@@ -64,15 +64,15 @@ def test_a_file_of_the_original_suite_loads_without_flags(
         (note,) = capsys.readouterr().out.splitlines()
         told = f"arch {arch}, depth {depth}, dataset {dataset}; if it was trained on other data"
         assert f"{path} does not record its network" in note and told in note
-        architecture.load(path, {"arch": arch})  # as the pruning scripts do
+        architecture.load(path, Request(arch=arch))  # as the pruning scripts do
         assert f"of depth {depth}, dataset {dataset};" in capsys.readouterr().out
-        assert architecture.load(path, {"dataset": "digits"})[1].dataset == "digits"
+        assert architecture.load(path, Request(dataset="digits"))[1].dataset == "digits"
         given = {"arch": arch, "depth": depth, "dataset": "digits", "num_classes": classes}
         capsys.readouterr()
-        architecture.load(path, given)
+        architecture.load(path, Request(**given))
         assert not capsys.readouterr().out
         with pytest.raises(UserError, match="does not contain"):
-            architecture.load(path, {**given, "num_classes": 7})
+            architecture.load(path, Request(**given, num_classes=7))
 
 
 def test_weights_of_another_program_are_not_guessed(tmp_path):
@@ -93,7 +93,7 @@ def test_a_bare_state_dict_loads_with_the_flags_values(tmp_path, arch, prefix):
     with pytest.raises(UserError, match=r"does not record .*: add .*`dataset`"):
         architecture.load(tmp_path / "bare")
     given = {"arch": arch, "depth": network.depth, "dataset": "folder"}
-    model, found, _ = architecture.load(tmp_path / "bare", given)
+    model, found, _ = architecture.load(tmp_path / "bare", Request(**given))
     assert found == network
     assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
 
@@ -114,7 +114,7 @@ def test_names_of_data_parallel_are_those_of_the_network(saved, tmp_path):
 def test_a_flag_that_contradicts_is_an_error_that_names_both(saved, flag, value):
     stored = checkpoint.read(saved)[flag]
     with pytest.raises(UserError) as error:
-        architecture.load(saved, {flag: value})
+        architecture.load(saved, Request(**{flag: value}))
     assert repr(stored) in str(error.value) and repr(value) in str(error.value)
 
 
@@ -174,7 +174,7 @@ def test_a_damaged_byte_is_found_or_harmless(saved, tmp_path):
 def test_other_data_is_one_clear_error(tmp_path, contents):
     torch.save(contents, tmp_path / "other")
     with pytest.raises(UserError, match="other"):
-        architecture.load(tmp_path / "other", {"arch": "vgg", "depth": 11, "dataset": "cifar10"})
+        architecture.load(tmp_path / "other", Request("vgg", 11, "cifar10"))
 
 
 def test_masks_that_contradict_the_widths_are_an_error(saved):
@@ -247,10 +247,10 @@ def test_a_file_of_something_else_is_one_line(tmp_path, contents):
 
 def test_options_are_compared_one_by_one(tmp_path):
     stored = {"arch": "densenet", "options": {"growthRate": 6, "dropRate": 0.1}}
-    same = architecture.describe("file", stored, {"options": {"growthRate": 6}})
-    assert same["options"] == stored["options"]
+    same = architecture.describe("file", stored, Request(options={"growthRate": 6}))
+    assert same.options == stored["options"]
     with pytest.raises(UserError, match="has growthRate 6, but 7 was requested"):
-        architecture.describe("file", stored, {"options": {"growthRate": 7}})
+        architecture.describe("file", stored, Request(options={"growthRate": 7}))
 
 
 def test_a_damaged_weight_is_found(tmp_path):

@@ -31,7 +31,7 @@ from slimming.channels.scaling import batch_norms
 from slimming.choosing.threshold import choose_channels
 from slimming.errors import UserError
 from slimming.storage import architecture, checkpoint
-from slimming.storage.architecture import Architecture
+from slimming.storage.architecture import Architecture, Request
 
 MASK_NETWORKS = importlib.import_module("mask-impl.models").NETWORKS
 PRUNER = {"vgg": "vggprune.py", "resnet": "resprune.py", "densenet": "denseprune.py"}
@@ -158,7 +158,9 @@ def test_no_layer_stands_where_the_original_has_none(arch):
 @pytest.mark.parametrize("arch", SMALLEST)
 def test_a_pruned_file_of_the_original_is_a_full_network(original, arch, networks):
     given = {"arch": arch, "depth": SMALLEST[arch], "dataset": "cifar10"}
-    model, network, contents = architecture.load(original / f"{arch}.pth.tar", given, networks)
+    model, network, contents = architecture.load(
+        original / f"{arch}.pth.tar", Request(**given), networks
+    )
     assert network == Architecture(arch, SMALLEST[arch], "cifar10", 10, cfg=None)
     assert torch.equal(logits(model), torch.load(original / f"{arch}.logits"))
     assert contents["cfg"] == kept(model, model.state_dict())

@@ -34,6 +34,7 @@ from slimming.deploy.graph import Feed, traced
 from slimming.errors import UserError
 from slimming.settings import build
 from slimming.storage import architecture, checkpoint
+from slimming.storage.architecture import Request
 from slimming.storage.preprocessing import CIFAR, IMAGENET, Preprocessing
 
 judge = importlib.import_module("eval")  # the name of a builtin
@@ -99,10 +100,10 @@ def test_a_checkpoint_says_how_its_network_is_fed(tmp_path):
     assert architecture.load(path)[1] == odd
     del contents["preprocessing"]  # a file of before
     asked = {"preprocessing": IMAGENET}
-    assert architecture.rebuild(path, contents, asked)[1].preprocessing == CIFAR
+    assert architecture.rebuild(path, contents, Request(**asked))[1].preprocessing == CIFAR
     bare = {"state_dict": contents["state_dict"]}
     asked |= {"arch": "resnet", "depth": 11, "dataset": "digits"}
-    assert architecture.rebuild(path, bare, asked)[1].preprocessing == IMAGENET
+    assert architecture.rebuild(path, bare, Request(**asked))[1].preprocessing == IMAGENET
     stored = ODD.to_store()
     for wrong in (
         "odd",
@@ -116,7 +117,7 @@ def test_a_checkpoint_says_how_its_network_is_fed(tmp_path):
         stored | {"more": 1},
     ):
         with pytest.raises(UserError, match="is damaged: its preprocessing is"):
-            architecture.rebuild(path, contents | {"preprocessing": wrong}, {})
+            architecture.rebuild(path, contents | {"preprocessing": wrong}, Request())
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ def test_the_mask_implementation(arch, percent, images, tmp_path):
 
 def _check_summary(path, contents):
     """The lines of the original, in its order, then the count that it would have given."""
-    model, _ = architecture.rebuild(path, contents, {})
+    model, _ = architecture.rebuild(path, contents)
     weights, masks = [], []
     for name, parameter in model.named_parameters():
         (masks if name.endswith("indexes") else weights).append(parameter.numel())

@@ -10,6 +10,7 @@ from slimming.data.datasets import ON_DISK, DataSettings
 from slimming.errors import UserError
 from slimming.settings import count, plain_name, setting
 from slimming.storage import files
+from slimming.storage.architecture import Request
 
 # in a folder, the first pattern that matches a file
 PRUNED = ("pruned.pth.tar", "*_pruned.pth.tar")
@@ -66,13 +67,19 @@ class NetworkSettings:
         """Further arguments of the constructor."""
         return None
 
-    def asked(self, data: DataSettings, **more: Any) -> dict[str, Any]:
-        """The requested network, for `slimming.storage.architecture.describe`."""
+    def request(self, data: DataSettings) -> Request:
+        """What the flags ask of the network."""
         arch, depth = self.arch, self.depth
         if self.spelled_preact:
             arch, depth = "resnet", self._depth_of_name
-        asked = {"arch": arch, "depth": depth, "options": self.options, "spelled": self.arch}
-        return {**asked, "dataset": data.dataset, "image_size": data.image_size, **more}
+        return Request(
+            arch,
+            depth,
+            data.dataset,
+            image_size=data.image_size,
+            options=self.options,
+            spelled=self.arch,
+        )
 
 
 def resume_field() -> Any:

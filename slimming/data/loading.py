@@ -13,6 +13,7 @@ from slimming.data.datasets import DataSettings
 from slimming.data.image_folder import Stream
 from slimming.errors import UserError
 from slimming.runtime import distributed
+from slimming.storage.checkpoint import Contents
 from slimming.storage.preprocessing import CIFAR, Preprocessing
 
 SAMPLING = 2**31  # offset of the epoch, so that samples differ from the batches of training
@@ -125,7 +126,7 @@ def samples(
 def check_classes(
     loader: Batches | Stream,
     outputs: int,
-    contents: dict,
+    contents: Contents,
     path: str | Path,
     asked: int | None = None,
 ) -> None:

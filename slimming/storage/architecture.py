@@ -3,9 +3,9 @@
 import functools
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 from models import NETWORKS, PAPER_DEPTH, constructor
 from slimming.errors import UserError
 from slimming.storage import checkpoint
-from slimming.storage.checkpoint import MASKS, fitted, read
+from slimming.storage.checkpoint import MASKS, Contents, fitted, read
 from slimming.storage.preprocessing import CIFAR, Preprocessing
 
 # the convolutions that are counted, depth = layers for each of them + others
@@ -23,15 +23,6 @@ BLOCKS = {
     "densenet": (r"dense1\.\d+\.conv1\.weight", 3, 4),
 }
 OF_CLASSES = {10: "cifar10", 100: "cifar100"}  # by the number of classes
-STORED = {
-    "arch": (str,),
-    "depth": (int,),
-    "dataset": (str,),
-    "num_classes": (int,),
-    "cfg": (list, dict),
-    "image_size": (int,),
-    "options": (dict,),
-}
 
 
 @dataclass(frozen=True)
@@ -95,33 +86,60 @@ class Architecture:
             raise UserError(f"cannot build {self.name}: {error}") from error
 
 
-def describe(path: str | Path | None, contents: dict, given: dict) -> dict[str, Any]:
-    """What the checkpoint records of its network, completed by the flags in ``given``.
+@dataclass(frozen=True)
+class Request:
+    """What a command asks of the network: the fields of its `Architecture`, None where the file
+    decides. ``preprocessing`` is that of a file that stores none. ``spelled`` is how ``--arch`` was
+    typed: preact_res<depth> implies CIFAR-10, if nothing gives a dataset."""
 
-    Flags that are None were not given. Files of the original suite record less; the flags fill in
-    the rest, and then what the weights tell (`infer`), which is printed. If nothing gives a
-    dataset, ``--arch preact_res<depth>`` (``spelled``) implies CIFAR-10. UserError, with both
-    values, if a flag contradicts the file.
+    arch: str | None = None
+    depth: int | None = None
+    dataset: str | None = None
+    num_classes: int | None = None
+    cfg: list | dict | None = None
+    image_size: int | None = None
+    options: dict | None = None
+    preprocessing: Preprocessing | None = None
+    spelled: str | None = None
+
+    def architecture(self) -> Architecture:
+        """The network that is asked for, if nothing else describes it."""
+        assert self.arch and self.dataset and self.num_classes
+        return Architecture(
+            self.arch,
+            self.depth,
+            self.dataset,
+            self.num_classes,
+            self.cfg,
+            self.image_size or Architecture.image_size,
+            self.options,
+            self.preprocessing or CIFAR,
+        )
+
+
+NOTHING = Request()
+
+
+def describe(path: str | Path | None, contents: Contents, request: Request) -> Request:
+    """What the checkpoint records of its network, completed by what the ``request`` asks for.
+
+    Files of the original suite record less; the request fills in the rest, and then what the
+    weights tell (`infer`), which is printed. UserError, with both values, if the request
+    contradicts the file.
     """
     known: dict[str, Any] = {}
-    for field in fields(Architecture):
-        flag, stored = given.get(field.name), contents.get(field.name)
-        if field.name == "options" and isinstance(stored, dict | None):
-            known["options"] = _options(path, stored, flag)
-            continue
-        if field.name == "preprocessing":
-            known["preprocessing"] = _preprocessing(path, contents, flag)
-            continue
-        if stored is not None and type(stored) not in STORED[field.name]:
-            raise UserError(f"{path} is damaged: its {field.name} is {stored!r}")
-        if flag is not None and stored is not None and flag != stored:
-            name = field.name.replace("_", " ")
-            raise UserError(f"{path} has {name} {stored!r}, but {flag!r} was requested")
-        known[field.name] = flag if stored is None else stored
+    for name in ("arch", "depth", "dataset", "num_classes", "cfg", "image_size"):
+        asked, stored = getattr(request, name), contents.get(name)
+        if asked is not None and stored is not None and asked != stored:
+            word = name.replace("_", " ")
+            raise UserError(f"{path} has {word} {stored!r}, but {asked!r} was requested")
+        known[name] = asked if stored is None else stored
+    known["options"] = _options(path, contents.get("options"), request.options)
+    known["preprocessing"] = _preprocessing(path, contents, request.preprocessing)
     known |= infer(path, contents.get("state_dict"), known)
-    if known["dataset"] is None and str(given.get("spelled")).startswith("preact_res"):
+    if known["dataset"] is None and str(request.spelled).startswith("preact_res"):
         known["dataset"] = "cifar10"  # the default of the suite that uses this name
-    return known
+    return replace(request, **known)
 
 
 def infer(path: str | Path | None, state: object, known: dict[str, Any]) -> dict[str, Any]:
@@ -186,7 +204,7 @@ def _options(path: str | Path | None, stored: dict | None, asked: dict | None) -
 
 
 def _preprocessing(
-    path: str | Path | None, contents: dict, default: Preprocessing | None
+    path: str | Path | None, contents: Contents, default: Preprocessing | None
 ) -> Preprocessing:
     """The preprocessing that a file stores. Files of this suite before it was stored, which record
     their architecture, used that of CIFAR; for others it is the ``default``."""
@@ -200,7 +218,7 @@ def _preprocessing(
 
 
 def load_network(
-    path: str | Path, contents: dict, network: Architecture, networks: dict = NETWORKS
+    path: str | Path, contents: Contents, network: Architecture, networks: dict = NETWORKS
 ) -> nn.Module:
     """The network of a checkpoint with its weights, on the CPU.
 
@@ -235,35 +253,41 @@ def load_network(
 
 
 def load(
-    path: str | Path, given: dict | None = None, networks: dict = NETWORKS
-) -> tuple[nn.Module, Architecture, dict]:
+    path: str | Path, request: Request = NOTHING, networks: dict = NETWORKS
+) -> tuple[nn.Module, Architecture, Contents]:
     """Read a checkpoint and rebuild its network: (model, network, the whole contents).
 
-    ``given``: flags that describe the network, for files that do not record it.
+    ``request``: what describes the network, for files that do not record it.
 
     >>> model, network, contents = load("logs/pruned.pth.tar")  # doctest: +SKIP
     """
     contents = read(path)
-    return *rebuild(path, contents, given or {}, networks), contents
+    return *rebuild(path, contents, request, networks), contents
 
 
 def rebuild(
-    path: str | Path, contents: dict, given: dict, networks: dict = NETWORKS
+    path: str | Path, contents: Contents, request: Request = NOTHING, networks: dict = NETWORKS
 ) -> tuple[nn.Module, Architecture]:
-    """The network that the ``contents`` of the file at ``path`` and the flags ``given`` describe,
-    with its weights. UserError if they contradict each other."""
-    known = describe(path, contents, given)
-    one_depth = known["arch"] and known["arch"] not in PAPER_DEPTH
+    """The network that the ``contents`` of the file at ``path`` and the ``request`` describe, with
+    its weights. UserError if they contradict each other."""
+    return restore(path, contents, describe(path, contents, request), networks)
+
+
+def restore(
+    path: str | Path, contents: Contents, known: Request, networks: dict = NETWORKS
+) -> tuple[nn.Module, Architecture]:
+    """The network of a file that is `describe`d, with its weights. UserError if it is not known, or
+    if the weights are of another one."""
+    one_depth = known.arch and known.arch not in PAPER_DEPTH
     needed = ("arch", "dataset") if one_depth else ("arch", "depth", "dataset")
-    missing = [name for name in needed if known[name] is None]
+    missing = [name for name in needed if getattr(known, name) is None]
     if missing:
         raise UserError(
             f"{path} does not record its {' and '.join(missing)}: add "
             f"{' '.join(f'`{name}`' for name in missing)}"
         )
-    known["num_classes"] = known["num_classes"] or _count_outputs(contents["state_dict"])
-    known["image_size"] = known["image_size"] or Architecture.image_size
-    network = Architecture(**known)
+    outputs = known.num_classes or _count_outputs(contents["state_dict"])
+    network = replace(known, num_classes=outputs).architecture()
     if _counts_kept_channels(network, contents["state_dict"], networks):
         network = replace(network, cfg=None)
     return load_network(path, contents, network, networks), network
@@ -298,12 +322,12 @@ def contents_of(
     best_prec1: float,
     optimizer: dict | None = None,
     **more: Any,
-) -> dict[str, Any]:
-    """The contents of a checkpoint: the keys that every checkpoint has, then ``more``.
+) -> Contents:
+    """The `Contents` of a checkpoint: the keys that every checkpoint has, then ``more``.
 
     ``epoch`` counts the finished epochs, ``best_prec1`` is a fraction from 0 to 1.
     """
-    return {
+    contents = {
         "epoch": epoch,
         "state_dict": model.state_dict(),
         "best_prec1": float(best_prec1),
@@ -312,6 +336,7 @@ def contents_of(
         "preprocessing": network.preprocessing.to_store(),
         **more,
     }
+    return cast(Contents, contents)
 
 
 def _count_outputs(state: dict) -> int | None:

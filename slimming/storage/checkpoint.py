@@ -1,6 +1,6 @@
 """Checkpoint files: loading runs no code, writing is atomic.
 
-A checkpoint is a dict of tensors, numbers, strings, lists and dicts.
+A checkpoint is a dict of tensors, numbers, strings, lists and dicts: its `Contents`.
 """
 
 import io
@@ -9,8 +9,9 @@ import struct
 import warnings
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast, get_args, get_type_hints
 
 import torch
 from torch import nn
@@ -29,24 +30,60 @@ MASKS = ".indexes"  # how the names of the masks of channel selection end
 WRAPPED = "module."  # the prefix that DataParallel and DistributedDataParallel add to each name
 
 
-def serialize(contents: dict) -> bytes:
+class Contents(TypedDict, total=False):
+    """What a checkpoint may hold; further keys are the states of callbacks, by their names. `read`
+    refuses a file in which one of `CHECKED` has another type; None counts as missing."""
+
+    state_dict: dict[str, torch.Tensor]
+    # the network: see `slimming.storage.architecture.Architecture`
+    arch: str
+    depth: int
+    dataset: str
+    num_classes: int
+    cfg: list | dict
+    image_size: int
+    options: dict
+    preprocessing: dict
+    # the run: see `slimming.training.trainer.Trainer`
+    epoch: int  # the number of finished epochs
+    best_prec1: float  # a fraction, 0 to 1; the original writes a tensor
+    optimizer: dict | None
+    scaler: dict
+    history: list  # a record of each epoch
+    settings: dict  # those that a resumed run takes over
+    streams: int
+    classes: list  # their names
+    # what pruning did
+    before_pruning: dict  # loss and prec1 of the full network
+    holds_zeros: bool  # zeros of convolutions stay zero
+    repair: dict  # the scores of the dense, the pruned and the repaired network
+    kept: dict  # the channels that each layer of the base network keeps
+    # files of `slimming.save`
+    numbers: dict  # numbers of channels that are set in the code of modules
+    buffers: dict  # those that are in no state dict
+
+
+CHECKED = ("arch", "depth", "dataset", "num_classes", "cfg", "image_size", "options")
+
+
+def serialize(contents: Mapping[str, Any]) -> bytes:
     """The bytes of a checkpoint file."""
     buffer = io.BytesIO()
-    torch.save(contents, buffer)
+    torch.save(dict(contents), buffer)
     return buffer.getvalue()
 
 
-def write(path: str | Path, contents: dict) -> None:
+def write(path: str | Path, contents: Mapping[str, Any]) -> None:
     """Write a checkpoint; see `slimming.storage.files.write_bytes`."""
     files.write_bytes(path, serialize(contents))
 
 
-def read(path: str | Path) -> dict:
+def read(path: str | Path) -> Contents:
     """The contents of a checkpoint, on the CPU. Code in a file is never run.
 
     A bare state dict is read as a checkpoint that contains nothing else; the prefix of
     DataParallel is removed from names. UserError if the file is missing, empty, truncated, no
-    checkpoint, or contains more than tensors and plain values.
+    checkpoint, damaged, or contains more than tensors and plain values.
     """
     try:
         data = Path(path).read_bytes()
@@ -80,7 +117,12 @@ def read(path: str | Path) -> dict:
         )
     if all(name.startswith(WRAPPED) for name in state):
         state = {name.removeprefix(WRAPPED): value for name, value in state.items()}
-    return {**contents, "state_dict": state}
+    types = get_type_hints(Contents)
+    for name in CHECKED:
+        value = contents.get(name)
+        if value is not None and type(value) not in (get_args(types[name]) or (types[name],)):
+            raise UserError(f"{path} is damaged: its {name} is {value!r}")
+    return cast(Contents, {**contents, "state_dict": state})
 
 
 def _check_sums(path: str | Path, data: bytes) -> None:
@@ -143,7 +185,7 @@ SHAPES = ".txt"  # as in timm/models/_pruned, which `adapt_model_from_string` of
 KEY = "slimming"  # of the metadata of a safetensors file: all but the tensors, as JSON
 
 
-def write_slim(path: str | Path, contents: dict[str, Any]) -> None:
+def write_slim(path: str | Path, contents: Mapping[str, Any]) -> None:
     """Write ``contents``: two dicts of tensors, "state_dict" and "buffers", and plain values. A
     file of `SHAPES` holds only the shapes of the weights."""
     if Path(path).suffix == SHAPES:
@@ -167,7 +209,7 @@ def write_slim(path: str | Path, contents: dict[str, Any]) -> None:
     files.write_bytes(path, save(tensors, metadata=metadata))
 
 
-def read_slim(path: str | Path) -> dict[str, Any]:
+def read_slim(path: str | Path) -> Contents:
     """The contents of a file of `write_slim`, or of a checkpoint of the scripts. UserError if it is
     missing, damaged, or another type of file."""
     if Path(path).suffix == SHAPES:
@@ -186,10 +228,10 @@ def read_slim(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"cannot read_slim {path}: it is missing, truncated or no safetensors file ({error})"
         ) from error
-    return {**told, "state_dict": state, "buffers": buffers}
+    return cast(Contents, {**told, "state_dict": state, "buffers": buffers})
 
 
-def widths_of(contents: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def widths_of(contents: Contents) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The buffers that are in no state dict, and the numbers of modules, of read_slim ``contents``.
     UserError if they are something else."""
     buffers, numbers = contents.get("buffers", {}), contents.get("numbers", {})

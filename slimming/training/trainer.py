@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from slimming.runtime import distributed
 from slimming.runtime.device import DROPOUT, LAYOUT, STREAMS, Precision, compiled, epoch_generator
 from slimming.storage import checkpoint
 from slimming.storage.architecture import Architecture, contents_of
+from slimming.storage.checkpoint import Contents
 from slimming.training import loop
 from slimming.training.callbacks import call
 from slimming.training.loop import Score
@@ -111,7 +112,7 @@ class Trainer:
         self.full_score: Score | None = None
         self.holds_zeros, self.streams = False, STREAMS
         self.epoch, self.seconds, self.stopped = settings.start_epoch or 0, 0.0, False
-        self.resumed: dict[str, Any] = {}  # the checkpoint that is resumed
+        self.resumed: Mapping[str, Any] = {}  # the checkpoint that is resumed
         self.replace(model, architecture)
 
     def replace(self, model: nn.Module, architecture: Architecture) -> None:
@@ -202,7 +203,7 @@ class Trainer:
         states = {c.name: c.state_dict() for c in self.callbacks if hasattr(c, "state_dict")}
         checkpoint.write(last, {**contents, **states})
 
-    def to_contents(self) -> dict[str, Any]:
+    def to_contents(self) -> Contents:
         """The contents of a checkpoint of the run. `from_contents` reads them."""
         return contents_of(
             self.model,
@@ -219,7 +220,7 @@ class Trainer:
             streams=self.streams,
         )
 
-    def from_contents(self, path: str, contents: dict[str, Any]) -> None:
+    def from_contents(self, path: str, contents: Contents) -> None:
         """Resume the run of the checkpoint at ``path``, whose weights are already in the network.
         UserError if its state is damaged or missing."""
         if not contents.get("epoch") and not contents.get("optimizer"):

@@ -21,6 +21,7 @@ from slimming.runtime.device import choose_device
 from slimming.slicing import kernels
 from slimming.storage import architecture, checkpoint
 from slimming.storage.architecture import Architecture
+from slimming.storage.checkpoint import Contents
 from slimming.training import loop
 
 
@@ -31,7 +32,7 @@ class Subject:
 
     run: EvaluationRun
     path: Path
-    contents: dict
+    contents: Contents
     network: Architecture
     model: nn.Module
     slim: nn.Module
@@ -46,10 +47,10 @@ def load(run: EvaluationRun) -> Subject:
     path = run.subject.path
     contents = checkpoint.read(path)
     run = replace(run, data=run.data.resolved(contents.get("dataset")))
-    asked = run.subject.asked(run.data, num_classes=run.subject.num_classes)
-    if asked["arch"] == "resnet" and str(contents.get("arch")).startswith("resnet"):
-        asked["arch"] = contents["arch"]  # in the original, --model resnet is ResNet-56
-    model, network = architecture.rebuild(path, contents, asked)
+    request = replace(run.subject.request(run.data), num_classes=run.subject.num_classes)
+    if request.arch == "resnet" and str(contents.get("arch")).startswith("resnet"):
+        request = replace(request, arch=contents["arch"])  # in the original that is ResNet-56
+    model, network = architecture.rebuild(path, contents, request)
     slim, dense = without_masked_channels(model, network), replace(network, cfg=None).build()
     left = channels(slim)
     layers = {name: [left[name], count] for name, count in channels(dense).items()}

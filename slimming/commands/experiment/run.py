@@ -82,7 +82,7 @@ def begin_experiment(settings: ExperimentSettings) -> Iterator[Experiment]:
 
 def config_of(settings: ExperimentSettings) -> dict[str, Any]:
     """All settings of the experiment by name, and the command that repeats it."""
-    size = settings.asked()["image_size"]
+    size = settings.request().image_size
     values = flat(settings) | {
         "importance": settings.pruning.importance_or_default,
         "ignore": list(settings.pruning.ignore),
@@ -195,7 +195,7 @@ def evaluate(settings: ExperimentSettings, path: Path) -> Evaluated:
     """Evaluate the network in ``path``. UserError if it is not the requested one, or its classes
     are not those of the data."""
     contents = checkpoint.read(path)
-    model, network = architecture.rebuild(path, contents, settings.asked(contents))
+    model, network = architecture.rebuild(path, contents, settings.request(contents))
     loader = batches(settings, network, "test")
     loading.check_classes(loader, network.num_classes, contents, str(path))
     score = loop.test(model.to(loader.device), loader)
@@ -274,7 +274,7 @@ def _latest(settings: ExperimentSettings) -> Path | None:
 def _pretrained(settings: ExperimentSettings) -> Path:
     """Save torchvision's weights as a checkpoint for this data."""
     model = settings.network.model
-    arch = settings.asked()["arch"]
+    arch = settings.request().arch or model
     if arch in NETWORKS:
         raise UserError(
             f"pretrained weights of {arch} are unavailable, because it is not from torchvision: "
@@ -437,8 +437,8 @@ def _open(
     last = RunFolder(path).last
     start = run.Start.at(refine=weights, resume=last if last.exists() else None)
     data = settings.data.source
-    asked = settings.asked(start.contents) | {"dataset": settings.architecture(1).dataset}
-    model, network, loaders = run.open_network(train, data, asked, start)
+    request = replace(settings.request(start.contents), dataset=settings.architecture(1).dataset)
+    model, network, loaders = run.open_network(train, data, request, start)
     trainer = Trainer(model, network, *loaders, train, kept=kept(train))
     folder = RunFolder(path, resumed=start.path if start.resumes else None)
     return run.begin(trainer, start), start, folder

@@ -34,7 +34,8 @@ from slimming.settings import (
     setting,
 )
 from slimming.storage import files
-from slimming.storage.architecture import Architecture
+from slimming.storage.architecture import Architecture, Request
+from slimming.storage.checkpoint import Contents
 from slimming.storage.preprocessing import CIFAR, IMAGENET, Preprocessing
 
 _DEPTHS = ", ".join(f"{arch} {depth}" for arch, depth in PAPER_DEPTH.items())
@@ -276,14 +277,14 @@ class ExperimentSettings:
         if self.budget.given and self.pruning.masks:
             raise UserError("a budget needs --pruning-method channel or slimming: omit it")
 
-    def asked(self, contents: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The requested network, see `slimming.commands.settings.NetworkSettings`; ``contents`` of
-        its checkpoint, if any, say what was not requested."""
+    def request(self, contents: Contents | None = None) -> Request:
+        """What the flags ask of the network; the ``contents`` of its checkpoint, if any, say the
+        size that was not asked for."""
         network = NetworkSettings(arch=self.network.model, depth=self.network.depth)
-        asked = network.asked(self.data.source)
-        size, preprocessing = self._input(asked["arch"])
+        request = network.request(self.data.source)
+        size, preprocessing = self._input(request.arch or "")
         size = self.data.image_size or (contents or {}).get("image_size") or size
-        return asked | {"image_size": size, "preprocessing": preprocessing}
+        return replace(request, image_size=size, preprocessing=preprocessing)
 
     def _input(self, arch: str) -> tuple[int, Preprocessing]:
         """The image size and preprocessing of a base network without a checkpoint: those of its
@@ -307,13 +308,11 @@ class ExperimentSettings:
 
     def architecture(self, num_classes: int) -> Architecture:
         """The network, if there is no checkpoint that describes it."""
-        asked = self.asked()
-        arch, dataset = asked["arch"], asked["dataset"] or self.data.name
-        depth = asked["depth"] or PAPER_DEPTH.get(arch)
-        size, preprocessing = asked["image_size"], asked["preprocessing"]
-        return Architecture(
-            arch, depth, dataset, num_classes, image_size=size, preprocessing=preprocessing
-        )
+        request = self.request()
+        depth = request.depth or PAPER_DEPTH.get(request.arch or "")
+        dataset = request.dataset or self.data.name
+        request = replace(request, depth=depth, dataset=dataset, num_classes=num_classes)
+        return request.architecture()
 
 
 def read_settings(typed: Mapping[str, Any]) -> ExperimentSettings:

@@ -141,8 +141,8 @@ def load(run: ExportRun) -> Subject:
     """Load the network of ``run`` and the test data. UserError if one is unavailable."""
     one_process("export.py")
     path, data = run.subject.path, run.data
-    asked = run.subject.asked(replace(data, image_size=None))
-    model, network, contents = architecture.load(path, asked)
+    request = run.subject.request(replace(data, image_size=None))
+    model, network, contents = architecture.load(path, request)
     read = digest(path)  # now: a training may replace the file
     size = data.image_size or network.image_size
     slim = without_masked_channels(model, network).cpu().eval()

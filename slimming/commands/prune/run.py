@@ -38,6 +38,7 @@ from slimming.slicing.proof import liveness, liveness_warning
 from slimming.slicing.prune import declared
 from slimming.storage import architecture, checkpoint, files
 from slimming.storage.architecture import Architecture
+from slimming.storage.checkpoint import Contents
 from slimming.storage.files import claimed
 from slimming.training import loop
 
@@ -55,7 +56,7 @@ class Dense:
     target: Path
     model: nn.Module
     network: Architecture
-    contents: dict
+    contents: Contents
     test_loader: Batches | Stream
 
     def claimed(self) -> contextlib.AbstractContextManager[None]:
@@ -115,16 +116,16 @@ def load(run: PruningRun, arch: str | None, networks: dict = NETWORKS) -> Dense:
     one_process("pruning")
     if not run.prune.model:
         raise UserError("--model FILE is required: the checkpoint of the network to prune")
-    asked = run.network.asked(run.data)
-    if arch and asked["arch"] not in (None, arch):
+    request = run.network.request(run.data)
+    if arch and request.arch not in (None, arch):
         raise UserError(f"--arch {run.network.arch}: this script prunes only {arch}")
     path = files.find(Path(run.prune.model), *TO_PRUNE)
     folder = Path(run.output.save or path.parent)
-    asked["arch"] = arch or asked["arch"]
+    request = replace(request, arch=arch or request.arch)
     target = folder / f"{run.output.filename or 'pruned'}.pth.tar"
     if target.exists() and not _replaceable(target, path):
         raise UserError(f"{target} would be overwritten: use another --save or --filename")
-    model, network, contents = architecture.load(path, asked, networks)
+    model, network, contents = architecture.load(path, request, networks)
     device = choose_device(run.data.device, run.data.no_cuda)
     loader = loading.batches_for(network, "test", run.data.test_batch_size, device, run.data)
     loading.check_classes(loader, network.num_classes, contents, path)

@@ -130,7 +130,7 @@ def flow_run(typed: Mapping[str, Any]) -> tuple[FlowRun, Start]:
 def prepare(run: FlowRun, start: Start) -> Trainer:
     """The trainer of a run. UserError if settings, files or data contradict each other."""
     settings = run.train.settings
-    model, network, loaders = open_network(settings, run.data, run.asked(start.contents), start)
+    model, network, loaders = open_network(settings, run.data, run.request(start.contents), start)
     trainer = Trainer(
         model,
         network,

@@ -1,7 +1,6 @@
 """Settings of pruning in rounds: how much is pruned when, and by which measure."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -29,6 +28,8 @@ from slimming.settings import (
     seed,
     setting,
 )
+from slimming.storage.architecture import Request
+from slimming.storage.checkpoint import Contents
 from slimming.training.settings import RunFolder, TrainSettings
 from slimming.training.trainer import learning_rate
 
@@ -369,11 +370,10 @@ class FlowRun:
             return self.train.lr_prune
         return learning_rate(epoch, self.train.epochs, LR)
 
-    def asked(self, contents: Mapping[str, Any]) -> dict[str, Any]:
-        """The requested network, for `slimming.storage.architecture.describe`; ``contents`` of its
-        checkpoint, if any."""
+    def request(self, contents: Contents) -> Request:
+        """What the flags ask of the network; ``contents`` of its checkpoint, if any."""
         rounds, data, depth = self.rounds, self.data, self.rounds.depth
         if not contents:
             depth = depth or DEPTHS.get(rounds.model)
-        asked = {"arch": rounds.model, "depth": depth, "num_classes": data.num_classes}
-        return {**asked, "dataset": data.dataset, "image_size": data.image_size}
+        size, classes = data.image_size, data.num_classes
+        return Request(rounds.model, depth, data.dataset, classes, image_size=size)

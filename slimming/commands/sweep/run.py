@@ -115,7 +115,7 @@ def load(run: SweepRun) -> Subject:
     network cannot be slimmed."""
     one_process("sweep.py")
     path, judging, data = run.subject.path, run.judging, run.data
-    model, network, contents = architecture.load(path, run.subject.asked(data))
+    model, network, contents = architecture.load(path, run.subject.request(data))
     device = choose_device(data.device, data.no_cuda)
     size = data.test_batch_size
     training, test = (

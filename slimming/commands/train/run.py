@@ -28,7 +28,8 @@ from slimming.runtime.device import choose_device, seed_everything
 from slimming.settings import Dataclass, Spec, build, flag_names, kept, specs
 from slimming.slicing import kernels
 from slimming.storage import architecture, checkpoint, files
-from slimming.storage.architecture import Architecture
+from slimming.storage.architecture import Architecture, Request
+from slimming.storage.checkpoint import Contents
 from slimming.training.callbacks import CheckpointWriter, EpochPrinter
 from slimming.training.loop import Score
 from slimming.training.penalties import GradientMask
@@ -49,7 +50,7 @@ class Start:
     """The checkpoint that a run starts from, if any, its contents, and whether it is resumed."""
 
     path: str | None = None
-    contents: dict[str, Any] = field(default_factory=dict)
+    contents: Contents = field(default_factory=Contents)
     resumes: bool = False
 
     @classmethod
@@ -77,7 +78,7 @@ def _last_of(run: TrainingRun) -> Path:
     arch, refine = None, run.start.refine
     if refine and run.named_by_file:
         start = Start.at(files.find(Path(refine), *TO_REFINE), None)
-        arch = architecture.describe(start.path, start.contents, {})["arch"]
+        arch = architecture.describe(start.path, start.contents, Request()).arch
     return run.starting_from(refine=refine, resume=None).folder(arch).last
 
 
@@ -140,19 +141,19 @@ def open_run(
     run: TrainingRun, start: Start, networks: dict = NETWORKS
 ) -> tuple[nn.Module, Architecture, tuple[Batches | Stream, Batches | Stream]]:
     """`open_network` as the flags of a run ask for it."""
-    return open_network(run.train, run.data, run.network.asked(run.data), start, networks)
+    return open_network(run.train, run.data, run.network.request(run.data), start, networks)
 
 
 def open_network(
     train: TrainSettings,
     data: DataSettings,
-    asked: dict[str, Any],
+    request: Request,
     start: Start,
     networks: dict = NETWORKS,
 ) -> tuple[nn.Module, Architecture, tuple[Batches | Stream, Batches | Stream]]:
     """The network, its architecture, and its (training, test) batches.
 
-    ``asked`` is the requested network; its None values come from the checkpoint, or are defaults.
+    What the ``request`` leaves open comes from the checkpoint, or is a default.
     """
     device = choose_device(data.device, data.no_cuda)
     distributed.start(device)
@@ -162,21 +163,17 @@ def open_network(
             "processes: use at least one image per process"
         )
     seed_everything(train.seed, train.deterministic)
-    wanted = _with_defaults(architecture.describe(start.path, start.contents, asked))
-    wanted["spelled"] = asked.get("spelled")
+    known = _with_defaults(architecture.describe(start.path, start.contents, request))
     if start.path:
-        model, network = architecture.rebuild(start.path, start.contents, wanted, networks)
+        model, network = architecture.restore(start.path, start.contents, known, networks)
         loaders = _load_data(train, data, network, device)
         outputs = network.num_classes
-        loading.check_classes(
-            loaders[1], outputs, start.contents, start.path, asked.get("num_classes")
-        )
+        loading.check_classes(loaders[1], outputs, start.contents, start.path, request.num_classes)
     else:
-        del wanted["spelled"]
-        network = Architecture(**wanted | {"num_classes": 1})
+        network = replace(known, num_classes=1).architecture()
         network.check(networks)  # before any download
         loaders = _load_data(train, data, network, device)
-        outputs = _outputs(wanted["num_classes"], len(loaders[1].classes))
+        outputs = _outputs(known.num_classes, len(loaders[1].classes))
         network = replace(network, num_classes=outputs)
         model = network.build(networks)
     if train.sync_bn:
@@ -184,17 +181,14 @@ def open_network(
     return model, network, loaders
 
 
-def _with_defaults(known: dict[str, Any]) -> dict[str, Any]:
-    arch = known["arch"] or "vgg"
-    return {
-        "arch": arch,
-        "depth": known["depth"] or PAPER_DEPTH.get(arch),
-        "dataset": known["dataset"] or "cifar100",
-        "image_size": known["image_size"] or Architecture.image_size,
-        "options": known["options"],
-        "preprocessing": known["preprocessing"],
-        "num_classes": known["num_classes"],
-    }
+def _with_defaults(known: Request) -> Request:
+    arch = known.arch or "vgg"
+    return replace(
+        known,
+        arch=arch,
+        depth=known.depth or PAPER_DEPTH.get(arch),
+        dataset=known.dataset or "cifar100",
+    )
 
 
 def _outputs(asked: int | None, classes: int) -> int:
