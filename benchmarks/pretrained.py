@@ -37,7 +37,7 @@ from slimming.channels import inputs as arguments
 from slimming.channels.inputs import Inputs
 from slimming.cli import entry
 from slimming.errors import UserError
-from slimming.measuring import profiling
+from slimming.measuring import figures
 
 BUDGETS = (0.8, 0.7, 0.5)  # of the FLOPs stay
 WAYS: dict[str, dict[str, Any]] = {
@@ -132,7 +132,7 @@ def rows(name: str, case: Case) -> Iterator[dict]:
     """The dense network, then a row for each way and budget."""
     dense = case.outputs(case.model)
     one = arguments.first(case.calibration, 1)
-    cost = profiling.count_with(case.model, one)
+    cost = figures.count_with(case.model, one)
     told = {"parameters": f"{cost.parameters:,}", "MFLOPs": f"{cost.flops / 1e6:,.1f}"}
     right = {"right, pruned": f"{case.right(dense):.1%}"} if case.right else {}
     yield _row(name, "dense", "100%", **told, **right)
