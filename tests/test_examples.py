@@ -1,4 +1,5 @@
-"""classify.py and the lines of docs/deployment.md: PyTorch's answers where no PyTorch is."""
+"""classify.py and the lines of docs/deployment.md: PyTorch's answers where no PyTorch is; programs
+that slim trained networks, here with random weights."""
 
 import json
 import os
@@ -7,9 +8,11 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import KINDS, agree
+from PIL import Image
 from warm import ROOT
 
 from slimming.data import datasets
@@ -126,3 +129,42 @@ def test_the_extra_and_the_requirements_are_the_same():
     listed = [line.partition("#")[0].strip() for line in lines]
     extra = re.search(r"^export = (\[.*\])$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert json.loads(extra[1]) == [line for line in listed if line]
+
+
+def example(name, *words):
+    """Run a program of examples/ that uses the suite."""
+    command = [sys.executable, EXAMPLES / name, *map(str, words)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+def test_a_mobilenet_is_slimmed_repaired_saved_and_loaded(tmp_path):
+    draw = np.random.default_rng(0)
+    for i in range(48):
+        picture = Image.fromarray(draw.integers(256, size=(40, 50, 3), dtype=np.uint8))
+        picture.save(tmp_path / f"{i}.jpg")
+    given = ["--images", tmp_path, "--save", tmp_path / "slim.pth", "--size", 32]
+    done = example("slim_mobilenet.py", *given, "--weights", "none")
+    assert done.returncode == 0, done.stderr
+    assert "MFLOPs" in done.stdout and "it gives the same answers" in done.stdout
+    (tmp_path / "0.jpg").unlink()
+    done = example("slim_mobilenet.py", *given, "--weights", "none")
+    told = f"{tmp_path} has 47 jpg files: at least 48 are needed"
+    assert (done.returncode, done.stderr.strip()) == (1, told)
+
+
+def test_a_text_detector_is_slimmed_repaired_and_deployed(tmp_path):
+    pytest.importorskip("easyocr")
+    given = ["--weights", "none", "--size", 32, "--save", tmp_path / "slim.pth"]
+    done = example("slim_text_detector.py", *given)
+    assert done.returncode == 0, done.stderr
+    assert "CRAFT: " in done.stdout and "found again" in done.stdout
+    assert (tmp_path / "slim.pth").exists()
+
+
+def test_without_easyocr_the_text_detector_is_one_line(tmp_path):
+    (tmp_path / "easyocr.py").write_text("raise ImportError('no easyocr')\n")
+    command = [sys.executable, EXAMPLES / "slim_text_detector.py", "--weights", "none"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "no easyocr: pip install easyocr\n")

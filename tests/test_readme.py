@@ -27,6 +27,7 @@ from benchmarks import (
     layers,
     measures,
     precisions,
+    pretrained,
     quantization,
     repair,
     reproduce,
@@ -78,7 +79,8 @@ MODULES = (
     repair,
 )
 BENCHMARKS = {
-    f"{b.__name__.rpartition('.')[2]}.py": b for b in (*MODULES, reproduce, rounding, speed, zoo)
+    f"{b.__name__.rpartition('.')[2]}.py": b
+    for b in (*MODULES, pretrained, reproduce, rounding, speed, zoo)
 }
 
 
