@@ -8,7 +8,7 @@ from slimming.cli.flags import Parser
 from slimming.commands.experiment import report, run
 from slimming.commands.experiment.run import begin_experiment
 from slimming.commands.experiment.settings import ExperimentSettings, read_settings
-from slimming.commands.prune.run import one_process
+from slimming.runtime.distributed import one_process
 
 
 def make_parser() -> Parser:

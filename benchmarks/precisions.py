@@ -77,7 +77,7 @@ NOTES = """`FLOPs`: of the slim network, relative to the dense one; `smaller` an
 dense network in fp32 in the same engine."""
 
 
-def steps(both: dict[str, exporting.Subject], kind: str, rounds: int) -> Iterator[dict]:
+def steps(both: dict[str, exporting.Source], kind: str, rounds: int) -> Iterator[dict]:
     """A row for each step in the engine of a format."""
     files, runs = {}, {}
     for which, precision in STEPS:
@@ -101,7 +101,7 @@ def steps(both: dict[str, exporting.Subject], kind: str, rounds: int) -> Iterato
 
 def _medians(
     runs: dict[tuple[str, str], exporting.Runner],
-    subject: exporting.Subject,
+    subject: exporting.Source,
     batch: int,
     rounds: int,
 ) -> dict[tuple[str, str], float]:

@@ -62,7 +62,7 @@ def main() -> None:
         measure.write("quantization-cpu", measure.machine(torch.device("cpu")), HEADER, rows)
 
 
-def compared(network: exporting.Subject, folder: Path) -> Iterator[dict]:
+def compared(network: exporting.Source, folder: Path) -> Iterator[dict]:
     """A row for each quantizer and engine, with the form of the graph that is faster there."""
     forms = {n: f for n, f in forms_of(network.model).items() if f.fold and not f.clamp}
     found = {}

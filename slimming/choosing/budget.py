@@ -1,4 +1,4 @@
-"""Prune until a network fits a budget: a bisection on how many channels go."""
+"""Which of many slim networks: the smallest ratio that fits a budget; the front, and its knee."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

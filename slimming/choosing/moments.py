@@ -1,4 +1,4 @@
-"""The inputs and outputs of a convolution or linear layer as rows of a matrix product."""
+"""What layers read, as moments: rows of a matrix product, sums over them, and ridge regression."""
 
 from collections.abc import Sequence
 from typing import Any

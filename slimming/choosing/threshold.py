@@ -1,4 +1,4 @@
-"""The channels to keep."""
+"""The threshold on |γ| of the whole network (Liu et al., ICCV 2017), and the channels above it."""
 
 import math
 from collections.abc import Mapping

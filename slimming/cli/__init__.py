@@ -2,5 +2,4 @@
 
 - `entry.run`: run a main; errors become one line and an exit status
 - `flags.make_parser`, `flags.parse`: flags from the fields of a settings class
-- `parser.Parser`: a parser that shows defaults and allows no abbreviations
 """

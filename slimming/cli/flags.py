@@ -1,4 +1,4 @@
-"""The parser of a command line."""
+"""Command lines derived from settings classes: every field is a flag, with its default and help."""
 
 import argparse
 import contextlib

@@ -1,4 +1,4 @@
-"""Settings that scripts share: the network, the checkpoint to start from, the output."""
+"""Settings of how much is pruned, and how: allocation, budgets, multiples of channels, repair."""
 
 import statistics
 from collections import Counter
@@ -14,8 +14,7 @@ from slimming.channels.scaling import Masks
 from slimming.choosing import allocation, budget
 from slimming.choosing.allocation import Prunable, allocation_name
 from slimming.choosing.threshold import LEAST, Choice, Multiples
-from slimming.data.batches import Batches
-from slimming.data.image_folder import Stream
+from slimming.data.loading import Data
 from slimming.errors import UserError
 from slimming.measuring import figures, latency
 from slimming.measuring.latency import MULTIPLES, LayerShape, fastest
@@ -182,7 +181,7 @@ class RepairSettings:
                 raise UserError(f"--{name.replace('_', '-')} needs --repair: add it")
 
     def repaired(
-        self, slim: nn.Module, dense: nn.Module, kept: Mapping[str, Masks], loader: Batches | Stream
+        self, slim: nn.Module, dense: nn.Module, kept: Mapping[str, Masks], loader: Data
     ) -> Repaired:
         """``slim`` repaired on images of the training ``loader``; prints how well that went."""
         images, _ = loader.draw(self.repair_images, self.repair_seed)

@@ -1,4 +1,4 @@
-"""Settings that scripts share: the network, the checkpoint to start from, the output."""
+"""Settings that commands share: the network, the checkpoint to start from, where results go."""
 
 import re
 from dataclasses import dataclass

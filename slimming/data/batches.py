@@ -1,4 +1,4 @@
-"""Small images as uint8 (N, 3, 32, 32), and their normalisation."""
+"""Batches from memory on the device: order, augmentation and normalisation of whole batches."""
 
 import contextlib
 import functools

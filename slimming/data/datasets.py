@@ -1,4 +1,4 @@
-"""Small-image datasets by name, decoded once into memory."""
+"""Datasets by name, small images decoded once, and the settings that choose one."""
 
 import os
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Image folders: <root>/train/<class>/*, decoded once into a cache."""
+"""Image folders: read into memory, or streamed from disk."""
 
 import contextlib
 import functools

@@ -16,6 +16,7 @@ from slimming.runtime import distributed
 from slimming.storage.checkpoint import Contents
 from slimming.storage.preprocessing import CIFAR, Preprocessing
 
+Data = Batches | Stream  # a dataset, as batches on the device
 SAMPLING = 2**31  # offset of the epoch, so that samples differ from the batches of training
 
 
@@ -42,7 +43,7 @@ def batches(
     settings: DataSettings,
     seed: int = 0,
     preprocessing: Preprocessing = CIFAR,
-) -> Batches | Stream:
+) -> Data:
     """The 'train' batches (shuffled, augmented) or the 'test' batches of a dataset, on ``device``,
     for a network with this ``image_size`` and ``preprocessing``.
 
@@ -82,20 +83,20 @@ def batches_for(
     device: torch.device,
     settings: DataSettings,
     seed: int = 0,
-) -> Batches | Stream:
+) -> Data:
     """The `batches` of the dataset of ``network``, with its image size and preprocessing."""
     size, preprocessing = network.image_size, network.preprocessing
     return batches(network.dataset, part, batch_size, device, size, settings, seed, preprocessing)
 
 
-def on_device(loader: Iterable, device: torch.device) -> "Batches | Stream | DeviceLoader":
+def on_device(loader: Iterable, device: torch.device) -> "Data | DeviceLoader":
     """``loader`` wrapped in a `DeviceLoader`, unless it is a `Batches` or `Stream`, whose batches
     are already on the device."""
-    return loader if isinstance(loader, Batches | Stream) else DeviceLoader(loader, device)
+    return loader if isinstance(loader, Data) else DeviceLoader(loader, device)
 
 
 def samples(
-    loader: Batches | Stream, count: int, number: int, balanced: bool = False
+    loader: Data, count: int, number: int, balanced: bool = False
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Batches of ``count`` random training images of ``loader``, augmented as in training. They
     depend only on its seed and ``number``.
@@ -124,7 +125,7 @@ def samples(
 
 
 def check_classes(
-    loader: Batches | Stream,
+    loader: Data,
     outputs: int,
     contents: Contents,
     path: str | Path,

@@ -1,7 +1,8 @@
-"""Files that other programs run without this suite.
+"""The form for inference, and its files.
 
-- `graph.Feed`, `graph.traced`: what a program feeds, and the graph that it runs
-- `formats.FORMATS`: the formats by name, each in a file of its own
+- `fold.deploy`: fold BatchNorm where a trace shows that it can be, and prove it
+- `forms.FORMS`: the forms by name, chosen by `export.py`
+- `formats.FORMATS`: the formats by name, each written in a file of its own
+- `graph.traced`: the graph that a file holds, and what a program feeds
 - `engines`: runs such files; a program of its own, which imports nothing else of this suite
-- `proof.run_alone`: the logits of a file in a fresh process
 """

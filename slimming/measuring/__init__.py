@@ -1,10 +1,6 @@
 """Measure the size and speed of networks.
 
-- `figures.measure`, `figures.Figures`, `figures.latency_by_batch`: all figures of a network
-- `profiling.count_parameters`, `profiling.count_flops`, `profiling.count_all`,
-  `profiling.latencies`: one figure at a time
-- `layer_times.seconds`, `layer_times.calls`: layers, by their shapes
-- `rounding.fastest`: the multiples of channels with which layers are fastest
-- `deploy.deploy`, `forms.FORMS`: the deployment form, for inference only, and other forms
-- `export`: files that other programs run
+- `figures.measure`, `figures.Figures`: all figures of a network
+- `figures.count_parameters`, `figures.count_flops`, `figures.latencies`: one figure at a time
+- `latency.seconds`, `latency.fastest`: layers by their shapes; the multiples that are fastest
 """

@@ -1,4 +1,4 @@
-"""Parameters, FLOPs, bytes and latency of a network."""
+"""How large and how fast networks are: parameters, FLOPs, bytes, latency."""
 
 import functools
 import statistics

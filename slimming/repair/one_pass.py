@@ -1,4 +1,9 @@
-"""Statistics of the inputs of BatchNorm."""
+"""Repair in closed form, from the moments of the inputs of the dense network's layers.
+
+The moments are computed once and serve any choice of channels: after that, a repair takes a
+fraction of a second, plus one forward pass for the statistics of BNs. Unlike
+`slimming.repair.layer_by_layer`, it does not compensate for the errors of earlier layers.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 

@@ -1,4 +1,4 @@
-"""Pictures as PNG."""
+"""Pictures as PNG, and TensorBoard."""
 
 import functools
 import io

@@ -1,4 +1,5 @@
-"""The device, its memory layout, and torch.compile."""
+"""The device: precision, memory layout, random numbers, CPU threads, and workarounds for
+libraries."""
 
 import contextlib
 import ctypes

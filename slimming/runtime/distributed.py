@@ -186,3 +186,9 @@ def synchronize_bn(model: nn.Module, device: torch.device) -> nn.Module:
     if device.type != "cuda":
         raise UserError("`sync_bn` needs CUDA: SyncBatchNorm of PyTorch runs only there; omit it")
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def one_process(work: str) -> None:
+    """UserError if torchrun started several processes; ``work`` is what does not support them."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError(f"{work} runs in a single process: start it without torchrun")

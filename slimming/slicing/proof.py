@@ -1,4 +1,5 @@
-"""Prove that a slim network computes the same outputs as the masked one."""
+"""Prove that a slim network computes what the masked one does, and that it still tells inputs
+apart."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Which channels can go, tried: slim and masked networks must be equal without some of them."""
+"""Which groups can go, tried; slim any CNN: choose channels, slice, and prove."""
 
 import contextlib
 from collections.abc import Callable, Iterable

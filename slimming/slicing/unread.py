@@ -1,4 +1,4 @@
-"""The operations of a network, where torch.fx can trace it."""
+"""Remove the channels that no layer reads any more, where torch.fx can trace the network."""
 
 import operator
 from collections.abc import Callable

@@ -1,11 +1,8 @@
-"""Files on disk: writing them atomically, checkpoints, and the networks in them.
+"""Bytes on disk.
 
-- `architecture.Architecture`, `architecture.load`, `architecture.rebuild`: the network that a
-  checkpoint describes
-- `architecture.contents_of`: the contents of a checkpoint to write
-- `checkpoint.read`, `checkpoint.write`, `checkpoint.save_checkpoint`: checkpoints; reading runs no
-  code
-- `claim.claimed`: one run at a time in a folder
+- `files`: whole or not at all; one run at a time in a folder
+- `checkpoint.Contents`, `checkpoint.read`, `checkpoint.write`: checkpoints; reading runs no code
+- `architecture.Architecture`, `architecture.Request`, `architecture.load`: the network that a
+  checkpoint describes, and what a command asks of it
 - `preprocessing.Preprocessing`: how pictures become the input of a network
-- `files.write_bytes`, `files.find`, `files.no_empty_folders`: any file
 """

@@ -1,7 +1,8 @@
-"""Write files atomically, and find them in the folders of the scripts."""
+"""Files: written whole or not at all, found by pattern, and one run at a time in a folder."""
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import socket
@@ -197,3 +198,8 @@ def _is_at(handle: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except FileNotFoundError:
         return False
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -7,8 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from slimming.data.batches import Batches
-from slimming.data.image_folder import Stream
+from slimming.data.loading import Data
 from slimming.training.settings import TrainSettings
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # images (N, 3, H, W), labels (N,)
@@ -58,7 +57,7 @@ class Run(Protocol):
     """The part of `slimming.training.trainer.Trainer` that callbacks use."""
 
     settings: TrainSettings
-    test_loader: Batches | Stream
+    test_loader: Data
     history: list[dict[str, Any]]
     seconds: float
     stopped: bool

@@ -1,4 +1,4 @@
-"""The files of a training run."""
+"""The settings of training, and the files of a run."""
 
 import contextlib
 import os

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from slimming.choosing.threshold import near_zero
-from slimming.data.batches import Batches
 from slimming.data.image_folder import Stream
+from slimming.data.loading import Data
 from slimming.errors import UserError
 from slimming.runtime import distributed
 from slimming.runtime.device import DROPOUT, LAYOUT, STREAMS, Precision, compiled, epoch_generator
@@ -85,8 +85,8 @@ class Trainer:
         self,
         model: nn.Module,
         architecture: Architecture,
-        train_loader: Batches | Stream,
-        test_loader: Batches | Stream,
+        train_loader: Data,
+        test_loader: Data,
         settings: TrainSettings,
         optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
         schedule: Callable[[int], float] | None = None,

@@ -1,4 +1,4 @@
-"""Describe and evaluate a checkpoint, for eval.py."""
+"""eval.py: describe and evaluate a checkpoint, compared to the dense network."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -7,11 +7,10 @@ import torch
 from torch import nn
 
 from models import widths
-from slimming import slicing
-from slimming.channels.groups import lists_widths
-from slimming.channels.scaling import alive_channels, present_channels
+from slimming.channels.scaling import present_channels
 from slimming.commands.evaluate.settings import EvaluationRun
 from slimming.commands.settings import check_data_path
+from slimming.commands.shared import without_masked_channels
 from slimming.data import datasets, loading
 from slimming.data.image_folder import Stream
 from slimming.errors import UserError
@@ -60,14 +59,6 @@ def load(run: EvaluationRun) -> Subject:
     device = choose_device(run.data.device, run.data.no_cuda)
     model, slim, dense = (m.to(device).eval() for m in (model, slim, dense))
     return Subject(run, path, contents, network, model, slim, dense, device, pruned, layers)
-
-
-def without_masked_channels(model: nn.Module, network: Architecture) -> nn.Module:
-    """The slim network that is equivalent to a masked one of mask-impl; any other unchanged."""
-    alive = alive_channels(model)
-    if network.cfg or not lists_widths(model) or all(m.all() for m in alive.values()):
-        return model
-    return slicing.without_dead_channels(model)
 
 
 def channels(model: nn.Module) -> dict[str, int]:

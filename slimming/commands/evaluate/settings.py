@@ -1,4 +1,4 @@
-"""Settings of eval.py."""
+"""The flags of eval.py."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

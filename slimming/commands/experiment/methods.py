@@ -17,8 +17,7 @@ from slimming.choosing.threshold import LEAST, Choice, Multiples
 from slimming.commands import pruning
 from slimming.commands.pruning import BudgetSettings, RoundTo
 from slimming.data import loading
-from slimming.data.batches import Batches
-from slimming.data.image_folder import Stream
+from slimming.data.loading import Data
 from slimming.slicing import kernels
 from slimming.slicing.prune import groups
 
@@ -41,7 +40,7 @@ class Task:
 
     model: nn.Module
     images: torch.Tensor
-    training: Callable[[], Batches | Stream]
+    training: Callable[[], Data]
     ratio: float
     measure: str
     local: bool = True

@@ -1,4 +1,4 @@
-"""The results of the stages of an experiment."""
+"""metrics.json: the results of the stages of an experiment."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""An experiment of run.py: its settings, its folder, and the results of its stages."""
+"""run.py: the folder of an experiment, the base network, and the stages in their order."""
 
 import contextlib
 import json
@@ -26,8 +26,8 @@ from slimming.commands.experiment.record import WEIGHTS, Record, figures_of, lay
 from slimming.commands.experiment.settings import BaseTrainingSettings, ExperimentSettings
 from slimming.commands.train import run
 from slimming.data import loading
-from slimming.data.batches import SIZE, Batches
-from slimming.data.image_folder import Stream
+from slimming.data.batches import SIZE
+from slimming.data.loading import Data
 from slimming.errors import Interrupted, UserError
 from slimming.reports import tables
 from slimming.reports.tables import liveness_text, stage_text
@@ -183,7 +183,7 @@ class Evaluated(NamedTuple):
     score: loop.Score
 
 
-def batches(settings: ExperimentSettings, network: Architecture, part: str) -> Batches | Stream:
+def batches(settings: ExperimentSettings, network: Architecture, part: str) -> Data:
     """The 'train' or 'test' batches of the network's data, on the device."""
     data = settings.data.source
     device = choose_device(data.device, data.no_cuda)
@@ -300,7 +300,7 @@ def _pretrained(settings: ExperimentSettings) -> Path:
     return path
 
 
-def _test_images(settings: ExperimentSettings) -> Batches | Stream:
+def _test_images(settings: ExperimentSettings) -> Data:
     """The test images on the CPU, one per batch, for the classes of the data."""
     network = settings.architecture(num_classes=1)
     size, data = network.image_size, settings.data.source
@@ -466,7 +466,7 @@ def _about(settings: ExperimentSettings, path: Path) -> dict[str, Any]:
 
 
 def _task(
-    settings: ExperimentSettings, model: nn.Module, network: Architecture, loader: Batches | Stream
+    settings: ExperimentSettings, model: nn.Module, network: Architecture, loader: Data
 ) -> Task:
     pruning, images = settings.pruning, loader.first(64)
     find_ratio = partial(settings.budget.find_ratio, model, images)

@@ -1,4 +1,4 @@
-"""Settings of run.py."""
+"""The flags of run.py."""
 
 import contextlib
 from collections.abc import Mapping, Sequence

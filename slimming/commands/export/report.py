@@ -7,7 +7,7 @@ from slimming.reports.tables import ratio, table
 
 
 @dataclass(frozen=True)
-class Row:
+class FileRow:
     """The figures of an exported file: the ``device`` that it ran on, ``seconds`` by batch size,
     those of the dense network in fp32 in the same engine and in PyTorch, the ratio of FLOPs
     (dense / this), and the size of the micro-batches in which the engine runs the largest batch."""
@@ -26,7 +26,7 @@ class Row:
     micro_batch: int
 
 
-def as_text(rows: Sequence[Row], images: int) -> str:
+def as_text(rows: Sequence[FileRow], images: int) -> str:
     """A row for each file. ``images``: the number of test images that lower precisions were
     evaluated on."""
     batches = list(rows[0].seconds)
@@ -45,7 +45,7 @@ at batch {last}, `micro-batch`: number of images that run at once
 `realised`: `vs dense PyTorch` / the ratio of FLOPs, {rows[0].flop_ratio:.2f}"""
 
 
-def _line(row: Row, batch: int) -> list[str]:
+def _line(row: FileRow, batch: int) -> list[str]:
     own = row.seconds[batch]
     cells = [f"{row.format} {row.precision}", row.form, f"{row.bytes / 1e6:.3f}"]
     cells += [f"{row.difference:.1e}", "-" if row.top1 is None else f"{row.top1:.2%}"]

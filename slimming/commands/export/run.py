@@ -1,4 +1,4 @@
-"""The network that export.py writes, and the images that files are proved and judged on."""
+"""export.py: choose the form of a network, write its files, prove and judge them, time them."""
 
 import contextlib
 import functools
@@ -15,14 +15,12 @@ from torch import nn
 
 from slimming import slicing
 from slimming.channels.groups import copied
-from slimming.commands.evaluate.run import without_masked_channels
-from slimming.commands.export.report import Row, as_text
+from slimming.commands.export.report import FileRow, as_text
 from slimming.commands.export.settings import AUTO, ExportRun
-from slimming.commands.prune.run import one_process
-from slimming.commands.sweep.report import digest
+from slimming.commands.shared import without_masked_channels
 from slimming.data import datasets, loading
-from slimming.data.batches import SIZE, Batches
-from slimming.data.image_folder import Stream
+from slimming.data.batches import SIZE
+from slimming.data.loading import Data
 from slimming.deploy import engines, graph
 from slimming.deploy.engines import Run
 from slimming.deploy.fold import deploy, forms_of
@@ -34,16 +32,18 @@ from slimming.measuring import figures
 from slimming.runtime import device as runtime_device
 from slimming.runtime import optional
 from slimming.runtime.device import LAYOUT, choose_device
+from slimming.runtime.distributed import one_process
 from slimming.slicing.proof import TOLERANCE
 from slimming.storage import architecture, files
 from slimming.storage.architecture import Architecture
+from slimming.storage.files import digest
 from slimming.training import loop
 
 BATCH = 64
 
 
 @dataclass
-class Subject:
+class Source:
     """A network (``model``, on the CPU; a masked one is sliced) from the checkpoint at ``path``
     with the SHA-256 ``digest``, the ``dense`` one of its architecture with random weights, and real
     images."""
@@ -55,7 +55,7 @@ class Subject:
     model: nn.Module
     dense: nn.Module
     feed: Feed
-    test: Batches | Stream
+    test: Data
 
     @cached_property
     def images(self) -> torch.Tensor:
@@ -137,7 +137,7 @@ class Subject:
         return f"pad {border}" if border else "whole"
 
 
-def load(run: ExportRun) -> Subject:
+def load(run: ExportRun) -> Source:
     """Load the network of ``run`` and the test data. UserError if one is unavailable."""
     one_process("export.py")
     path, data = run.subject.path, run.data
@@ -157,11 +157,11 @@ def load(run: ExportRun) -> Subject:
     test = loading.batches_for(fed, "test", data.test_batch_size, device, data)
     loading.check_classes(test, network.num_classes, contents, path)
     feed = run.graph.feed(size, network.preprocessing)
-    return Subject(run, path, read, network, slim, dense, feed, test)
+    return Source(run, path, read, network, slim, dense, feed, test)
 
 
 def write(
-    subject: Subject,
+    subject: Source,
     model: nn.Module,
     kind: str,
     precision: str,
@@ -199,7 +199,7 @@ class Runner:
     """Runs the file of a format as fast as it can, on the device of ``subject`` if it can.
     UserError if it fails, also later."""
 
-    def __init__(self, subject: Subject, kind: str, precision: str, path: Path):
+    def __init__(self, subject: Source, kind: str, precision: str, path: Path):
         device = engines.device_of(kind, str(subject.test.device))
         self.kind, self.precision = kind, precision
         with _explained(f"{kind} cannot load the {precision} file"):
@@ -245,7 +245,7 @@ class Exported:
         return sum(part.stat().st_size for part in self.parts)
 
 
-def export(subject: Subject, kind: str, precision: str) -> Exported:
+def export(subject: Source, kind: str, precision: str) -> Exported:
     """Write the file of this format (``kind``) and precision. UserError if it computes something
     other than the network; then nothing is written."""
     with _aside(subject.run.folder) as aside:
@@ -292,13 +292,13 @@ def possible_forms(model: nn.Module, kind: str, precision: str) -> list[str]:
     ]
 
 
-def check_forms(subject: Subject) -> None:
+def check_forms(subject: Source) -> None:
     """UserError if a file cannot have the form that was asked for."""
     for kind, precision in subject.run.graph.targets:
         _asked_form(subject, kind, precision)
 
 
-def _asked_form(subject: Subject, kind: str, precision: str) -> str | None:
+def _asked_form(subject: Source, kind: str, precision: str) -> str | None:
     """The form of the graph that was asked for, if one was. UserError if it is impossible."""
     names, asked = possible_forms(subject.model, kind, precision), subject.run.graph.form
     if asked == AUTO:
@@ -310,7 +310,7 @@ def _asked_form(subject: Subject, kind: str, precision: str) -> str | None:
     return asked
 
 
-def fastest_form(subject: Subject, model: nn.Module, kind: str, precision: str, aside: Path) -> str:
+def fastest_form(subject: Source, model: nn.Module, kind: str, precision: str, aside: Path) -> str:
     """The form of the graph of ``model`` that runs fastest here."""
     names = possible_forms(model, kind, precision)
     if len(names) == 1:
@@ -329,7 +329,7 @@ def fastest_form(subject: Subject, model: nn.Module, kind: str, precision: str, 
     return times[0][1]
 
 
-def _difference(subject: Subject, kind: str, precision: str, path: Path) -> float:
+def _difference(subject: Source, kind: str, precision: str, path: Path) -> float:
     """The largest difference from PyTorch's logits in a fresh process. UserError if it is too
     large for fp32."""
     fed, expected, alone = subject.feed.of(subject.images), subject.logits, not subject.feed.batch
@@ -346,7 +346,7 @@ def _difference(subject: Subject, kind: str, precision: str, path: Path) -> floa
     return difference
 
 
-def _judge(subject: Subject, kind: str, precision: str, path: Path) -> float:
+def _judge(subject: Source, kind: str, precision: str, path: Path) -> float:
     """The accuracy of a file. UserError if it loses more than --max-drop."""
     top1 = accuracy(subject, Runner(subject, kind, precision, path), f"{kind} {precision}: test")
     drop, limit = 100 * (subject.top1 - top1), subject.run.judging.max_drop
@@ -359,7 +359,7 @@ def _judge(subject: Subject, kind: str, precision: str, path: Path) -> float:
     return top1
 
 
-def accuracy(subject: Subject, run: Run, title: str) -> float:
+def accuracy(subject: Source, run: Run, title: str) -> float:
     """The accuracy of a file on the test images, 0 to 1; ``title``: of the progress bar."""
     hits, total, size = 0, 0, subject.feed.batch
     for images, labels in optional.bar(subject.judged(), desc=title, leave=False, disable=None):
@@ -376,7 +376,7 @@ ONE = 1  # the other batch size that is measured
 
 
 @contextlib.contextmanager
-def reported(subject: Subject) -> Iterator[list[Exported]]:
+def reported(subject: Source) -> Iterator[list[Exported]]:
     """Prints the table of all files that are in the list at the end, also if one was refused."""
     written: list[Exported] = []
     try:
@@ -392,13 +392,13 @@ def reported(subject: Subject) -> Iterator[list[Exported]]:
         raise Interrupted(f"interrupted: {done if written else 'no file was written'}") from None
 
 
-def _print_table(subject: Subject, written: Sequence[Exported]) -> None:
+def _print_table(subject: Source, written: Sequence[Exported]) -> None:
     if written:
         print(f"\n{as_text(rows(subject, written), subject.judged_count)}", flush=True)
 
 
 @torch.no_grad()
-def rows(subject: Subject, written: Sequence[Exported]) -> list[Row]:
+def rows(subject: Source, written: Sequence[Exported]) -> list[FileRow]:
     """For each file, its figures and its latency: all files, the dense network in each engine and
     in PyTorch (on the device of each engine) take turns."""
     device, batch = subject.test.device, subject.run.graph.batch
@@ -424,7 +424,7 @@ def rows(subject: Subject, written: Sequence[Exported]) -> list[Row]:
             for name, taken in zip(times, figures.in_turns(tasks, device), strict=True):
                 times[name][count] = taken
     return [
-        Row(
+        FileRow(
             e.format,
             e.precision,
             places[e.format],
@@ -442,7 +442,7 @@ def rows(subject: Subject, written: Sequence[Exported]) -> list[Row]:
     ]
 
 
-def _dense_runner(subject: Subject, kind: str, aside: Path) -> Runner:
+def _dense_runner(subject: Source, kind: str, aside: Path) -> Runner:
     """The dense network in fp32 in the engine of a format, in its fastest form."""
     form = fastest_form(subject, subject.dense, kind, "fp32", aside)
     parts = write(subject, subject.dense, kind, "fp32", form, aside / kind)

@@ -1,4 +1,4 @@
-"""Settings of export.py."""
+"""The flags of export.py."""
 
 from dataclasses import dataclass
 from pathlib import Path

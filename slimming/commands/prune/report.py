@@ -1,4 +1,4 @@
-"""The summary of pruning in the format of the suite that calls its networks preact_res<depth>."""
+"""A summary of pruning in the format of the suite of preact_res20."""
 
 import os
 from pathlib import Path

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import shlex
 import time
 from collections.abc import Mapping
@@ -16,7 +15,6 @@ from torch import nn
 
 from models import NETWORKS
 from slimming import slicing
-from slimming.channels.groups import lists_widths
 from slimming.choosing import allocation
 from slimming.choosing.allocation import Prunable
 from slimming.choosing.threshold import Choice, Multiples, alive_factors, keep_above
@@ -24,14 +22,14 @@ from slimming.commands import pruning
 from slimming.commands.prune.settings import PruningRun
 from slimming.commands.settings import TO_PRUNE
 from slimming.data import loading
-from slimming.data.batches import Batches
-from slimming.data.image_folder import Stream
+from slimming.data.loading import Data
 from slimming.errors import UserError
 from slimming.measuring import figures
 from slimming.measuring.figures import measure
 from slimming.reports import plots, tables
 from slimming.reports.tables import before_after_text, liveness_text, scores_text
 from slimming.runtime.device import choose_device
+from slimming.runtime.distributed import one_process
 from slimming.settings import name_flags
 from slimming.slicing import Kept
 from slimming.slicing.proof import liveness, liveness_warning
@@ -57,7 +55,7 @@ class Dense:
     model: nn.Module
     network: Architecture
     contents: Contents
-    test_loader: Batches | Stream
+    test_loader: Data
 
     def claimed(self) -> contextlib.AbstractContextManager[None]:
         """Claim the folder of the target for a block, see `slimming.storage.files.claimed`."""
@@ -130,12 +128,6 @@ def load(run: PruningRun, arch: str | None, networks: dict = NETWORKS) -> Dense:
     loader = loading.batches_for(network, "test", run.data.test_batch_size, device, run.data)
     loading.check_classes(loader, network.num_classes, contents, path)
     return Dense(run, path, target, model, network, contents, loader)
-
-
-def one_process(work: str) -> None:
-    """UserError if torchrun started several processes; ``work`` is what does not support them."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError(f"{work} runs in a single process: start it without torchrun")
 
 
 def _replaceable(target: Path, model: Path) -> bool:
@@ -238,7 +230,7 @@ def _write_summary(
     return path
 
 
-def _timed_test(model: nn.Module, loader: Batches | Stream) -> tuple[loop.Score, float]:
+def _timed_test(model: nn.Module, loader: Data) -> tuple[loop.Score, float]:
     started = time.perf_counter()
     return loop.test(model.to(loader.device), loader), time.perf_counter() - started
 
@@ -256,24 +248,6 @@ def print_choice(choice: Choice) -> None:
             f"warning: {1 - after / before:.0%} of the channels were pruned, because many scaling "
             "factors equal the threshold; train the network with -sr before pruning"
         )
-
-
-def against_full(
-    model: nn.Module,
-    network: Architecture,
-    score: loop.Score,
-    before: loop.Score,
-    loader: Batches | Stream,
-) -> str:
-    """Compare a fine-tuned slim network with the full one, which scored ``before`` at pruning.
-
-    A masked network is measured as the equivalent slim one.
-    """
-    full = replace(network, cfg=None).build().to(loader.device)
-    if not network.cfg and lists_widths(model):
-        model = slicing.without_dead_channels(model).to(loader.device)
-    images = loader.first(64)
-    return before_after_text(*measure([full, model], images, (len(images),), [before, score]))
 
 
 def print_next_step(dense: Dense, before: float, after: float, script: str) -> None:

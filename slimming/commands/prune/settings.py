@@ -1,4 +1,4 @@
-"""Settings that scripts share: the network, the checkpoint to start from, the output."""
+"""The flags of the pruning scripts."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal

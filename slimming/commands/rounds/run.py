@@ -1,4 +1,4 @@
-"""The importance of filters during training, for the next round of pruning."""
+"""flowprune.py: prune in rounds while the network trains."""
 
 import json
 from collections.abc import Mapping

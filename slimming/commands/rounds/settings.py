@@ -1,4 +1,4 @@
-"""Settings of pruning in rounds: how much is pruned when, and by which measure."""
+"""The flags of flowprune.py."""
 
 import json
 from dataclasses import dataclass, replace

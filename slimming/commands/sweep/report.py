@@ -1,6 +1,5 @@
-"""The points of a sweep as text."""
+"""A sweep as sweep.json, text, picture and page."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from importlib import resources
@@ -189,8 +188,3 @@ def _is_whole(point: dict[str, Any]) -> bool:
     return all(isinstance(n, int | float) for n in numbers) and all(
         isinstance(text, str) for text in texts
     )
-
-
-def digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""The network that sweep.py prunes, and the images that it judges slim ones by."""
+"""sweep.py: measure what each percentage of each allocation would give; choose, test, report."""
 
 import contextlib
 import shlex
@@ -18,15 +18,14 @@ from slimming.choosing.budget import front, knee
 from slimming.choosing.evidence import scaled_norms
 from slimming.choosing.threshold import Choice
 from slimming.commands.experiment.settings import PruningSettings
-from slimming.commands.prune.run import one_process
 from slimming.commands.prune.settings import PruneSettings
 from slimming.commands.pruning import RepairSettings
 from slimming.commands.sweep import report as sweep_report
-from slimming.commands.sweep.report import SweepRecord, digest
+from slimming.commands.sweep.report import SweepRecord
 from slimming.commands.sweep.settings import SEARCH, SweepRun
 from slimming.data import loading
-from slimming.data.batches import SIZE, Batches
-from slimming.data.image_folder import Stream
+from slimming.data.batches import SIZE
+from slimming.data.loading import Data
 from slimming.errors import Interrupted, UserError
 from slimming.measuring import figures
 from slimming.repair.layer_by_layer import repair
@@ -34,10 +33,12 @@ from slimming.repair.one_pass import OnePass
 from slimming.repair.streaming import FEWEST
 from slimming.runtime import optional
 from slimming.runtime.device import choose_device
+from slimming.runtime.distributed import one_process
 from slimming.slicing.proof import liveness, liveness_warning, prove_equal
 from slimming.slicing.prune import groups
 from slimming.storage import architecture, files
 from slimming.storage.architecture import Architecture
+from slimming.storage.files import digest
 from slimming.training import loop
 
 SCRIPTS = {"vgg": "vggprune.py", "resnet": "resprune.py", "densenet": "denseprune.py"}
@@ -58,7 +59,7 @@ class Candidate:
 
 
 @dataclass
-class Subject:
+class Swept:
     """The network to prune, and the images that its slim ones are repaired and judged on."""
 
     run: SweepRun
@@ -67,7 +68,7 @@ class Subject:
     prunable: Prunable
     calibration: torch.Tensor
     judged: list[tuple[torch.Tensor, torch.Tensor]]
-    test: Batches | Stream
+    test: Data
     record: SweepRecord
 
     @property
@@ -110,7 +111,7 @@ class Subject:
         return repair(slim, self.prunable.model, kept, self.calibration, seed).model
 
 
-def load(run: SweepRun) -> Subject:
+def load(run: SweepRun) -> Swept:
     """Load the network and the images of ``run``. UserError if one is unavailable, or if the
     network cannot be slimmed."""
     one_process("sweep.py")
@@ -154,10 +155,10 @@ def load(run: SweepRun) -> Subject:
         if run.points.allocation == (THRESHOLD,):
             raise UserError("no allocation is left to try: use --allocation uniform,lamp")
     record = SweepRecord(run.folder, basis)
-    return Subject(run, path, network, prunable, images[held_back:], judged, test, record)
+    return Swept(run, path, network, prunable, images[held_back:], judged, test, record)
 
 
-def command(subject: Subject, candidate: Candidate) -> str:
+def command(subject: Swept, candidate: Candidate) -> str:
     """The command that prunes at ``candidate``."""
     run, network = subject.run, subject.network
     ratio, name = f"{candidate.ratio:.9g}", candidate.allocation
@@ -198,7 +199,7 @@ SECONDS = 0.5  # of measuring the latency of a point
 
 
 @contextlib.contextmanager
-def continuable(subject: Subject) -> Iterator[None]:
+def continuable(subject: Swept) -> Iterator[None]:
     """Ctrl-C says that the finished points are saved."""
     try:
         yield
@@ -208,7 +209,7 @@ def continuable(subject: Subject) -> Iterator[None]:
         raise Interrupted(f"interrupted: {saved}; run the same command to continue") from None
 
 
-def candidates(subject: Subject) -> list[Candidate]:
+def candidates(subject: Swept) -> list[Candidate]:
     """The candidates, by rising percentage; with a budget, those of search are fitted to it."""
     ratios = subject.run.points.ratios
     made = [Candidate(name, ratio) for ratio in ratios for name in subject.allocations]
@@ -219,7 +220,7 @@ def candidates(subject: Subject) -> list[Candidate]:
     return made + [Candidate(*pair) for pair in zip(subject.searched, ratios_tried, strict=True)]
 
 
-def within_budget(subject: Subject) -> list[Candidate]:
+def within_budget(subject: Swept) -> list[Candidate]:
     """For each allocation, the candidate that prunes as little as the budgets allow."""
     run, images, record = subject.run, subject.test.first(64), subject.record
     if not run.budget.given:
@@ -233,7 +234,7 @@ def within_budget(subject: Subject) -> list[Candidate]:
     return [Candidate(name, ratio) for name, ratio in known.items()]
 
 
-def measure(subject: Subject, tried: list[Candidate]) -> None:
+def measure(subject: Swept, tried: list[Candidate]) -> None:
     """Measure all candidates that the record does not have yet."""
     record = subject.record
     if "dense" not in record.facts:
@@ -252,7 +253,7 @@ def measure(subject: Subject, tried: list[Candidate]) -> None:
             print(sweep_report.point_line(record.points[-1]), flush=True)
 
 
-def repair_front(subject: Subject) -> None:
+def repair_front(subject: Swept) -> None:
     """With --exact, repair the points on the front layer by layer, and measure them again."""
     record = subject.record
     left = [p for p in on_front(subject) if "exact" not in p]
@@ -268,13 +269,13 @@ def repair_front(subject: Subject) -> None:
             print(sweep_report.point_line(point), flush=True)
 
 
-def on_front(subject: Subject) -> list[dict[str, Any]]:
+def on_front(subject: Swept) -> list[dict[str, Any]]:
     """The points of the front of cost and repaired accuracy."""
     points = subject.record.points
     return [points[i] for i in front([_place(subject, point) for point in points])]
 
 
-def choose(subject: Subject, fitted: list[Candidate]) -> dict[str, Any]:
+def choose(subject: Swept, fitted: list[Candidate]) -> dict[str, Any]:
     """The best point that keeps the budgets, if there are any, or the knee of the front."""
     run, points = subject.run, subject.record.points
     if not run.budget.given:
@@ -285,7 +286,7 @@ def choose(subject: Subject, fitted: list[Candidate]) -> dict[str, Any]:
     return max(inside, key=lambda point: _place(subject, point)[1])
 
 
-def test(subject: Subject, point: dict[str, Any]) -> None:
+def test(subject: Swept, point: dict[str, Any]) -> None:
     """Prove the chosen point on test images, and measure its test accuracy: the only time that test
     images are used to judge."""
     record, model, exact = subject.record, subject.prunable.model, subject.run.judging.exact
@@ -311,7 +312,7 @@ def test(subject: Subject, point: dict[str, Any]) -> None:
     )
 
 
-def report(subject: Subject, point: dict[str, Any]) -> None:
+def report(subject: Swept, point: dict[str, Any]) -> None:
     """Print what was chosen and the command that prunes there; write sweep.png and sweep.html."""
     record, folder = subject.record, subject.run.folder
     record.update(
@@ -327,7 +328,7 @@ def report(subject: Subject, point: dict[str, Any]) -> None:
     print(f"\nwrote {', '.join(map(str, [*wrote, folder / 'sweep.html']))}")
 
 
-def _about(subject: Subject) -> dict[str, Any]:
+def _about(subject: Swept) -> dict[str, Any]:
     model, size = subject.prunable.model, subject.network.image_size
     counts = figures.count_all(model, (3, size, size))
     dense: dict[str, float] = {"parameters": counts.parameters, "FLOPs": counts.flops}
@@ -336,7 +337,7 @@ def _about(subject: Subject) -> dict[str, Any]:
     return {"network": str(subject.network), "checkpoint": str(subject.path), "dense": dense}
 
 
-def _point(subject: Subject, candidate: Candidate) -> dict[str, Any]:
+def _point(subject: Swept, candidate: Candidate) -> dict[str, Any]:
     """All figures of a candidate; costs are fractions of the dense network's."""
     dense, size = subject.record.facts["dense"], subject.network.image_size
     choice, slim, kept = subject.slim(candidate)
@@ -365,7 +366,7 @@ def _point(subject: Subject, candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _place(subject: Subject, point: dict[str, Any]) -> tuple[float, float]:
+def _place(subject: Swept, point: dict[str, Any]) -> tuple[float, float]:
     """Cost and accuracy of a point."""
     return point[subject.run.points.cost], point.get("exact", point["repaired"])
 

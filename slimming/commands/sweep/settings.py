@@ -1,4 +1,4 @@
-"""Settings of sweep.py."""
+"""The flags of sweep.py."""
 
 from dataclasses import dataclass
 from pathlib import Path

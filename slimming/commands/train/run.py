@@ -1,4 +1,4 @@
-"""main.py: train a network, fine-tune a pruned one, or resume a run."""
+"""main.py: open a run, train it in its folder, and tell its results."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -10,13 +10,12 @@ import torch
 from torch import nn
 
 from models import NETWORKS, PAPER_DEPTH
-from slimming.commands.prune import run as prune_run
+from slimming.commands import shared as prune_run
 from slimming.commands.settings import PRUNED
 from slimming.commands.train.settings import TrainingRun
 from slimming.data import loading
-from slimming.data.batches import Batches
 from slimming.data.datasets import DataSettings
-from slimming.data.image_folder import Stream
+from slimming.data.loading import Data
 from slimming.errors import Interrupted, UserError
 from slimming.measuring.figures import measure
 from slimming.reports import plots, tables
@@ -139,7 +138,7 @@ def prepare(run: TrainingRun, start: Start, networks: dict = NETWORKS) -> Traine
 
 def open_run(
     run: TrainingRun, start: Start, networks: dict = NETWORKS
-) -> tuple[nn.Module, Architecture, tuple[Batches | Stream, Batches | Stream]]:
+) -> tuple[nn.Module, Architecture, tuple[Data, Data]]:
     """`open_network` as the flags of a run ask for it."""
     return open_network(run.train, run.data, run.network.request(run.data), start, networks)
 
@@ -150,7 +149,7 @@ def open_network(
     request: Request,
     start: Start,
     networks: dict = NETWORKS,
-) -> tuple[nn.Module, Architecture, tuple[Batches | Stream, Batches | Stream]]:
+) -> tuple[nn.Module, Architecture, tuple[Data, Data]]:
     """The network, its architecture, and its (training, test) batches.
 
     What the ``request`` leaves open comes from the checkpoint, or is a default.
@@ -202,7 +201,7 @@ def _outputs(asked: int | None, classes: int) -> int:
 
 def _load_data(
     train: TrainSettings, data: DataSettings, network: Architecture, device: torch.device
-) -> tuple[Batches | Stream, Batches | Stream]:
+) -> tuple[Data, Data]:
     sizes = {"test": data.test_batch_size, "train": train.batch_size}
     test, training = (
         loading.batches_for(network, part, size, device, data, train.seed)

@@ -1,4 +1,4 @@
-"""Settings that scripts share: the network, the checkpoint to start from, the output."""
+"""The flags of main.py and mask-impl/main_mask.py."""
 
 import inspect
 from dataclasses import dataclass, replace
