@@ -30,13 +30,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from benchmarks import measure, zoo_networks
 from benchmarks.zoo_peers import PEERS, without
 from slimming.channels import inputs as arguments
 from slimming.channels.groups import Channels, Group, channels
 from slimming.channels.inputs import Inputs
+from slimming.channels.kinds import Convolution
 from slimming.channels.labels import OUTPUT
 from slimming.choosing.threshold import Choice
 from slimming.cli import entry
@@ -256,7 +256,7 @@ def share(model: nn.Module, found: Channels) -> dict[str, Any]:
     stays: dict[str, int] = {}
     total, seen = 0, set()
     for name, layer in model.named_modules():
-        if not isinstance(layer, (_ConvNd, nn.Linear)) or id(layer.weight) in seen:
+        if not isinstance(layer, Convolution | nn.Linear) or id(layer.weight) in seen:
             continue
         seen.add(id(layer.weight))
         if name in found.unseen:

@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from slimming.channels.groups import channels, copied
 from slimming.channels.inputs import Inputs
+from slimming.channels.kinds import Convolution
 from slimming.channels.labels import OUTPUT
 
-WEIGHTED = (_ConvNd, nn.Linear)
+WEIGHTED = Convolution | nn.Linear
 SHARE = 1 / 3  # of the channels of each group
 
 
@@ -87,10 +87,10 @@ def _places(dense: torch.Tensor, slim: torch.Tensor) -> torch.Tensor:
     return order[found[values[found] == slim.flatten()]]
 
 
-def _channels(layer: _ConvNd | nn.Linear, shape: torch.Size) -> torch.Tensor:
+def _channels(layer: Convolution | nn.Linear, shape: torch.Size) -> torch.Tensor:
     """The input channel that each weight reads, flat."""
-    groups = layer.groups if isinstance(layer, _ConvNd) else 1
-    if isinstance(layer, _ConvNd) and layer.transposed:
+    groups = layer.groups if isinstance(layer, Convolution) else 1
+    if isinstance(layer, Convolution) and layer.transposed:
         rows = torch.arange(shape[0])
         return rows.view(-1, *[1] * (len(shape) - 1)).expand(shape).flatten()
     of_filter = torch.arange(shape[0]) // (shape[0] // groups) * shape[1]

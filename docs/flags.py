@@ -3,13 +3,14 @@
 python docs/flags.py
 """
 
-import argparse
 import importlib
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from slimming.cli import flags
 
 SCRIPTS = {  # title -> module with the parser
     "`main.py`, `mask-impl/main_mask.py`": "main",
@@ -39,11 +40,11 @@ def text() -> str:
     return "\n".join(parts)
 
 
-def rows(parser: argparse.ArgumentParser) -> str:
+def rows(parser: "flags.Parser") -> str:
     """A row of the table for each flag."""
     lines = []
-    for action in parser._actions:
-        if isinstance(action, argparse._HelpAction):
+    for action in parser.declared:
+        if action.dest == "help":
             continue
         names = [name for name in action.option_strings if not name.startswith("--no-s")]
         choices = f"{{{','.join(map(str, action.choices))}}}" if action.choices else ""

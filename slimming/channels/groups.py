@@ -11,11 +11,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from slimming.channels import inputs as arguments
 from slimming.channels.inputs import Inputs
-from slimming.channels.kinds import OPAQUE, Opaque, is_depthwise, is_selection, kind_of, select
+from slimming.channels.kinds import (
+    OPAQUE,
+    Convolution,
+    Opaque,
+    is_depthwise,
+    is_selection,
+    kind_of,
+    select,
+)
 from slimming.channels.labels import OUTPUT, Axis, Split, Trace, compact, components, pairs, varied
 from slimming.channels.operations import EVERY
 from slimming.channels.scaling import batch_norms, selections
@@ -245,9 +252,9 @@ def sides_of(found: Found) -> dict[Side, torch.Tensor]:
         name, _, part = axis.name.rpartition(".")
         layer = modules[name]
         kind, units = kind_of(layer), found.of(labels)
-        groups = getattr(layer, "groups", 1) if isinstance(layer, _ConvNd) else 1
+        groups = getattr(layer, "groups", 1) if isinstance(layer, Convolution) else 1
         if kind and kind.out.get(part) == axis.dim:
-            whole = part == "weight" and axis.dim == 1 and isinstance(layer, _ConvNd)
+            whole = part == "weight" and axis.dim == 1 and isinstance(layer, Convolution)
             sides.setdefault((name, "out"), units.repeat(groups) if whole else units)
         elif kind and kind.into.get(part) == axis.dim:
             sides.setdefault((name, "in"), units.repeat(groups) if axis.dim == 1 else units)
@@ -359,7 +366,7 @@ def _writes(modules: dict[str, nn.Module], side: Side) -> bool:
     if side[1] == "mask":
         return True
     layer = modules.get(side[0])
-    made = isinstance(layer, (_ConvNd, nn.Linear)) and not is_depthwise(layer)
+    made = isinstance(layer, Convolution | nn.Linear) and not is_depthwise(layer)
     return made and side[1] == "out"
 
 
@@ -394,7 +401,7 @@ def _group(
             present = found.present[name]
             alive[numbers] = present[places]
             filters[numbers] = present[places].long()
-        elif side == "out" and isinstance(found.trace.modules[name], (_ConvNd, nn.Linear)):
+        elif side == "out" and isinstance(found.trace.modules[name], Convolution | nn.Linear):
             filters += torch.bincount(numbers, minlength=len(first))
         members.append(Member(name, side, places, numbers, len(units)))
     leading = next((m for m in members if (m.layer, m.side) in writers), members[0])
@@ -516,7 +523,7 @@ def wires(model: nn.Module) -> list[Wire]:
     def writes(own: torch.Tensor) -> str | None:
         return next((name for name, norm in norms.items() if torch.equal(own, norm)), None)
 
-    layers = [n for n, m in form.named_modules() if isinstance(m, (_ConvNd, nn.Linear))]
+    layers = [n for n, m in form.named_modules() if isinstance(m, Convolution | nn.Linear)]
     every = [Wire(n, reads(units[n, "in"]), writes(units[n, "out"])) for n in layers]
     return [wire for wire in every if wire.reads or wire.writes]
 

@@ -2,11 +2,10 @@
 how many. One entry for each kind; `register` adds one for a layer of one's own."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from slimming.channels.inputs import tensors
 from slimming.channels.labels import Trace
@@ -25,6 +24,8 @@ class Kind(NamedTuple):
     attributes: Attributes
 
 
+Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | Transposed
 BATCH_NORMS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
@@ -63,21 +64,21 @@ def kind_of(layer: nn.Module) -> Kind | None:
 def is_depthwise(layer: nn.Module) -> bool:
     """Whether a convolution reads one channel for each filter, the same number of filters each; a
     transposed one if it has as many filters as channels."""
-    if not isinstance(layer, _ConvNd) or layer.groups == 1 or layer.groups != layer.in_channels:
+    if not isinstance(layer, Convolution) or layer.groups == 1 or layer.groups != layer.in_channels:
         return False
     return not layer.transposed or layer.in_channels == layer.out_channels
 
 
-def _depthwise(layer: _ConvNd, shape: Shape) -> dict[str, int]:
+def _depthwise(layer: Convolution, shape: Shape) -> dict[str, int]:
     groups = shape[0] * layer.groups // layer.out_channels
     return {"out_channels": shape[0], "in_channels": groups, "groups": groups}
 
 
-def _convolution(layer: _ConvNd, shape: Shape) -> dict[str, int]:
+def _convolution(layer: Convolution, shape: Shape) -> dict[str, int]:
     return {"out_channels": shape[0], "in_channels": shape[1] * layer.groups}
 
 
-def _transposed(layer: _ConvNd, shape: Shape) -> dict[str, int]:
+def _transposed(layer: Convolution, shape: Shape) -> dict[str, int]:
     return {"in_channels": shape[0], "out_channels": shape[1] * layer.groups}
 
 
@@ -87,8 +88,8 @@ def _group_norm(layer: nn.GroupNorm, shape: Shape) -> dict[str, int]:
 
 
 DEPTHWISE = Kind({"weight": 0, "bias": 0}, {}, _depthwise)
-register(_ConvNd, {"weight": 0, "bias": 0}, {"weight": 1}, _convolution)
-register(_ConvTransposeNd, {"weight": 1, "bias": 0}, {"weight": 0}, _transposed)
+register(get_args(Convolution), {"weight": 0, "bias": 0}, {"weight": 1}, _convolution)
+register(get_args(Transposed), {"weight": 1, "bias": 0}, {"weight": 0}, _transposed)
 register(
     nn.Linear,
     {"weight": 0, "bias": 0},

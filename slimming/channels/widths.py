@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
-from slimming.channels.kinds import Kind, is_depthwise, kind_of
+from slimming.channels.kinds import Convolution, Kind, is_depthwise, kind_of
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
@@ -38,7 +37,7 @@ def layer_of(model: nn.Module, name: str) -> Any:
 
 def layer_widths(layer: nn.Module) -> list[int]:
     """[in, out] of a convolution or linear layer, [channels] of another layer of the `KINDS`."""
-    if isinstance(layer, _ConvNd):
+    if isinstance(layer, Convolution):
         return [layer.in_channels, layer.out_channels]
     if isinstance(layer, nn.Linear):
         return [layer.in_features, layer.out_features]
@@ -187,7 +186,7 @@ def set_attributes(layer: nn.Module, kind: Kind, shape: Sequence[int]) -> None:
 def _groups(layer: nn.Module, shape: Sequence[int]) -> int:
     """The groups of a layer of this shape. ValueError if they do not divide its channels, or it
     has none."""
-    groups = layer.groups if isinstance(layer, _ConvNd) else 1
+    groups = layer.groups if isinstance(layer, Convolution) else 1
     if is_depthwise(layer):
         groups = shape[0]
     if min(shape) < 1 or any(size % groups for size in shape):

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from slimming.channels import inputs as arguments
 from slimming.channels.inputs import Inputs, only_logits
+from slimming.channels.kinds import Convolution
 from slimming.channels.scaling import batch_norms
 from slimming.channels.widths import BatchNorm
 from slimming.choosing.moments import Gram, input_grams
@@ -177,7 +177,7 @@ class Evidence:
 
 def layers(model: nn.Module) -> dict[str, Any]:
     """Every convolution, transposed ones too, and every Linear of the model, by name."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, (_ConvNd, nn.Linear))}
+    return {n: m for n, m in model.named_modules() if isinstance(m, Convolution | nn.Linear)}
 
 
 def scaled_norms(model: nn.Module) -> dict[str, BatchNorm]:

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from slimming.channels import inputs as arguments
 from slimming.channels.inputs import Inputs
+from slimming.channels.kinds import Convolution
 from slimming.runtime.device import full_fp32
 
 FEATURES = 6_144  # weights of an output, at most: a regression takes their square in memory
-Fitted = _ConvNd | nn.Linear
+Fitted = Convolution | nn.Linear
 
 
 def obstacle(layer: Fitted) -> str | None:
@@ -104,7 +104,7 @@ def patches(layer: Fitted, read: torch.Tensor, places: list[torch.Tensor]) -> to
 
 
 def _taps(
-    layer: _ConvNd, output: torch.Tensor, d: int, size: int
+    layer: Convolution, output: torch.Tensor, d: int, size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Along the spatial dimension ``d``, which has ``size`` inputs: those (N, P, taps) that outputs
     (N, P) read, and whether they exist; others are read as zeros."""
@@ -121,7 +121,7 @@ def _taps(
     return at.clamp(0, size - 1), whole & (at >= 0) & (at < size)
 
 
-def _padding(layer: _ConvNd) -> list[tuple[int, int]]:
+def _padding(layer: Convolution) -> list[tuple[int, int]]:
     """How many places are added before and behind, for each spatial dimension."""
     if isinstance(layer.padding, str):
         wide = [0] * len(layer.kernel_size)

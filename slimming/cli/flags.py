@@ -23,6 +23,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, description: str, others: tuple[str, ...] = ()):
+        self.declared: list[argparse.Action] = []  # also those of groups
         super().__init__(
             description=description,
             allow_abbrev=False,
@@ -34,9 +35,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(self._of_others(sys.argv[1:]) or f"{message} (--help lists the flags)")
 
+    def add_argument(self, *names: Any, **more: Any) -> argparse.Action:
+        self.declared.append(super().add_argument(*names, **more))
+        return self.declared[-1]
+
     def flags(self) -> set[str]:
         """Every flag, with its dashes."""
-        return {name for action in self._actions for name in action.option_strings}
+        return {name for action in self.declared for name in action.option_strings}
 
     def accepts(self, words: list[str]) -> bool:
         """Whether the ``words`` of a command line can be parsed."""
@@ -97,18 +102,19 @@ def _add_fields(parser: Parser, group: Any, kind: type[Dataclass]) -> None:
             title = getattr(inner, "title", None)
             _add_fields(parser, parser.add_argument_group(title) if title else parser, inner)
         elif "spec" in entry.metadata:
-            _add_flag(group, entry, entry.metadata["spec"])
+            action = _add_flag(group, entry, entry.metadata["spec"])
+            if group is not parser:
+                parser.declared.append(action)
 
 
-def _add_flag(group: Any, entry: Field, spec: Spec) -> None:
+def _add_flag(group: Any, entry: Field, spec: Spec) -> argparse.Action:
     text = spec.help.replace("%", "%%")
     default = entry.default
     if spec.kind in ("value", "positional") and default is not None and "(default" not in text:
         text += f" (default: {default})"
     more: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
     if spec.kind == "positional":
-        group.add_argument(entry.name, nargs="?", metavar=spec.metavar, **more)
-        return
+        return group.add_argument(entry.name, nargs="?", metavar=spec.metavar, **more)
     if spec.kind == "value":
         more |= {"type": _checked(spec.parse), "choices": spec.choices, "metavar": spec.metavar}
         more |= {"action": _ByValue, "field_of": spec.field_of} if spec.field_of else {}
@@ -120,7 +126,7 @@ def _add_flag(group: Any, entry: Field, spec: Spec) -> None:
         more |= {"type": _checked(boolean), "nargs": "?", "const": True, "metavar": "True/False"}
     elif spec.kind == "list":
         more |= {"action": "append", "metavar": spec.metavar, "type": _checked(spec.parse)}
-    group.add_argument(*flag_names(entry, spec), dest=entry.name, **more)
+    return group.add_argument(*flag_names(entry, spec), dest=entry.name, **more)
 
 
 class _ByValue(argparse.Action):

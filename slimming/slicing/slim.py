@@ -5,10 +5,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from slimming.channels.groups import Group, copied, lists_widths, with_selections
-from slimming.channels.kinds import is_depthwise, kind_of
+from slimming.channels.kinds import Convolution, is_depthwise, kind_of
 from slimming.channels.scaling import present_channels, selections
 from slimming.channels.widths import fit_to, put, widths
 from slimming.errors import UserError
@@ -71,7 +70,7 @@ def _tied(model: nn.Module) -> list[list[str]]:
 
 def of_one_group(layer: nn.Module, mask: torch.Tensor) -> torch.Tensor:
     """A mask of channels along the second dimension of a weight, which is that of one group."""
-    groups = layer.groups if isinstance(layer, _ConvNd) and not is_depthwise(layer) else 1
+    groups = layer.groups if isinstance(layer, Convolution) and not is_depthwise(layer) else 1
     return mask.view(groups, -1)[0]
 
 
