@@ -226,13 +226,13 @@ def read_slim(path: str | Path) -> Contents:
         buffers = {name: state.pop(name) for name in told.pop("buffers", [])}
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(
-            f"cannot read_slim {path}: it is missing, truncated or no safetensors file ({error})"
+            f"cannot read {path}: it is missing, truncated or no safetensors file ({error})"
         ) from error
     return cast(Contents, {**told, "state_dict": state, "buffers": buffers})
 
 
 def widths_of(contents: Contents) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The buffers that are in no state dict, and the numbers of modules, of read_slim ``contents``.
+    """The buffers that are in no state dict, and the numbers of modules, of read ``contents``.
     UserError if they are something else."""
     buffers, numbers = contents.get("buffers", {}), contents.get("numbers", {})
     plain = isinstance(numbers, dict) and all(isinstance(v, dict) for v in numbers.values())

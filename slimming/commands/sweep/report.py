@@ -25,8 +25,8 @@ COLUMNS = {  # title -> format; accuracy is of held-back training images
 
 
 def dense_line(facts: Mapping[str, Any]) -> str:
-    """One point_line about the dense_line network."""
-    known = facts["dense_line"]
+    """One line about the dense network."""
+    known = facts["dense"]
     return (
         f"{facts['network']}: {known['parameters']:,} parameters, {known['FLOPs'] / 1e6:.1f} "
         f"MFLOPs, top-1 {known['held back']:.2%} on held-back training images"
@@ -39,15 +39,15 @@ def header(exact: bool = False) -> str:
 
 
 def point_line(point: Mapping[str, Any]) -> str:
-    """One point_line about a point; costs as fractions of the dense_line network's."""
+    """One line about a point; costs as fractions of the dense network's."""
     costs = [f"{point[name]:.1%}" for name in ("params", "flops", "latency")]
     tops = [f"{point[name]:.2%}" for name in ("pruned", "repaired", "exact") if name in point]
     return _row([point["allocation"], f"{point['ratio']:.1%}", *costs, *tops])
 
 
 def chosen_line(facts: Mapping[str, Any], point: Mapping[str, Any]) -> str:
-    """What was chosen_line, how it scores on test images, and the command that prunes there."""
-    best = facts["chosen_line"]
+    """What was chosen, how it scores on test images, and the command that prunes there."""
+    best = facts["chosen"]
     scores = {name: (score["loss"], score["prec1"]) for name, score in best["test"].items()}
     way = "layer by layer" if best["exact"] else "in one pass"
     return (
