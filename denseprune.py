@@ -28,7 +28,7 @@ def main() -> None:
         factors = sorted_factors(dense.model)  # |γ| of the whole network
         threshold = float(factors[int(len(factors) * ratio)])
         choice = dense.keep_above(threshold, ratio)
-        slim, kept = slim_to(dense.model, dense.prunable.coupled, choice.keep)
+        slim, kept = slim_to(dense.model, dense.prunable.coupled, choice.kept)
         proof = prove_equal(slim, masked(dense.model, kept), dense.images)
         save_pruned(dense, slim, kept, choice, proof)
 

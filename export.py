@@ -8,7 +8,7 @@ by their accuracy on test images.
 
 from slimming.cli import entry, flags
 from slimming.cli.flags import Parser
-from slimming.commands.export import run as export_run
+from slimming.commands.export import run as exporting
 from slimming.commands.export.settings import ExportRun
 from slimming.settings import build
 from slimming.storage.files import claimed
@@ -20,11 +20,11 @@ def make_parser() -> Parser:
 
 def main() -> None:
     run = build(ExportRun, flags.parse(make_parser()))
-    network = export_run.load(run)
-    export_run.check_forms(network)
-    with claimed(run.folder), export_run.reported(network) as written:
+    network = exporting.load(run)
+    exporting.check_forms(network)
+    with claimed(run.folder), exporting.reported(network) as written:
         for kind, precision in run.graph.targets:
-            written.append(export_run.export(network, kind, precision))
+            written.append(exporting.export(network, kind, precision))
 
 
 if __name__ == "__main__":

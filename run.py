@@ -5,7 +5,8 @@ python run.py --dataset cifar10 --model resnet18 --pruning-method channel --prun
 
 from slimming.cli import entry, flags
 from slimming.cli.flags import Parser
-from slimming.commands.experiment import report, run
+from slimming.commands.experiment import report
+from slimming.commands.experiment import run as stages
 from slimming.commands.experiment.run import begin_experiment
 from slimming.commands.experiment.settings import ExperimentSettings, read_settings
 from slimming.runtime.distributed import one_process
@@ -19,18 +20,18 @@ def main() -> None:
     one_process("run.py")
     settings = read_settings(flags.parse(make_parser()))
     if settings.execution.eval_only:
-        run.print_figures(settings)
+        stages.print_figures(settings)
         return
-    run.check_base(settings)
-    given = run.find_base(settings)
+    stages.check_base(settings)
+    given = stages.find_base(settings)
     with begin_experiment(settings) as experiment:
-        base = run.train_base(experiment, given)
+        base = stages.train_base(experiment, given)
         if not settings.execution.skip_pruning:
-            pruned = run.prune(experiment, base)
+            pruned = stages.prune(experiment, base)
             if settings.repairing.repair:
-                pruned = run.repair(experiment, base, pruned)
+                pruned = stages.repair(experiment, base, pruned)
             if settings.fine_tuning.finetune_epochs:
-                run.fine_tune(experiment, pruned)
+                stages.fine_tune(experiment, pruned)
         report.write(experiment)
 
 

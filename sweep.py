@@ -8,7 +8,7 @@ training images that are held back; names the best point, and prints the command
 
 from slimming.cli import entry, flags
 from slimming.cli.flags import Parser
-from slimming.commands.sweep import run as sweep_run
+from slimming.commands.sweep import run as sweep
 from slimming.commands.sweep.settings import SweepRun
 from slimming.settings import build
 from slimming.storage.files import claimed
@@ -20,14 +20,14 @@ def make_parser() -> Parser:
 
 def main() -> None:
     run = build(SweepRun, flags.parse(make_parser()))
-    swept = sweep_run.load(run)
-    with claimed(run.folder), sweep_run.continuable(swept):
-        fitted = sweep_run.within_budget(swept)
-        sweep_run.measure(swept, [*sweep_run.candidates(swept), *fitted])
-        sweep_run.repair_front(swept)
-        best = sweep_run.choose(swept, fitted)
-        sweep_run.test(swept, best)
-        sweep_run.report(swept, best)
+    swept = sweep.load(run)
+    with claimed(run.folder), sweep.continuable(swept):
+        fitted = sweep.within_budget(swept)
+        sweep.measure(swept, [*sweep.candidates(swept), *fitted])
+        sweep.repair_front(swept)
+        best = sweep.choose(swept, fitted)
+        sweep.test(swept, best)
+        sweep.report(swept, best)
 
 
 if __name__ == "__main__":

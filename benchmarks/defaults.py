@@ -197,7 +197,7 @@ def pruned(
     name, scope, least = way
     scores = MEASURES[name](evidence)
     choice = ranking.choose(coupled, scores, ratio, local=scope == "layer", least=least)
-    return slicing.sliced(model, slicing.kept_channels(coupled, choice.keep))
+    return slicing.sliced(model, slicing.kept_channels(coupled, choice.kept))
 
 
 @torch.no_grad()

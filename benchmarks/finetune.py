@@ -76,7 +76,7 @@ def starts(args: argparse.Namespace) -> None:
     loaders[0] = some(loaders[0], args.train_images)
     for ratio in args.ratio or [0.5]:
         choice = trial.choose("threshold", ratio)
-        kept = slicing.kept_channels(trial.coupled, choice.keep)
+        kept = slicing.kept_channels(trial.coupled, choice.kept)
         slim = slicing.sliced(model, kept)
         for way in args.way or WAYS:
             begun = trial.by(way)(slim, kept).to(device)

@@ -172,7 +172,7 @@ def pruned(dense: nn.Module, ratio: float) -> nn.Module:
 
 def slim_of(dense: nn.Module, choice: Choice) -> nn.Module:
     """The network that keeps the chosen channels."""
-    return slicing.sliced(dense, slicing.kept_channels(declared(dense), choice.keep))
+    return slicing.sliced(dense, slicing.kept_channels(declared(dense), choice.kept))
 
 
 def flops(dense: nn.Module, slim: nn.Module) -> float:

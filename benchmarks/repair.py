@@ -123,7 +123,7 @@ class Trial:
 
     def rows(self, name: str, measured: str, ratio: float, ways: Sequence[str]) -> Iterator[dict]:
         choice = self.choose(measured, ratio)
-        kept = slicing.kept_channels(self.coupled, choice.keep)
+        kept = slicing.kept_channels(self.coupled, choice.kept)
         slim = slicing.sliced(self.model, kept)
         flops = f"{figures.count_flops(slim) / 1e6:.1f}"
         parameters = f"{figures.count_parameters(slim):,}"

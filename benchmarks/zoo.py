@@ -211,7 +211,7 @@ def by_us(model: nn.Module, inputs: Inputs, row: dict[str, Any]) -> tuple[Slimme
         row["verdict"] = "nothing to prune"
         return None
     slimmed = chosen(model, found, two_thirds_of_each, inputs)
-    left = [group for group in found.groups if group.name in slimmed.choice.keep]
+    left = [group for group in found.groups if group.name in slimmed.choice.kept]
     row |= share(model, replace(found, groups=left))
     row |= {"kept": parameters(slimmed.model) / parameters(model), "proof": slimmed.difference}
     row["verdict"] = "proved"

@@ -39,8 +39,8 @@ def main() -> None:
         factors = sorted_factors(dense.model)  # |γ| of the whole network
         threshold = float(factors[int(len(factors) * ratio)])
         choice = dense.keep_above(threshold, ratio, at_least_one=False)  # whole layers may go
-        masked = zero_channels(copy.deepcopy(dense.model), choice.keep)
-        kept = slicing.living(masked)
+        masked = zero_channels(copy.deepcopy(dense.model), choice.kept)
+        kept = slicing.kept_alive(masked)
         slim = slicing.sliced(masked, kept)
         proof = prove_equal(slim, masked, dense.images)
         save_pruned(dense, slim, kept, choice, proof, masked)

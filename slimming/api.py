@@ -258,7 +258,7 @@ def _fitting(
     full = {"flops": dense.flops, "params": dense.parameters}
 
     def slim(ratio: float) -> nn.Module:
-        return slicing.sliced(model, slicing.kept_channels(coupled, choose(coupled, ratio).keep))
+        return slicing.sliced(model, slicing.kept_channels(coupled, choose(coupled, ratio).kept))
 
     def cost(slim: nn.Module) -> budget.Costs:
         found = {"params": float(measuring_figures.count_parameters(slim))}

@@ -32,20 +32,20 @@ def other_network(arch="resnet18"):
 
 def slimmed(prunable, ratio, name):
     choice = allocation.choose(prunable, ratio, name)
-    return slim_to(prunable.model, prunable.coupled, choice.keep)
+    return slim_to(prunable.model, prunable.coupled, choice.kept)
 
 
 def test_global_is_the_threshold_of_the_paper(small):
     ours = allocation.choose(Prunable(small, declared(small), round_to=4), 0.4)
     theirs = choose_channels(small, 0.4, round_to=4)
     assert ours.threshold == theirs.threshold
-    assert all(torch.equal(ours.keep[name], mask) for name, mask in theirs.keep.items())
+    assert all(torch.equal(ours.kept[name], mask) for name, mask in theirs.kept.items())
 
 
 def test_uniform_takes_the_same_fraction_of_each_layer(small):
     choice = allocation.choose(Prunable(small, declared(small)), 0.3, "uniform")
     for name, alive in choice.alive.items():
-        assert abs(int(alive.sum() - choice.keep[name].sum()) - 0.3 * int(alive.sum())) <= 1
+        assert abs(int(alive.sum() - choice.kept[name].sum()) - 0.3 * int(alive.sum())) <= 1
     assert math.isnan(choice.threshold)
 
 
@@ -54,7 +54,7 @@ def test_uniform_and_random_allocations_remove_the_fraction(small, name):
     prunable = Prunable(small, declared(small))
     total = count_filters(prunable.coupled)
     for ratio in (0.05, 0.3, 0.5):
-        keep = allocation.choose(prunable, ratio, name).keep
+        keep = allocation.choose(prunable, ratio, name).kept
         removed = sum(int(g.filters[~keep[g.name]].sum()) for g in prunable.coupled)
         assert 0 <= ratio * total - removed <= max(int(g.filters.max()) for g in prunable.coupled)
 
@@ -83,7 +83,7 @@ def test_layers_without_alive_channels_have_a_table():
 def test_a_random_allocation_is_that_of_its_seed(small):
     prunable = Prunable(small, declared(small))
     first, again, other = (
-        {n: int(mask.sum()) for n, mask in allocation.choose(prunable, 0.5, name).keep.items()}
+        {n: int(mask.sum()) for n, mask in allocation.choose(prunable, 0.5, name).kept.items()}
         for name in ("random-7", "random-7", "random-8")
     )
     assert first == again != other
@@ -99,8 +99,8 @@ def test_a_random_allocation_is_that_of_its_seed(small):
 def test_channels_that_a_mask_has_removed_do_not_count(small, name):
     """A masked network loses the same channels as the slim one that it equals."""
     first = choose_channels(small, 0.3)
-    dead = zero_others(small, first.keep)
-    slim = keep_only(small, first.keep)
+    dead = zero_others(small, first.kept)
+    slim = keep_only(small, first.kept)
     parts = [Prunable(model, declared(model)) for model in (dead, slim)]
     assert parts[0].total == parts[1].total
     ours, theirs = (slimmed(p, 0.4, name)[0] for p in parts)

@@ -28,7 +28,7 @@ def of_the_paper(arch, round_to=1):
     coupled = declared(model)
 
     def prune(ratio):
-        return keep_only(model, choose_channels(model, ratio, round_to=round_to).keep, coupled)
+        return keep_only(model, choose_channels(model, ratio, round_to=round_to).kept, coupled)
 
     return model, prune, choose_channels(model, 0).channels[0]
 
@@ -42,7 +42,7 @@ def traced():
 
     def prune(ratio):
         choice = ranking.choose(coupled, scores, ratio)
-        return slicing.sliced(model, slicing.kept_channels(coupled, choice.keep))
+        return slicing.sliced(model, slicing.kept_channels(coupled, choice.kept))
 
     return model, prune, count_filters(coupled)
 

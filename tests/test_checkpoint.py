@@ -29,7 +29,7 @@ def saved(tmp_path):
 
 def test_whoever_holds_a_checkpoint_rebuilds_its_network_without_flags(small, tmp_path):
     arch = type(small).__name__
-    slim = keep_only(small, choose_channels(small, 0.4).keep)
+    slim = keep_only(small, choose_channels(small, 0.4).kept)
     network = Architecture(arch, SMALLEST[arch], "digits", 10, slim.cfg)
     checkpoint.write(tmp_path / "slim", architecture.contents_of(slim, network, 3, 0.5))
     model, found, contents = architecture.load(tmp_path / "slim")
@@ -53,7 +53,7 @@ def test_a_file_of_the_original_suite_loads_without_flags(
 ):
     """It has no arch, depth, dataset or class count, and old ones count no batches."""
     dense = randomize(NETWORKS[arch](depth=depth, num_classes=classes))
-    slim = keep_only(dense, choose_channels(dense, 0.4).keep)
+    slim = keep_only(dense, choose_channels(dense, 0.4).kept)
     for model, cfg in ((dense, None), (slim, slim.cfg)):
         state = {n: v for n, v in model.state_dict().items() if "num_batches" not in n}
         path = tmp_path / f"old-{bool(cfg)}"

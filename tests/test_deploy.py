@@ -22,7 +22,7 @@ IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 @pytest.mark.parametrize("percent", [None, 0.1, 0.4, 0.7, 0.95])
 def test_deployed_equals_the_network(small, percent):
     if percent is not None:
-        small = keep_only(small, choose_channels(small, percent).keep)
+        small = keep_only(small, choose_channels(small, percent).kept)
     before = copy.deepcopy(small.state_dict())
     deployed = deploy_fold.deploy(small)
     assert prove_equal(deployed, small, IMAGES) <= 1e-4
@@ -35,7 +35,7 @@ def test_deployed_equals_the_network(small, percent):
 def test_the_networks_of_the_paper_deployed(arch, depth):
     torch.manual_seed(0)
     dense = randomize(NETWORKS[arch](depth=depth, num_classes=10))
-    slim = keep_only(dense, choose_channels(dense, 0.4).keep)
+    slim = keep_only(dense, choose_channels(dense, 0.4).kept)
     for model in (dense, slim):
         assert prove_equal(deploy_fold.deploy(model), model, IMAGES) <= 1e-4
 

@@ -42,7 +42,7 @@ def network(arch, device, pruned=0.0):
 
 def slim_of(model, ratio):
     """A slim network, and what it keeps of each layer."""
-    keep = choose_channels(model, ratio).keep
+    keep = choose_channels(model, ratio).kept
     kept = slicing.kept_channels(declared(model), keep)
     return slicing.sliced(model, kept), kept
 
@@ -165,7 +165,7 @@ def test_every_penalty_adds_the_same(device):
         add()
         for gamma in gammas:
             assert torch.equal(gamma.grad, 1 + S * gamma.detach().sign())
-    masked = zero_channels(network("densenet", device), choose_channels(model, 0.4).keep)
+    masked = zero_channels(network("densenet", device), choose_channels(model, 0.4).kept)
     zeros = [m.weight == 0 for m in masked.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     optimizer = make_optimizer(masked, LR, 0.9, 1e-4)
     callbacks = [L1Penalty(masked, S), GradientMask(masked, optimizer)]
@@ -180,7 +180,7 @@ def test_every_penalty_adds_the_same(device):
 @torch.no_grad()
 def test_slim_equals_masked(arch, device):
     dense = network(arch, CPU)
-    keep = choose_channels(dense, 0.4).keep
+    keep = choose_channels(dense, 0.4).kept
     slim = slim_of(dense, 0.4)[0].to(device, memory_format=LAYOUT)
     masked = zero_channels(copy.deepcopy(dense), keep)
     images = image_batch(CPU)

@@ -52,7 +52,7 @@ def test_every_measure_slims_the_networks_of_the_paper_again_and_again(dense, me
     arch = type(dense).__name__
     first = prune(dense, 0.4, measure)
     coupled = groups(dense, IMAGES)
-    gone = sum(int(g.filters[~first.choice.keep[g.name]].sum()) for g in coupled)
+    gone = sum(int(g.filters[~first.choice.kept[g.name]].sum()) for g in coupled)
     assert 0.3 <= gone / count_filters(coupled) <= 0.4
     assert count_filters(groups(first.model, IMAGES)) == count_filters(coupled) - gone
     again = prune(first.model, 0.3, measure, local=True, round_to=2, ignore=[INSIDE[arch]])
@@ -75,7 +75,7 @@ def test_every_measure_slims_the_networks_of_the_paper_again_and_again(dense, me
 def test_what_stays_are_the_weights_that_were_there(dense):
     """To the bit, in a dense network and in a slim one; γ and β that nothing reads are zero."""
     for _ in range(2):
-        keep, present = choose_channels(dense, 0.4).keep, present_channels(dense)
+        keep, present = choose_channels(dense, 0.4).kept, present_channels(dense)
         slim, whole, expected = keep_only(dense, keep), selections(dense), dense.state_dict()
         for layer, reads, writes in wires(dense):
             weight = expected[f"{layer}.weight"]
@@ -99,7 +99,7 @@ def test_what_stays_are_the_weights_that_were_there(dense):
 
 
 def test_what_nothing_reads_and_what_has_no_scale_is_the_same_mask(dense):
-    keep = choose_channels(dense, 0.5).keep
+    keep = choose_channels(dense, 0.5).kept
     kept = slicing.kept_channels(declared(dense), keep)
     assert torch.equal(logits(slicing.masked(dense, kept)), logits(zero_others(dense, keep)))
 
@@ -149,7 +149,7 @@ def test_a_batch_norm_that_averages_over_all_batches_goes_on_counting_them():
     slim = prune(model, local=True).model
     assert len(slim.feature[1].weight) == 6 and slim.feature[1].num_batches_tracked == 0
     assert len(slim.feature[5].weight) == 8 and slim.feature[5].num_batches_tracked == 7
-    slim = keep_only(model, choose_channels(model, 0.5).keep)  # as vggprune.py does
+    slim = keep_only(model, choose_channels(model, 0.5).kept)  # as vggprune.py does
     assert slim.feature[1].num_batches_tracked == slim.feature[5].num_batches_tracked == 7
 
 
@@ -165,7 +165,7 @@ def test_kernels_that_nothing_reads_leave_the_networks_of_the_paper(dense):
 
 
 def test_a_masked_network_stands_for_a_slim_one(dense):
-    keep = choose_channels(dense, 0.5).keep
+    keep = choose_channels(dense, 0.5).kept
     slim = slicing.without_dead_channels(zero_others(dense, keep))
     assert slim.cfg == slicing.cfg_of(dense, keep)
     alive = alive_channels(slim)
@@ -210,7 +210,7 @@ def test_a_slim_state_dict_of_a_network_that_declares_nothing():
 def test_a_choice_over_other_groups_is_an_error():
     model = randomize(build("resnet"))
     with pytest.raises(ValueError, match=r"has no groups called bn"):
-        slicing.kept_channels(declared(model, ["bn"]), choose_channels(model, 0.5).keep)
+        slicing.kept_channels(declared(model, ["bn"]), choose_channels(model, 0.5).kept)
 
 
 FOREIGN = """

@@ -92,13 +92,13 @@ def test_a_dense_network_and_its_slim_one(tmp_path, told, arch):
     assert not found["pruned"] and set(found["compression"].values()) == {1}
     assert (found["arch"], found["epoch"], found["best_prec1"]) == (arch, 1, 0.5)
     choice = choose_channels(dense, 0.4)
-    slim = keep_only(dense, choice.keep)
+    slim = keep_only(dense, choice.kept)
     path = save(tmp_path / "slim", slim, Architecture(arch, network.depth, "digits", 10, slim.cfg))
     found = told("--model_path", path, "--model", arch, "--pruned", "True")
     assert told(path, "--pruned", "False") == found  # the original's default claims nothing
     check(found, slim, dense, path)
     assert (found["epoch"], found["best_prec1"]) == (3, 0.25)
-    for name, keep in choice.keep.items():
+    for name, keep in choice.kept.items():
         assert found["layers"][name] == [int(keep.sum()), len(keep)]
 
 
@@ -127,7 +127,7 @@ def test_networks_pruned_by_their_structure(tmp_path, told, arch, make):
 @pytest.mark.parametrize("arch", SMALLEST)
 def test_a_masked_network_counts_as_the_slim_one(tmp_path, told, arch):
     dense = architecture.load(save_network(tmp_path / "dense", arch, SMALLEST[arch]))[0]
-    keep = choose_channels(dense, 0.5).keep
+    keep = choose_channels(dense, 0.5).kept
     masked = importlib.import_module("mask-impl.models").NETWORKS[arch](
         depth=SMALLEST[arch], num_classes=10
     )

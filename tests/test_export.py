@@ -60,7 +60,7 @@ def save_slim(path, arch, percent=0.5, masked=False):
     """Write a slim network with random scaling factors, or the masked one; the slim network."""
     start = save_network(path, arch, SMALLEST[arch], cfg=NARROW.get(arch))
     model, network, _ = architecture.load(start)
-    keep = choose_channels(model, percent).keep
+    keep = choose_channels(model, percent).kept
     slim = slicing.without_dead_channels(zero_channels(model, keep))
     kept = architecture.replace(network, cfg=None if masked else slicing.cfg_of(slim))
     checkpoint.write(path, architecture.contents_of(model if masked else slim, kept, 1, 0.5))

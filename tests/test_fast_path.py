@@ -35,7 +35,7 @@ def network(arch, pruned):
     if not pruned:
         return model
     model = randomize(model)
-    return keep_only(model, choose_channels(model, 0.4).keep)
+    return keep_only(model, choose_channels(model, 0.4).kept)
 
 
 def classic_losses(model, s=S):

@@ -129,7 +129,7 @@ def test_channels_with_small_kernels_go_first_and_as_a_whole(arch, local, monkey
     monkeypatch.setattr(kernels, "WHOLE", 0.0)
     alone = whole_kernels(task).model
     assert pruned.difference <= 1e-4
-    for name, keep in pruned.choice.keep.items():
+    for name, keep in pruned.choice.kept.items():
         assert (
             not (~keep & ~gone[name]).any() and keep.numel() - keep.sum() >= 0.13 * gone[name].sum()
         )
@@ -154,7 +154,7 @@ def test_a_group_that_nothing_reads_keeps_one_channel():
     net = network()
     net[3].weight.data.zero_()
     found = groups(net, IMAGES)
-    keep = kernels.unread_channels(net, found).keep
+    keep = kernels.unread_channels(net, found).kept
     assert keep[found[0].name].sum() == 1
 
 

@@ -108,11 +108,11 @@ def test_no_layer_falls_below_the_least_fraction(ratio, least):
     found = groups(dense, images)
     scores = l1(Evidence(dense, []))
     without, choice = (ranking.choose(found, scores, ratio, least=part) for part in (0.0, least))
-    assert int(without.keep[found[0].name].sum()) == 1
+    assert int(without.kept[found[0].name].sum()) == 1
     floor = min(least, 1 - ratio)
     for group in found:
-        assert choice.keep[group.name].sum() >= floor * group.size - 1e-9
-    assert choice.keep[found[0].name].sum() == max(1, -(-floor * 10 // 1))
+        assert choice.kept[group.name].sum() >= floor * group.size - 1e-9
+    assert choice.kept[found[0].name].sum() == max(1, -(-floor * 10 // 1))
     if ratio < 0.95:  # the others lose more instead
         assert choice.channels == without.channels
     assert choice.rescued[0] == "0.0"
@@ -127,7 +127,7 @@ def test_every_allocation_keeps_the_least_fraction_of_each_layer(arch, allocatio
     found = declared(model)
     choice = choose(Prunable(model, found, least=0.2), 0.6, allocation)
     for name, alive in choice.alive.items():
-        assert choice.keep[name].sum() >= 0.2 * alive.sum() - 1e-6
+        assert choice.kept[name].sum() >= 0.2 * alive.sum() - 1e-6
     if allocation == "global":
         assert first in choice.rescued
         before, after = choice.channels
@@ -141,7 +141,7 @@ def test_without_a_floor_the_threshold_is_the_paper_s():
     choice = choose_channels(model, 0.7)
     assert choice.threshold == threshold and not choice.rescued
     for name, bn in batch_norms(model).items():
-        assert torch.equal(choice.keep[name], bn.weight.detach().abs() > threshold)
+        assert torch.equal(choice.kept[name], bn.weight.detach().abs() > threshold)
 
 
 def test_liveness_is_of_the_networks_in_eval_mode_and_leaves_them_alone():

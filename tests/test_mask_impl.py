@@ -123,7 +123,7 @@ def test_the_networks_are_classes_beside_those_of_the_suite(arch):
     assert not any("indexes" in name for name in model.state_dict())
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert type(copied) is build and torch.equal(logits(copied), logits(model))
-    slim = keep_only(model, choose_channels(model, 0.4).keep)
+    slim = keep_only(model, choose_channels(model, 0.4).kept)
     assert type(slim) is models.NETWORKS[arch]
     assert arch == "vgg" or isinstance(slim.select, models.channel_selection)
 
@@ -240,7 +240,7 @@ def test_a_channel_without_gamma_stays_so_whatever_its_beta_is(original, tmp_pat
 def test_the_shapes_of_the_weights_say_which_cfg_it_is(small, tmp_path):
     arch, path = type(small).__name__, tmp_path / "file"
     network = Architecture(arch, SMALLEST[arch], "cifar10", 10)
-    keep = choose_channels(small, 0.4).keep
+    keep = choose_channels(small, 0.4).kept
     slim, masked = keep_only(small, keep), zero_others(small, keep)
     for model, cfg in ((slim, slim.cfg), (masked, None), (small, None)):
         told = replace(network, cfg=slim.cfg)  # the same list beside all of them
@@ -265,12 +265,12 @@ def test_a_cfg_that_fits_neither_is_one_clear_error(tmp_path, cfg):
 
 def test_a_mask_on_a_slim_network_leaves_it_its_shapes(original, tmp_path):
     dense, network, _ = architecture.load(save_network(tmp_path / "dense", "vgg", 11, "folder"))
-    slim = keep_only(dense, choose_channels(dense, 0.8).keep)
+    slim = keep_only(dense, choose_channels(dense, 0.8).kept)
     known = replace(network, cfg=slim.cfg)
     checkpoint.write(tmp_path / "slim", architecture.contents_of(slim, known, 0, 0.5))
     prune = f"mask-impl/prune_mask.py --model {tmp_path / 'slim'} --percent 0.4"
     succeed(f"{prune} --data {original / 'data'} --save {tmp_path / 'out'}")
     masked, found, _ = architecture.load(tmp_path / "out" / "pruned.pth.tar")
     assert found == known
-    keep = choose_channels(slim, 0.4, at_least_one=False).keep
+    keep = choose_channels(slim, 0.4, at_least_one=False).kept
     assert torch.equal(logits(masked), logits(zero_others(slim, keep)))

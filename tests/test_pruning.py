@@ -31,8 +31,8 @@ def test_a_batch_norm_without_gamma_keeps_its_channels():
     small.set_submodule("feature.5", torch.nn.BatchNorm2d(8, affine=False))
     assert "feature.5" not in scaling_factors(small) and alive_channels(small)["feature.5"].all()
     choice = choose_channels(small, 0.5)
-    assert choice.keep["feature.5"].all() and choice.channels == (64, 8 + 27 + len(choice.rescued))
-    slim, masked = keep_only(small, choice.keep), zero_others(small, choice.keep)
+    assert choice.kept["feature.5"].all() and choice.channels == (64, 8 + 27 + len(choice.rescued))
+    slim, masked = keep_only(small, choice.kept), zero_others(small, choice.kept)
     assert relative(slim, masked) <= 1e-4
     with pytest.raises(UserError, match="not finite, or it has none"):
         choose_channels(torch.nn.Sequential(torch.nn.BatchNorm2d(3, affine=False)), 0.5)
@@ -49,7 +49,7 @@ def relative(a, b):
 
 @pytest.mark.parametrize("percent", [0.0, 0.1, 0.4, 0.7, 0.95, 0.999])
 def test_slim_equals_masked(small, percent):
-    keep = choose_channels(small, percent).keep
+    keep = choose_channels(small, percent).kept
     slim, masked = keep_only(small, keep), zero_others(small, keep)
     assert relative(slim, masked) <= 1e-4
     assert figures.count_parameters(slim) < figures.count_parameters(small)
@@ -59,14 +59,14 @@ def test_slim_equals_masked(small, percent):
 def test_slim_equals_masked_at_the_depths_people_use(build, depth):
     torch.manual_seed(0)
     model = randomize(build(depth=depth))
-    keep = choose_channels(model, 0.6).keep
+    keep = choose_channels(model, 0.6).kept
     assert relative(keep_only(model, keep), zero_others(model, keep)) <= 1e-4
 
 
 @pytest.mark.parametrize("percent", [0.1, 0.4, 0.7, 0.95])
 def test_slim_equals_the_mask_implementation_with_the_same_weights(small, percent):
     arch = type(small).__name__
-    keep = choose_channels(small, percent).keep
+    keep = choose_channels(small, percent).kept
     network = Architecture(arch, SMALLEST[arch], "digits", 10)
     contents = {"state_dict": small.state_dict()}
     without_selection = architecture.load_network("x", contents, network, MASK_NETWORKS)
@@ -76,10 +76,10 @@ def test_slim_equals_the_mask_implementation_with_the_same_weights(small, percen
 
 
 def test_pruning_a_slim_network_again(small):
-    first = keep_only(small, choose_channels(small, 0.4).keep)
+    first = keep_only(small, choose_channels(small, 0.4).kept)
     choice = choose_channels(first, 0.5)
-    second = keep_only(first, choice.keep)
-    assert relative(second, zero_others(first, choice.keep)) <= 1e-4
+    second = keep_only(first, choice.kept)
+    assert relative(second, zero_others(first, choice.kept)) <= 1e-4
     before, after = choice.channels
     assert before == sum(int(k.sum()) for k in alive_channels(first).values())
     assert after == sum(c for c in second.cfg if c != "M")
@@ -88,8 +88,8 @@ def test_pruning_a_slim_network_again(small):
 
 def test_scaling_factors_that_a_selection_drops_are_zero(small):
     """As the original writes them; also after a second pass."""
-    once = keep_only(small, choose_channels(small, 0.4).keep)
-    twice = keep_only(once, choose_channels(once, 0.4).keep)
+    once = keep_only(small, choose_channels(small, 0.4).kept)
+    twice = keep_only(once, choose_channels(once, 0.4).kept)
     for slim in (once, twice):
         dropped = 0
         for name, selection in selections(slim).items():
@@ -103,11 +103,11 @@ def test_scaling_factors_that_a_selection_drops_are_zero(small):
 def test_both_passes_equal_one_pass_with_the_same_channels(small):
     """Slicing a slice is slicing: 30 % and then more ends where going there at once ends."""
     at_once = choose_channels(small, 0.7)
-    first = keep_only(small, choose_channels(small, 0.3).keep)
+    first = keep_only(small, choose_channels(small, 0.3).kept)
     alive = alive_channels(first)
     factors = scaling_factors(first)
     keep = keep_one(first, {n: alive[n] & (factors[n] > at_once.threshold) for n in alive})
-    assert relative(keep_only(first, keep), keep_only(small, at_once.keep)) <= 1e-4
+    assert relative(keep_only(first, keep), keep_only(small, at_once.kept)) <= 1e-4
 
 
 def test_the_threshold_is_the_value_at_the_paper_s_position():
@@ -131,14 +131,14 @@ def test_a_layer_that_would_be_empty_keeps_its_largest_factor(small):
     bn.weight.data.mul_(1e-6)
     choice = choose_channels(small, 0.5)
     assert choice.rescued == [name]
-    assert choice.keep[name].nonzero().flatten().tolist() == [int(bn.weight.abs().argmax())]
+    assert choice.kept[name].nonzero().flatten().tolist() == [int(bn.weight.abs().argmax())]
     unguarded = choose_channels(small, 0.5, at_least_one=False)
-    assert not unguarded.keep[name].any() and not unguarded.rescued
+    assert not unguarded.kept[name].any() and not unguarded.rescued
 
 
 def test_a_fully_zeroed_layer_has_a_slim_network_too(small):
     """The mask implementation may lose whole layers; one zero channel stands for each."""
-    keep = choose_channels(small, 0.5, at_least_one=False).keep
+    keep = choose_channels(small, 0.5, at_least_one=False).kept
     for name in list(keep)[1:3]:
         keep[name][:] = False
     masked = zero_others(small, keep)
@@ -146,7 +146,7 @@ def test_a_fully_zeroed_layer_has_a_slim_network_too(small):
 
 
 def test_dead_channels_do_not_count(small):
-    keep = choose_channels(small, 0.4).keep
+    keep = choose_channels(small, 0.4).kept
     masked = zero_others(small, keep)
     again = choose_channels(masked, 0.0)
     assert again.channels[0] == sum(int(k.sum()) for k in keep.values())
@@ -159,7 +159,7 @@ def test_scaling_factors_that_are_not_finite_are_refused(small):
 
 
 def test_the_proof_finds_a_slim_network_that_is_wrong(small):
-    keep = choose_channels(small, 0.4).keep
+    keep = choose_channels(small, 0.4).kept
     slim, masked = keep_only(small, keep), zero_others(small, keep)
     assert prove_equal(slim, masked, IMAGES) <= 1e-4
     list(batch_norms(slim).values())[-1].bias.data += 0.1
@@ -182,14 +182,14 @@ def test_rounding_keeps_more_of_the_largest_never_fewer(small):
     plain = choose_channels(small, 0.6)
     rounded = choose_channels(small, 0.6, round_to=8)
     factors = scaling_factors(small)
-    for name, mask in rounded.keep.items():
+    for name, mask in rounded.kept.items():
         assert mask.sum() % 8 == 0 or torch.equal(mask, rounded.alive[name])
-        assert mask.sum() - plain.keep[name].sum() < 8
-        assert (mask >= plain.keep[name]).all()
+        assert mask.sum() - plain.kept[name].sum() < 8
+        assert (mask >= plain.kept[name]).all()
         if not mask.all():
             assert factors[name][mask].min() >= factors[name][~mask].max()
-    slim = keep_only(small, rounded.keep)
-    assert relative(slim, zero_others(small, rounded.keep)) <= 1e-4
+    slim = keep_only(small, rounded.kept)
+    assert relative(slim, zero_others(small, rounded.kept)) <= 1e-4
 
 
 @pytest.mark.parametrize("percent, round_to, warned", [(0.6, 2, 0), (0.1, 128, 1), (0.6, 4096, 1)])

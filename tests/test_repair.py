@@ -127,7 +127,7 @@ def test_the_networks_of_the_paper_are_repaired_the_same_way_twice(arch, depth):
     dense = NETWORKS[arch](depth=depth, num_classes=10, cfg=NARROW.get(arch))
     with_statistics(dense, images)
     choice = choose_channels(dense, 0.3)
-    kept = slicing.kept_channels(declared(dense), choice.keep)
+    kept = slicing.kept_channels(declared(dense), choice.kept)
     slim = slicing.sliced(dense, kept)
     first, second = (repair(slim, dense, kept, images, seed=4) for _ in range(2))
     assert first.helped and first.after < 0.7 * first.before and not first.notes

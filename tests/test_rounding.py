@@ -58,12 +58,12 @@ def fastest(model, one):
 
 def seconds_of(model, round_to, one, coupled):
     """What the layers of the slim network take."""
-    layers = latency.calls(keep_only(model, slim(model, round_to).keep, coupled), SHAPE)
+    layers = latency.calls(keep_only(model, slim(model, round_to).kept, coupled), SHAPE)
     return sum(one(shape) for _, shape in layers)
 
 
 def widths(choice):
-    return {name: int(mask.sum()) for name, mask in choice.keep.items()}
+    return {name: int(mask.sum()) for name, mask in choice.kept.items()}
 
 
 def of_two_layers(one, multiples=MULTIPLES, around=lambda m: 0, **more):
@@ -78,7 +78,7 @@ def of_two_layers(one, multiples=MULTIPLES, around=lambda m: 0, **more):
         return ranking.choose(coupled, scores, 0.86, local=True, round_to=m)
 
     def whole(several):
-        kept = [slicing.kept_channels(coupled, choose(m).keep) for m in several]
+        kept = [slicing.kept_channels(coupled, choose(m).kept) for m in several]
         calls = [latency.calls(slicing.sliced(model, k), (3, 8, 8))[:2] for k in kept]
         inside = [sum(one(shape) for _, shape in layers) for layers in calls]
         return [time + around(m) for time, m in zip(inside, several, strict=True)]
@@ -157,7 +157,7 @@ def are_measured(model, coupled, choose):
     choices, layers = {m: choose(m) for m in (1, 8)}, latency.calls(model, SHAPE)
     latency.fastest(coupled, choices, layers, cost, lambda several: range(len(several)))
     rounded = [{}, *({group.name: 8} for group in coupled[:: len(coupled) // 3])]
-    kept = [slicing.kept_channels(coupled, choose(multiples).keep) for multiples in rounded]
+    kept = [slicing.kept_channels(coupled, choose(multiples).kept) for multiples in rounded]
     networks = [slicing.sliced(model, each) for each in kept]
     names = {member.layer for group in coupled for member in group.members}
     return all(
@@ -190,7 +190,7 @@ def test_what_is_measured_are_the_layers_of_the_slim_networks(arch):
 @pytest.mark.slow
 def test_selections_count_as_narrower_layers(small):
     assert are_measured(small, declared(small), partial(slim, small))
-    again = keep_only(small, slim(small, 1).keep)
+    again = keep_only(small, slim(small, 1).kept)
     assert are_measured(again, declared(again), partial(slim, again))
 
 
@@ -230,7 +230,7 @@ def test_the_real_clock_measures_layers_of_every_kind():
 
 
 def test_multiples_of_groups_without_an_entry_are_one(small):
-    name = list(slim(small, 1).keep)[1]
+    name = list(slim(small, 1).kept)[1]
     plain, rounded = (widths(slim(small, m)) for m in (1, 8))
     assert widths(slim(small, {name: 8})) == {**plain, name: rounded[name]}
     coupled, scores = declared(small), importance.bn(Evidence(small, []))

@@ -83,7 +83,7 @@ def test_slim_is_the_dense_network_without_the_channels_and_its_cfg_rebuilds_it(
         slim = slicing.apply(dense, found, choice, IMAGES)
         assert slim.difference <= 1e-4
         assert relative(logits(slim.model), logits_without(dense, slim.kept)) <= 1e-4
-        gone = sum(int(g.filters[~slim.choice.keep[g.name]].sum()) for g in found)
+        gone = sum(int(g.filters[~slim.choice.kept[g.name]].sum()) for g in found)
         assert ratio - 0.06 <= gone / count_filters(found) <= ratio + 1e-9
         size = figures.count_parameters
         assert size(slim.model) < (1 - ratio / 3) * size(dense)
@@ -140,7 +140,7 @@ def test_nothing_goes_at_zero_and_each_layer_keeps_a_channel_at_99_percent():
     same = prune(dense, 0.0)
     assert not same.kept and torch.equal(logits(same.model), logits(dense))
     for local in (True, False):
-        assert all(mask.any() for mask in prune(dense, 0.99, local=local).choice.keep.values())
+        assert all(mask.any() for mask in prune(dense, 0.99, local=local).choice.kept.values())
 
 
 def test_widths_are_multiples_if_asked_for():

@@ -201,7 +201,7 @@ def test_one_pass_changes_nothing_without_a_loss_and_helps_with_one(arch):
     unchanged = once.repaired(slicing.sliced(dense, {}), {}).state_dict()
     assert all(torch.allclose(value, unchanged[n]) for n, value in dense.state_dict().items())
     choice = choose_channels(dense, 0.3)
-    kept = slicing.kept_channels(declared(dense), choice.keep)
+    kept = slicing.kept_channels(declared(dense), choice.kept)
     slim = slicing.sliced(dense, kept)
     repaired = once.repaired(slim, kept)
     assert divergence(repaired, dense, images) < 0.7 * divergence(slim, dense, images)

@@ -17,7 +17,7 @@ IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 @pytest.mark.parametrize("percent", [0.3, 0.6, 0.9])
 def test_outputs_are_equal(small, percent):
-    slim = keep_only(small, choose_channels(small, percent).keep)
+    slim = keep_only(small, choose_channels(small, percent).kept)
     lean = without_unread_channels(slim)
     assert prove_equal(lean, slim, IMAGES) <= 1e-6
     fewer = figures.count_flops(slim) - figures.count_flops(lean)

@@ -44,7 +44,7 @@ class Prunable:
         return count_filters(self.coupled)
 
     @cached_property
-    def living(self) -> list[Group]:
+    def alive_groups(self) -> list[Group]:
         """The groups, without the channels that a mask has set to γ = β = 0."""
         if not lists_widths(self.model):
             return self.coupled
@@ -74,7 +74,12 @@ class Prunable:
         """The channels with the highest ``scores``; ``shares``: see `ranking.choose`."""
         scores = self.scores if scores is None else scores
         return ranking.choose(
-            self.living, scores, ratio, shares=shares, round_to=self.round_to, least=self.least
+            self.alive_groups,
+            scores,
+            ratio,
+            shares=shares,
+            round_to=self.round_to,
+            least=self.least,
         )
 
 

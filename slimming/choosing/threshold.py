@@ -21,7 +21,7 @@ Multiples = int | Mapping[str, int]  # of all groups, or by name; a group withou
 
 @dataclass(frozen=True)
 class Choice:
-    """The channels that each group keeps, by its name: ``keep``, a subset of ``alive``.
+    """The channels that each group keeps, by its name: ``kept``, a subset of ``alive``.
 
     ``ratio`` is the requested fraction (0 to 1) to prune, ``threshold`` the largest pruned score
     (|γ|, or that of another measure). ``rescued`` names layers of groups that would have lost
@@ -32,7 +32,7 @@ class Choice:
     ratio: float
     threshold: float
     alive: Masks
-    keep: Masks
+    kept: Masks
     rescued: list[str]
     spared: int = 0
 
@@ -40,7 +40,7 @@ class Choice:
     def channels(self) -> tuple[int, int]:
         """The number of alive channels before and after pruning."""
         return sum(int(a.sum()) for a in self.alive.values()), sum(
-            int(k.sum()) for k in self.keep.values()
+            int(k.sum()) for k in self.kept.values()
         )
 
 

@@ -104,7 +104,7 @@ class BudgetSettings:
 
         def prune(ratio: float) -> nn.Module:
             choice = allocation.choose(prunable, ratio, name)
-            return slim_to(prunable.model, prunable.coupled, choice.keep)[0]
+            return slim_to(prunable.model, prunable.coupled, choice.kept)[0]
 
         notes = notes if name == "global" else (name, *notes)
         return self.find_ratio(prunable.model, images, prune, prunable.total, *notes)
@@ -233,7 +233,7 @@ def measured(
         return latency.seconds(shapes, budget.latency_batch, images.device)
 
     def whole(several: Sequence[Multiples]) -> list[float]:
-        slims = [slim_to(model, coupled, choose(multiples).keep)[0] for multiples in several]
+        slims = [slim_to(model, coupled, choose(multiples).kept)[0] for multiples in several]
         batch = images[torch.arange(budget.latency_batch, device=images.device) % len(images)]
         return figures.latencies([slim.to(images.device) for slim in slims], batch)
 

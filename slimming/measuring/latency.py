@@ -199,7 +199,7 @@ class _Rounded:
         limited: bool,
     ):
         self.calls, self.choices = calls, choices
-        keep = {m: choice.keep for m, choice in choices.items()}
+        keep = {m: choice.kept for m, choice in choices.items()}
         pruned = [group for group in coupled if all(group.name in masks for masks in keep.values())]
         kept = {group.name: int(keep[1][group.name].sum()) for group in pruned}
         self.groups = {
@@ -235,7 +235,7 @@ class _Rounded:
         give this number, the largest that divides it, else the smallest."""
         names = {}
         for group, multiple in multiples.items():
-            counts = {m: int(choice.keep[group].sum()) for m, choice in self.choices.items()}
+            counts = {m: int(choice.kept[group].sum()) for m, choice in self.choices.items()}
             count = counts[multiple]
             same = [m for m in self.groups[group] if counts[m] == count]
             names[group] = max((m for m in same if count % m == 0), default=same[0])

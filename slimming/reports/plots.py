@@ -92,8 +92,8 @@ def draw_pruning(choice: Choice, factors: torch.Tensor, title: str) -> bytes:
     """A PNG picture of the kept channels per layer and the distribution of |γ| with threshold."""
     figure, (layers, histogram) = blank_figure(1, 2, (12, 4.2))
     before = [int(mask.sum()) for mask in choice.alive.values()]
-    after = [int(mask.sum()) for mask in choice.keep.values()]
-    draw_bars(layers, list(choice.keep), before, after)
+    after = [int(mask.sum()) for mask in choice.kept.values()]
+    draw_bars(layers, list(choice.kept), before, after)
     layers.set(xlabel="BN layer, in the order of the forward pass", ylabel="channels")
     histogram.hist(factors.double().numpy(), bins=100, color="#1f5a96")
     if not math.isnan(choice.threshold):

@@ -43,7 +43,7 @@ def layers_text(choice: Choice) -> str:
     """The channels of each layer before and after pruning."""
     rows = []
     for name, alive in choice.alive.items():
-        before, after = int(alive.sum()), int(choice.keep[name].sum())
+        before, after = int(alive.sum()), int(choice.kept[name].sum())
         rows.append(_layer_row(name, before, after))
     rows.append(_layer_row("all", *choice.channels))
     return table(["BN layer", "before", "after", "pruned"], rows)

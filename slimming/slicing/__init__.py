@@ -4,7 +4,7 @@
 - `prune`, `chosen`, `apply`: choose, slice and prove
 - `sliced`, `masked`, `scatter`, `slice_tensors`, `kept_channels`: the slim and the masked network
 - `cfg_of`, `load_slim_state`, `numbers_of`, `set_numbers`, `unsaved_buffers`: widths in files
-- `living`, `without_dead_channels`: networks whose γ and β were set to zero
+- `kept_alive`, `without_dead_channels`: networks whose γ and β were set to zero
 - `sample`, `where`: what a network takes, and where it is
 """
 
@@ -16,7 +16,7 @@ from slimming.slicing.prune import (
     declared,
     exact,
     groups,
-    living,
+    kept_alive,
     prunable,
     prune,
     some,
@@ -50,8 +50,8 @@ __all__ = [
     "declared",
     "exact",
     "groups",
+    "kept_alive",
     "kept_channels",
-    "living",
     "load_slim_state",
     "masked",
     "numbers_of",

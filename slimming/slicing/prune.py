@@ -197,14 +197,14 @@ def chosen(
     choice = choose(coupled)
     with contextlib.suppress(UserError):
         return apply(model, coupled, choice, inputs)
-    coupled = exact(model, coupled, inputs, choice.keep)
+    coupled = exact(model, coupled, inputs, choice.kept)
     return apply(model, coupled, choose(coupled), inputs)
 
 
 def apply(model: nn.Module, coupled: list[Group], choice: Choice, inputs: Inputs) -> Slimmed:
     """Slim ``model`` to the units that ``choice`` keeps, and prove the result on ``inputs``.
     UserError if the slim network computes something else."""
-    kept = kept_channels(coupled, choice.keep)
+    kept = kept_channels(coupled, choice.kept)
     slim = sliced(model, kept)
     reset_batch_counts(slim, kept)
     found = compare(copied(slim), masked(model, kept), kept, inputs)
@@ -231,7 +231,7 @@ def reset_batch_counts(small: nn.Module, kept: Kept) -> None:
             layer.num_batches_tracked.zero_()
 
 
-def living(model: nn.Module) -> Kept:
+def kept_alive(model: nn.Module) -> Kept:
     """The channels of one of the paper's networks that are not γ = β = 0; at least one a layer."""
     form = with_selections(model)
     keep = keep_one(form, alive_channels(form))
@@ -243,4 +243,4 @@ def without_dead_channels(model: nn.Module) -> nn.Module:
     """Slim one of the paper's networks by removing its channels with γ = β = 0; a layer keeps at
     least one channel."""
     assert lists_widths(model)
-    return sliced(model, living(model))
+    return sliced(model, kept_alive(model))

@@ -8,13 +8,12 @@ from torch import nn
 
 from slimming.channels.groups import Group, copied, lists_widths, with_selections
 from slimming.channels.kinds import Convolution, is_depthwise, kind_of
-from slimming.channels.scaling import present_channels, selections
+from slimming.channels.scaling import Masks, present_channels, selections
 from slimming.channels.widths import fit_to, put, widths
 from slimming.errors import UserError
 
 # an attribute of modules whose code holds numbers of channels: the names of these attributes
 NUMBERS = "numbers_of_channels"
-Masks = dict[str, torch.Tensor]  # name of a layer or group -> one bool for each channel
 Kept = dict[str, Masks]  # name of a layer or parameter -> side (see `Member`) -> mask
 
 

@@ -109,7 +109,7 @@ def _ratio(
     """The fraction to prune, that of a budget if there is one."""
 
     def prune(ratio: float) -> nn.Module:
-        return slicing.slim_to(model, coupled, choose(ratio).keep)[0]
+        return slicing.slim_to(model, coupled, choose(ratio).kept)[0]
 
     return task.find_ratio(prune, count_filters(coupled), *notes) if task.find_ratio else task.ratio
 

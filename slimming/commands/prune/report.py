@@ -29,7 +29,7 @@ def text(dense: Dense, slim: nn.Module, choice: Choice, before: dict, after: dic
     counts = [sum(p.numel() for p in model.parameters()) for model in (dense.model, slim)]
     lines = [
         f"Loading checkpoint from {dense.path}",
-        *(_layer(name, alive, choice.keep[name]) for name, alive in choice.alive.items()),
+        *(_layer(name, alive, choice.kept[name]) for name, alive in choice.alive.items()),
         f"cfg {len(cfg)}: {cfg}",
         f"Pruned model save to: {os.path.join('.', dense.target)}",
         f"Pruned rate: {choice.ratio:g}",

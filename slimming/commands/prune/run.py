@@ -176,7 +176,7 @@ def save_pruned(
         print(f"warning: {dead}")
     if masked:
         print("after: the equivalent slim network; the file contains the masked one in full shape")
-    cfg = slicing.cfg_of(dense.model, choice.keep)
+    cfg = slicing.cfg_of(dense.model, choice.kept)
     network = dense.network if masked else replace(dense.network, cfg=cfg)
     title = f"{network}, {choice.ratio:.0%} pruned"
     picture = plots.draw_pruning(choice, alive_factors(dense.model), title)

@@ -231,7 +231,7 @@ class Rounds:
         alive = liveness(slimmed.model, model, images)
         self._replace(slimmed)
         gone = sum(
-            int(g.filters[~choice.keep[g.name]].sum()) for g in coupled if g.name in choice.keep
+            int(g.filters[~choice.kept[g.name]].sum()) for g in coupled if g.name in choice.kept
         )
         size = size_of(trainer, left - gone)
         proof = {"difference": slimmed.difference, "liveness": alive}

@@ -98,7 +98,7 @@ class Swept:
     def slim(self, candidate: Candidate) -> tuple[Choice, nn.Module, slicing.Kept]:
         """The slim network of a candidate, not proved."""
         choice = choosing_allocation.choose(self.prunable, candidate.ratio, candidate.allocation)
-        return choice, *slicing.slim_to(self.prunable.model, self.prunable.coupled, choice.keep)
+        return choice, *slicing.slim_to(self.prunable.model, self.prunable.coupled, choice.kept)
 
     @cached_property
     def one_pass(self) -> OnePass:
@@ -359,7 +359,7 @@ def _point(subject: Swept, candidate: Candidate) -> dict[str, Any]:
         "pruned": subject.top1(slim),
         "repaired": subject.top1(repaired),
         "layers": [
-            [name, int(alive.sum()), int(choice.keep[name].sum())]
+            [name, int(alive.sum()), int(choice.kept[name].sum())]
             for name, alive in choice.alive.items()
         ],
         "command": command(subject, candidate),
