@@ -85,10 +85,10 @@ def main() -> None:
         ratio = dense.find_ratio()  # --percent, or what a budget takes
         factors = sorted_factors(dense.model)  # |γ| of the whole network
         threshold = float(factors[int(len(factors) * ratio)])
-        choice = dense.keep_above(threshold, ratio)
+        choice = dense.choose(threshold, ratio)
         slim, kept = slim_to(dense.model, dense.prunable.coupled, choice.kept)
-        proof = prove_equal(slim, masked(dense.model, kept), dense.images)
-        measured = save_pruned(dense, slim, kept, choice, proof)
+        difference = prove_equal(slim, masked(dense.model, kept), dense.images)
+        measured = save_pruned(dense, slim, kept, choice, difference)
         if run.prune.ckpt_dir:
             print(f"\n{report.text(dense, slim, choice, *measured)}")
 

@@ -38,12 +38,12 @@ def main() -> None:
         ratio = dense.find_ratio()  # --percent, or what a budget takes
         factors = sorted_factors(dense.model)  # |γ| of the whole network
         threshold = float(factors[int(len(factors) * ratio)])
-        choice = dense.keep_above(threshold, ratio, at_least_one=False)  # whole layers may go
+        choice = dense.choose(threshold, ratio, at_least_one=False)  # whole layers may go
         masked = zero_channels(copy.deepcopy(dense.model), choice.kept)
         kept = slicing.kept_alive(masked)
         slim = slicing.sliced(masked, kept)
-        proof = prove_equal(slim, masked, dense.images)
-        save_pruned(dense, slim, kept, choice, proof, masked)
+        difference = prove_equal(slim, masked, dense.images)
+        save_pruned(dense, slim, kept, choice, difference, masked)
 
 
 if __name__ == "__main__":

@@ -60,13 +60,13 @@ class Prunable:
     @cached_property
     def scores(self) -> Scores:
         """|γ|, or ‖θ‖₁ of each filter if there is no BatchNorm."""
-        measure = importance.bn if scaled_norms(self.model) else importance.l1
-        return measure(Evidence(self.model, []))
+        measure = "bn" if scaled_norms(self.model) else "l1"
+        return importance.MEASURES[measure](Evidence(self.model, []))
 
     @cached_property
     def lamp_scores(self) -> Scores:
         """The LAMP score of each filter."""
-        return importance.lamp(Evidence(self.model, []))
+        return importance.MEASURES["lamp"](Evidence(self.model, []))
 
     def ranked(
         self, ratio: float, scores: Scores | None = None, shares: Mapping[str, float] | None = None
@@ -84,16 +84,8 @@ class Prunable:
 
 
 Allocation = Callable[[Prunable, float], Choice]
-ALLOCATIONS: dict[str, Allocation] = {}
 
 
-def allocation(function: Allocation) -> Allocation:
-    """Register an allocation under its own name, without a trailing underscore."""
-    ALLOCATIONS[function.__name__.rstrip("_")] = function
-    return function
-
-
-@allocation
 def global_(network: Prunable, ratio: float) -> Choice:
     """One threshold on |γ| over the whole network (Liu et al., ICCV 2017, section 3)."""
     if lists_widths(network.model):
@@ -105,16 +97,17 @@ def global_(network: Prunable, ratio: float) -> Choice:
     return network.ranked(ratio)
 
 
-@allocation
 def uniform(network: Prunable, ratio: float) -> Choice:
     """The same fraction of each layer."""
     return network.ranked(ratio, shares=dict.fromkeys(_names(network), 1.0))
 
 
-@allocation
 def lamp(network: Prunable, ratio: float) -> Choice:
     """Layer-adaptive: one threshold on the LAMP score (Lee et al., ICLR 2021, 2010.07611)."""
     return replace(network.ranked(ratio, network.lamp_scores), threshold=math.nan)  # no |γ|
+
+
+ALLOCATIONS: dict[str, Allocation] = {"global": global_, "uniform": uniform, "lamp": lamp}
 
 
 def choose(network: Prunable, ratio: float, name: str = "global") -> Choice:

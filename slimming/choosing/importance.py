@@ -4,8 +4,8 @@
 of the loss; Σ and ‖·‖ are over the weights of the filter. Papers are cited by arXiv number.
 """
 
-import functools
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -18,29 +18,20 @@ from slimming.errors import UserError
 
 # Name of a layer -> (channels,) fp32 on the CPU, higher = keep; "name:in" -> the channels it reads
 Scores = dict[str, torch.Tensor]
-Measure = Callable[[Evidence], Scores]
-
-MEASURES: dict[str, Measure] = {}
-TEMPERATURES: dict[str, float] = {}  # from their papers; others use 1 or --T
-GRADIENT_FREE: list[str] = []  # these need no images
-SECOND_ORDER: list[str] = []
 
 
-def measure(
-    images: bool = True, temperature: float | None = None, second_order: bool = False
-) -> Callable[[Measure], Measure]:
-    """Register a measure under its own name. Without ``images`` it looks at weights alone; its
-    paper divides logits by ``temperature``; one of ``second_order`` differentiates twice."""
+class Measure(NamedTuple):
+    """A measure: the ``score`` of each filter as a function of evidence. Without ``images`` it
+    looks at weights alone; its paper divides logits by ``temperature`` (None: 1, or --T); one of
+    ``second_order`` differentiates twice."""
 
-    def register(function: Measure) -> Measure:
-        name = function.__name__
-        MEASURES[name] = on_cpu = functools.wraps(function)(lambda e: _on_cpu(function(e)))
-        TEMPERATURES.update({name: temperature} if temperature else {})
-        GRADIENT_FREE.extend([] if images else [name])
-        SECOND_ORDER.extend([name] if second_order else [])
-        return on_cpu
+    score: Callable[[Evidence], Scores]
+    images: bool = True
+    temperature: float | None = None
+    second_order: bool = False
 
-    return register
+    def __call__(self, evidence: Evidence) -> Scores:
+        return _on_cpu(self.score(evidence))
 
 
 def _on_cpu(scores: Scores) -> Scores:
@@ -91,45 +82,38 @@ def _input_sums(e: Evidence, term: Callable[[str], torch.Tensor], names: Iterabl
     return sums
 
 
-@measure(images=False)
 def mag_based(e: Evidence) -> Scores:
     """‖θ‖₂, the magnitude; with use_init ‖θ − θ₀‖₂ (Lubana and Dick 2021, 2009.11839)."""
     sums = _sums(e, lambda n: e.bias(n, l2=True).square())
     return {name: squares.sqrt() for name, squares in sums.items()}
 
 
-@measure(images=False)
 def l1(e: Evidence) -> Scores:
     """‖θ‖₁; with use_init ‖θ − θ₀‖₁ (Li et al. 2017, 1608.08710)."""
     return _sums(e, lambda n: e.bias(n, l2=True))
 
 
-@measure(images=False)
 def bn(e: Evidence) -> Scores:
     """|γ| of each BN; with use_init |γ − γ₀| (Liu et al. 2017, 1708.06519)."""
     return {n: e.bias(f"{n}.weight", l2=True) for n in _scaled(e.model)}
 
 
-@measure()
 def loss_based(e: Evidence) -> Scores:
     """Σ|θ·g|, the change of the loss to first order (Lubana and Dick 2021, 2009.11839)."""
     return _sums(e, lambda n: e.bias(n) * e.saliency[n])
 
 
-@measure()
 def tfo(e: Evidence) -> Scores:
     """|Σ θ·g|, the same for the filter as a whole (Molchanov et al. 2017, 1611.06440)."""
     sums = _sums(e, lambda n: e.bias(n) * e.values[n] * e.gradient[n])
     return {name: change.abs() for name, change in sums.items()}
 
 
-@measure()
 def fisher(e: Evidence) -> Scores:
     """Σ θ²·E[g²]: the change of the loss to second order (Theis et al. 2018, 1801.05787)."""
     return _sums(e, lambda n: e.bias(n) * e.values[n].square() * e.squared_gradient[n])
 
 
-@measure()
 def nvidia(e: Evidence) -> Scores:
     """γ²·E[g_γ²] + β²·E[g_β²] of each BN (Molchanov et al. 2019, 1906.10771)."""
     names = _scaled(e.model)
@@ -137,38 +121,32 @@ def nvidia(e: Evidence) -> Scores:
     return {n: terms[f"{n}.weight"] + terms[f"{n}.bias"] for n in names}
 
 
-@measure()
 def biased_loss(e: Evidence) -> Scores:
     """Σ|θ|·|θ·g|, with use_init Σ|θ − θ₀|·|θ·g| (Lubana and Dick 2021, 2009.11839)."""
     return _sums(e, lambda n: e.bias(n, l2=True) * e.saliency[n])
 
 
-@measure()
 def biased_loss_tracked(e: Evidence) -> Scores:
     """Σ|θ|·E, where E is the average of |θ·g| in a `Tracker` (Lubana and Dick 2021, 2009.11839)."""
     return biased_loss(e)
 
 
-@measure(temperature=200.0, second_order=True)
 def grasp(e: Evidence) -> Scores:
     """Σ θ·(Hg): pruning the lowest raises ‖g‖. Temperature 200 (Wang et al. 2020, 2002.07376)."""
     return _sums(e, lambda n: e.bias(n) * e.values[n] * e.hessian_gradient[n])
 
 
-@measure(temperature=1.0, second_order=True)
 def grad_preserve(e: Evidence) -> Scores:
     """|Σ θ·(Hg)|: pruning the lowest keeps ‖g‖. Temperature 1 (Lubana, Dick 2021, 2009.11839)."""
     return {name: scores.abs() for name, scores in grasp(e).items()}
 
 
-@measure(images=False)
 def random(e: Evidence) -> Scores:
     """Uniform in [0, 1), a function of the seed: the baseline for all measures (no paper)."""
     generator, shapes = torch.Generator().manual_seed(e.seed), _sums(e, e.values.__getitem__)
     return {name: torch.rand(len(s), generator=generator) for name, s in shapes.items()}
 
 
-@measure(images=False)
 def lamp(e: Evidence) -> Scores:
     """‖θ‖² / Σ‖θ_u‖² over the layer's filters with ‖θ_u‖ ≥ ‖θ‖ (Lee et al. 2021, 2010.07611)."""
     scores = {}
@@ -179,7 +157,6 @@ def lamp(e: Evidence) -> Scores:
     return scores
 
 
-@measure()
 def taylor_group(e: Evidence) -> Scores:
     """Σ|θ·g| of each filter and of each channel that a layer reads, and |γ·g_γ| of each BN. Sum
     them over coupled layers (DepGraph, Fang et al. 2023, 2301.12900).
@@ -190,7 +167,6 @@ def taylor_group(e: Evidence) -> Scores:
     return scores | {n: saliency[f"{n}.weight"] for n in scaled_norms(e.model)}
 
 
-@measure()
 def obs(e: Evidence) -> Scores:
     """What of a layer's output is lost with an input when the others stand in for it, as well as
     they can: the error of `elimination_errors` (ZipLM, Kurtić et al. 2023, 2302.04089)."""
@@ -198,3 +174,25 @@ def obs(e: Evidence) -> Scores:
         f"{name}:in": elimination_errors(layers(e.model)[name].weight, gram)
         for name, gram in e.inputs.items()
     }
+
+
+MEASURES: dict[str, Measure] = {
+    "mag_based": Measure(mag_based, images=False),
+    "l1": Measure(l1, images=False),
+    "bn": Measure(bn, images=False),
+    "loss_based": Measure(loss_based),
+    "tfo": Measure(tfo),
+    "fisher": Measure(fisher),
+    "nvidia": Measure(nvidia),
+    "biased_loss": Measure(biased_loss),
+    "biased_loss_tracked": Measure(biased_loss_tracked),
+    "grasp": Measure(grasp, temperature=200.0, second_order=True),
+    "grad_preserve": Measure(grad_preserve, temperature=1.0, second_order=True),
+    "random": Measure(random, images=False),
+    "lamp": Measure(lamp, images=False),
+    "taylor_group": Measure(taylor_group),
+    "obs": Measure(obs),
+}
+TEMPERATURES = {name: m.temperature for name, m in MEASURES.items() if m.temperature}
+GRADIENT_FREE = [name for name, m in MEASURES.items() if not m.images]  # these need no images
+SECOND_ORDER = [name for name, m in MEASURES.items() if m.second_order]

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from slimming.choosing.evidence import Evidence, Tensors
-from slimming.choosing.importance import MEASURES, SECOND_ORDER, Scores, biased_loss_tracked
+from slimming.choosing.importance import MEASURES, SECOND_ORDER, Scores
 from slimming.errors import UserError
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -65,7 +65,7 @@ class Tracker:
             return dict(self.average)
         evidence = self._evidence()
         evidence.saliency = self.average
-        return biased_loss_tracked(evidence)
+        return MEASURES[self.measure](evidence)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps and the average, for `load_state_dict`."""

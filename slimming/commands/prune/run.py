@@ -86,7 +86,7 @@ class Dense:
         """The fraction of the channels to prune: --percent, or the least that keeps a budget."""
         return self._ratio(self.prunable)
 
-    def keep_above(self, threshold: float, ratio: float, at_least_one: bool = True) -> Choice:
+    def choose(self, threshold: float, ratio: float, at_least_one: bool = True) -> Choice:
         """The channels with |γ| above the ``threshold``, at which ``ratio`` of them go, as far as
         --least and --round-to leave them; or those of another --allocation."""
         prunable, allocated = self.prunable, self.run.prune.allocation
