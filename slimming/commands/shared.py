@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from slimming import slicing
+from slimming.slicing.prune import without_dead_channels
 from slimming.channels.groups import lists_widths
 from slimming.channels.scaling import alive_channels
 from slimming.data.loading import Data
@@ -26,14 +26,15 @@ def against_full(
     A masked network is measured as the equivalent slim one.
     """
     full = replace(network, cfg=None).build().to(loader.device)
-    model = without_masked_channels(model, network).to(loader.device)
+    model = without_masked_channels(model, network.cfg).to(loader.device)
     images = loader.first(64)
     return before_after_text(*measure([full, model], images, (len(images),), [before, score]))
 
 
-def without_masked_channels(model: nn.Module, network: Architecture) -> nn.Module:
-    """The slim network that is equivalent to a masked one of mask-impl; any other unchanged."""
+def without_masked_channels(model: nn.Module, cfg: list | dict | None) -> nn.Module:
+    """The slim network that is equivalent to a masked one of mask-impl; any other, and one that a
+    ``cfg`` made slim, unchanged."""
     alive = alive_channels(model)
-    if network.cfg or not lists_widths(model) or all(m.all() for m in alive.values()):
+    if cfg or not lists_widths(model) or all(m.all() for m in alive.values()):
         return model
-    return slicing.without_dead_channels(model)
+    return without_dead_channels(model)

@@ -16,7 +16,6 @@ from slimming.data.batches import Batches, Loader, loss_weight
 from slimming.errors import Diverged, UserError
 from slimming.runtime import distributed, optional
 from slimming.runtime.device import LAYOUT, Precision, unit_strides
-from slimming.training.callbacks import call
 
 
 class Score(NamedTuple):
@@ -62,7 +61,9 @@ def train(
             weight = loss_weight(loader, step - 1, len(labels))
             precision.scaler.scale(loss if weight == 1 else loss * weight).backward()
             precision.scaler.unscale_(optimizer)
-            call(callbacks, "on_gradients", (images, labels))
+            for callback in callbacks:
+                if hasattr(callback, "on_gradients"):
+                    callback.on_gradients((images, labels))
             precision.scaler.step(optimizer)
             precision.scaler.update()
             plain = loss if temperature == 1 else F.cross_entropy(logits.detach(), labels)

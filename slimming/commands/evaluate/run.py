@@ -50,7 +50,7 @@ def load(run: EvaluationRun) -> Subject:
     if request.arch == "resnet" and str(contents.get("arch")).startswith("resnet"):
         request = replace(request, arch=contents["arch"])  # in the original that is ResNet-56
     model, network = architecture.rebuild(path, contents, request)
-    slim, dense = without_masked_channels(model, network), replace(network, cfg=None).build()
+    slim, dense = without_masked_channels(model, network.cfg), replace(network, cfg=None).build()
     left = channels(slim)
     layers = {name: [left[name], count] for name, count in channels(dense).items()}
     pruned = is_pruned(slim, layers)

@@ -145,7 +145,7 @@ def load(run: ExportRun) -> Source:
     model, network, contents = architecture.load(path, request)
     read = digest(path)  # now: a training may replace the file
     size = data.image_size or network.image_size
-    slim = without_masked_channels(model, network).cpu().eval()
+    slim = without_masked_channels(model, network.cfg).cpu().eval()
     if slim is not model:
         network = replace(network, cfg=slicing.cfg_of(slim))
     size_text = f"{figures.count_parameters(slim):,} parameters"
