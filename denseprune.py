@@ -12,8 +12,8 @@ from slimming.cli.flags import Parser
 from slimming.commands.prune.run import load, save_pruned
 from slimming.commands.prune.settings import PruningRun
 from slimming.settings import build
-from slimming.slicing import masked, slim_to
 from slimming.slicing.proof import prove_equal
+from slimming.slicing.slim import masked, slim_to
 
 
 def make_parser() -> Parser:

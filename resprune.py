@@ -21,8 +21,8 @@ from slimming.commands.prune.settings import PrunedOutputSettings, PruneSettings
 from slimming.commands.settings import TO_PRUNE
 from slimming.errors import UserError
 from slimming.settings import build, part, setting
-from slimming.slicing import masked, slim_to
 from slimming.slicing.proof import prove_equal
+from slimming.slicing.slim import masked, slim_to
 from slimming.storage import architecture, checkpoint, files
 
 

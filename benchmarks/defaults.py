@@ -32,8 +32,7 @@ from slimming import slicing
 from slimming.channels.groups import Group
 from slimming.channels.scaling import batch_norms
 from slimming.choosing import importance, ranking
-from slimming.choosing.evidence import Evidence, layers
-from slimming.choosing.importance import Scores
+from slimming.choosing.importance import Evidence, Scores, layers
 from slimming.cli import entry
 from slimming.data import loading
 from slimming.data.datasets import DataSettings

@@ -29,6 +29,7 @@ from benchmarks import measure, plain
 from benchmarks.plain import Passes
 from models import NETWORKS
 from slimming import slicing
+from slimming.channels.groups import declared
 from slimming.channels.scaling import batch_norms
 from slimming.choosing.threshold import Choice, choose_channels
 from slimming.cli import entry
@@ -42,7 +43,6 @@ from slimming.errors import UserError
 from slimming.measuring import figures as measuring_figures
 from slimming.runtime import optional
 from slimming.runtime.device import LAYOUT, choose_device, compiled
-from slimming.slicing.prune import declared
 from slimming.storage import architecture, files
 
 CASES = {"vgg": (19, 0.7), "resnet": (164, 0.4), "densenet": (40, 0.4)}

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measure
 from benchmarks.inference import CASES, random_network, slim_of
+from slimming.channels.groups import declared
 from slimming.choosing.threshold import choose_channels
 from slimming.cli import entry
 from slimming.commands import pruning
@@ -27,7 +28,6 @@ from slimming.commands.pruning import BudgetSettings
 from slimming.deploy.fold import deploy
 from slimming.measuring import figures
 from slimming.runtime.device import LAYOUT, choose_device
-from slimming.slicing.prune import declared
 
 FIXED = (1, 8, 16)
 HEADER = ["network", "--round-to", "batch", "channels", "MFLOPs", "FLOP ratio"]

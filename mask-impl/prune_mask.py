@@ -14,7 +14,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `models` of the main suite
 
-from slimming import slicing
 from slimming.channels.scaling import zero_channels
 from slimming.choosing.threshold import sorted_factors
 from slimming.cli import entry, flags
@@ -23,6 +22,8 @@ from slimming.commands.prune.run import load, save_pruned
 from slimming.commands.prune.settings import PruningRun
 from slimming.settings import build
 from slimming.slicing.proof import prove_equal
+from slimming.slicing.prune import kept_alive
+from slimming.slicing.slim import sliced
 
 NETWORKS = importlib.import_module("mask-impl.models").NETWORKS
 
@@ -40,8 +41,8 @@ def main() -> None:
         threshold = float(factors[int(len(factors) * ratio)])
         choice = dense.choose(threshold, ratio, at_least_one=False)  # whole layers may go
         masked = zero_channels(copy.deepcopy(dense.model), choice.kept)
-        kept = slicing.kept_alive(masked)
-        slim = slicing.sliced(masked, kept)
+        kept = kept_alive(masked)
+        slim = sliced(masked, kept)
         difference = prove_equal(slim, masked, dense.images)
         save_pruned(dense, slim, kept, choice, difference, masked)
 

@@ -17,10 +17,10 @@ from PIL import Image
 
 from models import NETWORKS
 from slimming import slicing
+from slimming.channels.groups import declared
 from slimming.channels.scaling import batch_norms, zero_channels
 from slimming.data import datasets
 from slimming.data.batches import Split, normalize
-from slimming.slicing.prune import declared
 from slimming.storage import architecture
 from slimming.storage import checkpoint as storage_checkpoint
 

@@ -7,7 +7,7 @@ import torch
 from conftest import NARROW, SMALLEST, fails, keep_only, save_network, succeed, zero_others
 
 from models import constructor
-from slimming.channels.groups import count_filters
+from slimming.channels.groups import count_filters, declared
 from slimming.choosing import allocation
 from slimming.choosing.allocation import ALLOCATIONS, Prunable
 from slimming.choosing.threshold import Choice, choose_channels
@@ -17,7 +17,7 @@ from slimming.measuring import figures
 from slimming.reports import tables
 from slimming.slicing import masked, slim_to
 from slimming.slicing.proof import prove_equal
-from slimming.slicing.prune import declared, groups
+from slimming.slicing.prune import groups
 from slimming.storage import architecture
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -8,13 +8,13 @@ from conftest import NARROW, SMALLEST, fails, keep_only, randomize, save_network
 
 from models import NETWORKS, cifar_resnet
 from slimming import slicing
-from slimming.channels.groups import count_filters
+from slimming.channels.groups import count_filters, declared
 from slimming.choosing import budget, importance, ranking
 from slimming.choosing.threshold import choose_channels
 from slimming.commands.pruning import BudgetSettings
 from slimming.errors import UserError
 from slimming.measuring import figures
-from slimming.slicing.prune import declared, groups
+from slimming.slicing.prune import groups
 from slimming.storage import architecture
 
 PRUNERS = {"vgg": "vggprune.py", "resnet": "resprune.py", "densenet": "denseprune.py"}

@@ -10,16 +10,15 @@ from conftest import NARROW, SMALLEST, make_images, randomize, same, succeed
 
 from models import NETWORKS
 from slimming import slicing
+from slimming.channels.groups import declared
 from slimming.channels.scaling import zero_channels
-from slimming.choosing.evidence import Evidence
-from slimming.choosing.importance import MEASURES
+from slimming.choosing.importance import MEASURES, Evidence
 from slimming.choosing.threshold import choose_channels
 from slimming.choosing.tracking import Tracker
 from slimming.data.batches import Batches, Split
 from slimming.repair.layer_by_layer import repair
 from slimming.repair.one_pass import OnePass
 from slimming.runtime.device import LAYOUT, Precision, compiled
-from slimming.slicing.prune import declared
 from slimming.storage import checkpoint
 from slimming.training import loop
 from slimming.training.penalties import GradientMask, L1Penalty, updateBN

@@ -11,13 +11,13 @@ from warm import ROOT
 
 from models import NETWORKS
 from slimming import slicing
-from slimming.channels.groups import count_filters, wires
+from slimming.channels.groups import count_filters, declared, wires
 from slimming.channels.scaling import alive_channels, present_channels, scaling_factors, selections
 from slimming.choosing.importance import MEASURES, Evidence
 from slimming.choosing.threshold import choose_channels
 from slimming.errors import UserError
 from slimming.slicing import kernels
-from slimming.slicing.prune import declared, groups
+from slimming.slicing.prune import groups
 
 IMAGES = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 BATCHES = [(IMAGES, torch.arange(6))]

@@ -23,8 +23,7 @@ from slimming import __main__ as command
 from slimming import slicing
 from slimming.channels.inputs import tensors
 from slimming.channels.scaling import batch_norms
-from slimming.choosing.evidence import Evidence
-from slimming.choosing.importance import MEASURES
+from slimming.choosing.importance import MEASURES, Evidence
 from slimming.errors import UserError
 from slimming.measuring import figures
 from slimming.storage import architecture, checkpoint

@@ -9,6 +9,7 @@ from torch import nn
 
 import slimming
 from models import NETWORKS
+from slimming.channels.groups import declared
 from slimming.channels.scaling import batch_norms
 from slimming.choosing import ranking
 from slimming.choosing.allocation import ALLOCATIONS, Prunable, choose
@@ -19,7 +20,7 @@ from slimming.commands.experiment.settings import ExperimentSettings
 from slimming.commands.prune.settings import PruneSettings
 from slimming.commands.sweep.settings import PointsSettings
 from slimming.slicing.proof import liveness, liveness_warning, spread_ratio
-from slimming.slicing.prune import declared, groups
+from slimming.slicing.prune import groups
 
 
 class UNet(nn.Module):

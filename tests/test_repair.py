@@ -14,6 +14,7 @@ from torch import nn
 import slimming
 from models import NETWORKS
 from slimming import slicing
+from slimming.channels.groups import declared
 from slimming.choosing import importance
 from slimming.choosing.moments import (
     add_to_weight,
@@ -29,7 +30,7 @@ from slimming.errors import UserError
 from slimming.repair import streaming
 from slimming.repair.layer_by_layer import divergence, repair
 from slimming.repair.one_pass import OnePass
-from slimming.slicing.prune import declared, groups
+from slimming.slicing.prune import groups
 from slimming.storage import architecture, checkpoint
 
 IMAGES = torch.randn(96, 3, 12, 12, generator=torch.Generator().manual_seed(3))

@@ -11,13 +11,14 @@ from torch import nn
 
 from models import constructor
 from slimming import slicing
+from slimming.channels.groups import declared
 from slimming.choosing import importance, ranking
-from slimming.choosing.evidence import Evidence
+from slimming.choosing.importance import Evidence
 from slimming.choosing.threshold import choose_channels
 from slimming.errors import UserError
 from slimming.measuring import figures, latency
 from slimming.measuring.latency import MULTIPLES, LayerShape
-from slimming.slicing.prune import declared, groups
+from slimming.slicing.prune import groups
 from slimming.storage import architecture
 
 SHAPE = (3, 32, 32)

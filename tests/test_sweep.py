@@ -14,6 +14,7 @@ from warm import start
 
 from models import NETWORKS
 from slimming import slicing
+from slimming.channels.groups import declared
 from slimming.choosing import moments
 from slimming.choosing.budget import front, knee
 from slimming.choosing.threshold import choose_channels
@@ -21,7 +22,6 @@ from slimming.measuring import figures
 from slimming.repair import streaming
 from slimming.repair.layer_by_layer import divergence
 from slimming.repair.one_pass import OnePass
-from slimming.slicing.prune import declared
 from slimming.storage import architecture
 
 ACCURACIES = ("pruned", "repaired")

@@ -532,3 +532,9 @@ def behind_selections(model: nn.Module) -> list[str]:
     """The layers that read through a channel selection."""
     gated = selections(with_selections(model))
     return [wire.layer for wire in wires(model) if wire.reads in gated] if gated else []
+
+
+def declared(model: nn.Module, ignore: Iterable[str] = ()) -> list[Group]:
+    """The groups of one of the paper's networks, which all read 3x32x32 images."""
+    assert lists_widths(model), "not one of the paper's networks: pass inputs to `groups`"
+    return channels(model, torch.zeros(1, 3, 32, 32), ignore).groups

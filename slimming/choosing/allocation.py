@@ -15,8 +15,7 @@ from torch import nn
 from slimming.channels.groups import Group, count_filters, lists_widths
 from slimming.channels.scaling import alive_channels
 from slimming.choosing import importance, ranking
-from slimming.choosing.evidence import Evidence, scaled_norms
-from slimming.choosing.importance import Scores
+from slimming.choosing.importance import Evidence, Scores, scaled_norms
 from slimming.choosing.threshold import Choice, Multiples, choose_channels
 from slimming.errors import UserError
 
@@ -27,7 +26,7 @@ RANDOM = re.compile(r"random-(\d{1,9})")
 @dataclass(frozen=True)
 class Prunable:
     """A network, the groups of its coupled channels that can be removed, the multiples that layers
-    keep, and the fraction ``least`` of its channels that each layer keeps (see `choice.least_of`).
+    keep, and the fraction ``least`` of its channels that each layer keeps (see `threshold.least_of`).
     Without ``at_least_one``, one of the paper's networks may lose whole layers to the threshold."""
 
     model: nn.Module

@@ -28,7 +28,7 @@ def choose(
 
     The score of a unit is the mean over the layers of its group that have scores; ties are spread
     evenly over all groups. Groups without scores are not pruned. Each layer that writes a group
-    keeps the fraction ``least`` (0 to 1) of its channels, see `choice.least_of`, or
+    keeps the fraction ``least`` (0 to 1) of its channels, see `threshold.least_of`, or
     ``least[name]`` channels, its best ones and at least one; each group keeps a multiple of
     ``round_to`` units (or all that are alive). ``rescued`` names the first layer of each group of
     which nothing more could be pruned. UserError if no group has scores, or one is not finite.

@@ -1,4 +1,4 @@
-"""The threshold on |γ| of the whole network (Liu et al., ICCV 2017), and the channels above it."""
+"""Which channels are kept: a choice, and the paper's, by one threshold on |γ| over the network."""
 
 import math
 from collections.abc import Mapping

@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from slimming.choosing.evidence import Evidence, Tensors
-from slimming.choosing.importance import MEASURES, SECOND_ORDER, Scores
+from slimming.choosing.importance import MEASURES, SECOND_ORDER, Evidence, Scores, Tensors
 from slimming.errors import UserError
 
 Batch = tuple[torch.Tensor, torch.Tensor]

@@ -1,4 +1,4 @@
-"""Settings of how much is pruned, and how: allocation, budgets, multiples of channels, repair."""
+"""How much is pruned, and how: flags of allocation, budgets, multiples of channels, repair."""
 
 import statistics
 from collections import Counter

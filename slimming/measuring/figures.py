@@ -234,7 +234,7 @@ def measure(
 def latency_by_batch(
     models: Sequence[nn.Module], images: torch.Tensor, batches: Sequence[int] = BATCHES
 ) -> list[dict[int, float]]:
-    """For each network, batch size -> median seconds, see `profiling.latencies`.
+    """For each network, batch size -> median seconds, see `latencies`.
 
     ValueError if a batch is larger than ``images``.
     """

@@ -134,7 +134,7 @@ MULTIPLES = (1, 2, 4, 8, 16, 32)
 NOISE = 0.01  # smaller relative differences of two times are noise
 
 Times = Mapping[LayerShape, float]
-Cost = Callable[[Iterable[LayerShape]], Times]  # see `layer_times.seconds`
+Cost = Callable[[Iterable[LayerShape]], Times]  # see `seconds`
 Whole = Callable[[Sequence[Mapping[str, int]]], Sequence[float]]
 
 
@@ -152,7 +152,7 @@ def fastest(
     it take the least time, by the name of the group.
 
     ``choices`` are those of the channels to keep at the same ratio, one for each multiple;
-    ``calls`` the layers of the dense network, see `layer_times.calls`; ``cost`` measures
+    ``calls`` the layers of the dense network, see `calls`; ``cost`` measures
     them, and ``whole`` the slim networks with several sets of multiples, in seconds.
 
     First, all groups get the same multiple, that of the fastest network: kernels may need aligned

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from slimming import slicing
 from slimming.channels.groups import Channels, Group
 from slimming.channels.inputs import Inputs
 from slimming.measuring import figures
+from slimming.slicing.slim import Kept, cuts, kept_channels
 
 SHOWN = 3  # names in one line of the table
 
@@ -88,7 +88,7 @@ def inspection(model: nn.Module, found: Channels, one: Inputs) -> Inspection:
 
     def gone(groups: Iterable[Group]) -> tuple[float, float]:
         """The fraction of the parameters and FLOPs that go with all but one channel of each."""
-        kept = slicing.kept_channels(groups, {group.name: _fewest(group) for group in groups})
+        kept = kept_channels(groups, {group.name: _fewest(group) for group in groups})
         left = _left(model, kept)
         fewer = sum(p.numel() * (1 - left[n]) for n, p in model.named_parameters() if n in left)
         saved = sum(f * (1 - left.get(f"{n}.weight", 1.0)) for n, f in of_layer.items())
@@ -115,10 +115,10 @@ def _fewest(group: Group) -> torch.Tensor:
     return keep
 
 
-def _left(model: nn.Module, kept: slicing.Kept) -> dict[str, float]:
+def _left(model: nn.Module, kept: Kept) -> dict[str, float]:
     """The fraction of each parameter that is left, by its name, of those that lose some."""
     left = {}
-    for name, dims in slicing.cuts(model, kept).items():
+    for name, dims in cuts(model, kept).items():
         left[name] = 1.0
         for mask in dims.values():
             left[name] *= float(mask.float().mean())

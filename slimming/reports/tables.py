@@ -166,7 +166,7 @@ def scores_text(scores: Mapping[str, tuple[float, float]]) -> str:
 
 
 def liveness_text(ratio: float | None) -> str:
-    """A line on how much a slim network's outputs depend on the image: see `liveness.liveness`."""
+    """A line on how much a slim network's outputs depend on the image: see `proof.liveness`."""
     if ratio is None:
         return "liveness: unknown without two images that the dense network tells apart"
     return (

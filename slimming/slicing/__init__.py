@@ -8,12 +8,12 @@
 - `sample`, `where`: what a network takes, and where it is
 """
 
+from slimming.channels.groups import declared
 from slimming.slicing.proof import sample, where
 from slimming.slicing.prune import (
     Slimmed,
     apply,
     chosen,
-    declared,
     exact,
     groups,
     kept_alive,

@@ -13,6 +13,7 @@ from slimming.channels.groups import (
     Group,
     channels,
     copied,
+    declared,
     lists_widths,
     with_selections,
 )
@@ -25,6 +26,16 @@ from slimming.choosing.threshold import Choice, Multiples, keep_one
 from slimming.errors import UserError, raise_if_of_the_machine
 from slimming.slicing.proof import compare
 from slimming.slicing.slim import Kept, Masks, cfg_of, kept_channels, masked, sliced
+
+
+def without_masked_channels(model: nn.Module, cfg: list | dict | None) -> nn.Module:
+    """The slim network that is equivalent to a masked one of mask-impl; any other, and one that a
+    ``cfg`` made slim, unchanged."""
+    alive = alive_channels(model)
+    if cfg or not lists_widths(model) or all(m.all() for m in alive.values()):
+        return model
+    return without_dead_channels(model)
+
 
 SHARE = 3  # one unit in three goes, to try a group
 
@@ -126,12 +137,6 @@ def _reasons(found: Channels) -> str:
         for reason, names in most
     ]
     return "; ".join(told[:3]) or "it has no layers with channels, or all are ignored"
-
-
-def declared(model: nn.Module, ignore: Iterable[str] = ()) -> list[Group]:
-    """The groups of one of the paper's networks, which all read 3x32x32 images."""
-    assert lists_widths(model), "not one of the paper's networks: pass inputs to `groups`"
-    return channels(model, torch.zeros(1, 3, 32, 32), ignore).groups
 
 
 @dataclass(frozen=True)

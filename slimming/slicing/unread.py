@@ -12,7 +12,7 @@ from slimming.channels.groups import copied
 from slimming.channels.scaling import Masks, selections
 from slimming.channels.widths import BATCH_NORMS, is_depthwise
 from slimming.errors import UserError, raise_if_of_the_machine
-from slimming.slicing import Kept, sliced
+from slimming.slicing.slim import Kept, sliced
 
 
 class _Tracer(fx.Tracer):

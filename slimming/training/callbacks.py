@@ -1,6 +1,5 @@
-"""Callbacks of training: one protocol, with optional methods only."""
+"""Callbacks of training: the protocol, with optional methods only, and those of every run."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,13 +63,6 @@ class Run(Protocol):
 
     def save(self, last: Path, best: Path) -> None:
         """Write the checkpoints of an epoch."""
-
-
-def call(callbacks: Iterable[Any], method: str, *args: Any) -> None:
-    """Call ``method`` of each callback that has it."""
-    for callback in callbacks:
-        if hasattr(callback, method):
-            getattr(callback, method)(*args)
 
 
 class EarlyStopping:

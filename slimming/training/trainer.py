@@ -1,9 +1,9 @@
-"""A training run that can be resumed: SGD, its learning rate schedule, epochs, checkpoints."""
+"""Callbacks of training: one protocol, with optional methods only."""
 
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,15 @@ from slimming.storage import checkpoint
 from slimming.storage.architecture import Architecture, contents_of
 from slimming.storage.checkpoint import Contents
 from slimming.training import loop
-from slimming.training.callbacks import call
 from slimming.training.loop import Score
 from slimming.training.settings import TrainSettings
+
+
+def call(callbacks: Iterable[Any], method: str, *args: Any) -> None:
+    """Call ``method`` of each callback that has it."""
+    for callback in callbacks:
+        if hasattr(callback, method):
+            getattr(callback, method)(*args)
 
 
 def make_optimizer(

@@ -10,7 +10,6 @@ from models import widths
 from slimming.channels.scaling import present_channels
 from slimming.commands.evaluate.settings import EvaluationRun
 from slimming.commands.settings import check_data_path
-from slimming.commands.shared import without_masked_channels
 from slimming.data import datasets, loading
 from slimming.data.image_folder import Stream
 from slimming.errors import UserError
@@ -18,6 +17,7 @@ from slimming.measuring import figures as measuring_figures
 from slimming.measuring.figures import BATCHES, measure
 from slimming.runtime.device import choose_device
 from slimming.slicing import kernels
+from slimming.slicing.prune import without_masked_channels
 from slimming.storage import architecture, checkpoint
 from slimming.storage.architecture import Architecture
 from slimming.storage.checkpoint import Contents

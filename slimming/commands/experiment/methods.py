@@ -7,7 +7,6 @@ from functools import partial
 import torch
 from torch import nn
 
-from slimming import slicing
 from slimming.channels.groups import Group, copied, count_filters, inside
 from slimming.channels.scaling import Masks
 from slimming.choosing import allocation as choosing_allocation
@@ -19,7 +18,8 @@ from slimming.commands.pruning import BudgetSettings, RoundTo
 from slimming.data import loading
 from slimming.data.loading import Data
 from slimming.slicing import kernels
-from slimming.slicing.prune import groups
+from slimming.slicing.prune import apply, groups
+from slimming.slicing.slim import Kept, slim_to
 
 SAMPLES = 2560  # training images for measures with gradients
 
@@ -62,7 +62,7 @@ class Pruned:
     model: nn.Module
     choice: Choice | None = None
     difference: float | None = None
-    kept: slicing.Kept = field(default_factory=dict)
+    kept: Kept = field(default_factory=dict)
 
 
 def channels(task: Task) -> Pruned:
@@ -81,7 +81,7 @@ def channels(task: Task) -> Pruned:
 
     multiples = _multiples(task, model, coupled, choose)
     ratio = _ratio(task, model, coupled, partial(choose, multiples=multiples))
-    slimmed = slicing.apply(model, coupled, choose(ratio, multiples), task.images)
+    slimmed = apply(model, coupled, choose(ratio, multiples), task.images)
     return Pruned(slimmed.model, slimmed.choice, slimmed.difference, slimmed.kept)
 
 
@@ -109,7 +109,7 @@ def _ratio(
     """The fraction to prune, that of a budget if there is one."""
 
     def prune(ratio: float) -> nn.Module:
-        return slicing.slim_to(model, coupled, choose(ratio).kept)[0]
+        return slim_to(model, coupled, choose(ratio).kept)[0]
 
     return task.find_ratio(prune, count_filters(coupled), *notes) if task.find_ratio else task.ratio
 
@@ -138,7 +138,7 @@ def whole_kernels(task: Task) -> Pruned:
     masks = {name: mask for name, mask in masks.items() if name in inner}
     kernels.zero_weights(model, _without(masks, task.ignore))
     choice = kernels.unread_channels(model, removable, weak)
-    slimmed = slicing.apply(model, removable, choice, task.images)
+    slimmed = apply(model, removable, choice, task.images)
     return Pruned(slimmed.model, slimmed.choice, slimmed.difference, slimmed.kept)
 
 

@@ -1,4 +1,4 @@
-"""The report of an experiment: one HTML file without scripts, links or other files."""
+"""The HTML of an experiment: one file without scripts, links or other files."""
 
 import base64
 from collections.abc import Iterable, Sequence

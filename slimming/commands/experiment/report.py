@@ -1,4 +1,4 @@
-"""The report of an experiment: tables and pictures as one HTML file."""
+"""The last stage of an experiment: measure latency, and write report.html with all stages."""
 
 from pathlib import Path
 

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from models import NETWORKS, widths, zoo
-from slimming import slicing
 from slimming.channels.groups import check_names
 from slimming.choosing import allocation, importance, ranking
 from slimming.choosing.allocation import Prunable
@@ -35,6 +34,7 @@ from slimming.runtime.device import choose_device
 from slimming.settings import flat, kept, name_flags, specs
 from slimming.slicing.proof import liveness, liveness_warning
 from slimming.slicing.prune import groups
+from slimming.slicing.slim import cfg_of
 from slimming.storage import architecture, checkpoint, files
 from slimming.storage.architecture import Architecture
 from slimming.storage.files import claimed
@@ -350,7 +350,7 @@ def prune(experiment: Experiment, base: Path) -> Path:
     pruned = METHODS[settings.pruning.pruning_method](task)
     score = loop.test(pruned.model.to(loader.device), loader)
     same_shape = widths(pruned.model) == widths(model)
-    cfg = network.cfg if same_shape else slicing.cfg_of(pruned.model)
+    cfg = network.cfg if same_shape else cfg_of(pruned.model)
     before = record.stage("base")
     contents = architecture.contents_of(
         pruned.model.cpu(),

@@ -13,11 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from slimming import slicing
 from slimming.channels.groups import copied
 from slimming.commands.export.report import FileRow, as_text
 from slimming.commands.export.settings import AUTO, ExportRun
-from slimming.commands.shared import without_masked_channels
 from slimming.data import datasets, loading
 from slimming.data.batches import SIZE
 from slimming.data.loading import Data
@@ -34,6 +32,8 @@ from slimming.runtime import optional
 from slimming.runtime.device import LAYOUT, choose_device
 from slimming.runtime.distributed import one_process
 from slimming.slicing.proof import TOLERANCE
+from slimming.slicing.prune import without_masked_channels
+from slimming.slicing.slim import cfg_of
 from slimming.storage import architecture, files
 from slimming.storage.architecture import Architecture
 from slimming.storage.files import digest
@@ -115,7 +115,7 @@ class Source:
         classes += map(str, range(len(classes), self.network.num_classes))
         return {
             "network": str(self.network),
-            "widths": json.dumps(slicing.cfg_of(self.model)),
+            "widths": json.dumps(cfg_of(self.model)),
             "classes": json.dumps(classes),
             "input": str(self.feed),
             "image_size": str(self.feed.size),
@@ -147,7 +147,7 @@ def load(run: ExportRun) -> Source:
     size = data.image_size or network.image_size
     slim = without_masked_channels(model, network.cfg).cpu().eval()
     if slim is not model:
-        network = replace(network, cfg=slicing.cfg_of(slim))
+        network = replace(network, cfg=cfg_of(slim))
     size_text = f"{figures.count_parameters(slim):,} parameters"
     print(f"{path}: {network}, {size_text}", flush=True)
     dense = replace(network, cfg=None).build().eval()

@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from slimming import slicing
 from slimming.choosing.threshold import Choice
+from slimming.slicing.slim import cfg_of
 
 MEBIBYTE = 2**20
 
@@ -22,9 +22,9 @@ class Dense(Protocol):
 
 
 def text(dense: Dense, slim: nn.Module, choice: Choice, before: dict, after: dict) -> str:
-    """The summary of the records that `before_after.save_pruned` returned. As in that suite,
+    """The summary of the records that `run.save_pruned` returned. As in that suite,
     parameters include the masks of channel selection, and sizes are those of the two files."""
-    files, cfg = (dense.path, dense.target), slicing.cfg_of(slim)
+    files, cfg = (dense.path, dense.target), cfg_of(slim)
     sizes = [path.stat().st_size / MEBIBYTE for path in files]
     counts = [sum(p.numel() for p in model.parameters()) for model in (dense.model, slim)]
     lines = [

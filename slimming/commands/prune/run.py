@@ -1,4 +1,4 @@
-"""The pruning scripts: load a network to prune, compare it with the result, write the result."""
+"""The pruning scripts: load the network, choose its channels, and write what is left of it."""
 
 import contextlib
 import math
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from models import NETWORKS
-from slimming import slicing
+from slimming.channels.groups import declared
 from slimming.choosing import allocation
 from slimming.choosing.allocation import Prunable
 from slimming.choosing.threshold import Choice, Multiples, alive_factors, keep_above
@@ -31,9 +31,8 @@ from slimming.reports.tables import before_after_text, liveness_text, scores_tex
 from slimming.runtime.device import choose_device
 from slimming.runtime.distributed import one_process
 from slimming.settings import name_flags
-from slimming.slicing import Kept
 from slimming.slicing.proof import liveness, liveness_warning
-from slimming.slicing.prune import declared
+from slimming.slicing.slim import Kept, cfg_of, scatter
 from slimming.storage import architecture, checkpoint, files
 from slimming.storage.architecture import Architecture
 from slimming.storage.checkpoint import Contents
@@ -161,7 +160,7 @@ def save_pruned(
     stages = {"dense": dense.model, "pruned": slim}
     if dense.run.repairing.repair:
         stages["repaired"] = slim = dense.repaired(slim, kept)
-        masked = masked and slicing.scatter(slim, masked, kept)
+        masked = masked and scatter(slim, masked, kept)
     tested = {name: _timed_test(model, dense.test_loader) for name, model in stages.items()}
     scores = {name: score for name, (score, _) in tested.items()}
     last, images = next(reversed(scores)), dense.images
@@ -176,7 +175,7 @@ def save_pruned(
         print(f"warning: {dead}")
     if masked:
         print("after: the equivalent slim network; the file contains the masked one in full shape")
-    cfg = slicing.cfg_of(dense.model, choice.kept)
+    cfg = cfg_of(dense.model, choice.kept)
     network = dense.network if masked else replace(dense.network, cfg=cfg)
     title = f"{network}, {choice.ratio:.0%} pruned"
     picture = plots.draw_pruning(choice, alive_factors(dense.model), title)

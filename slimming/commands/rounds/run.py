@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from models import widths
-from slimming import slicing
 from slimming.channels.groups import count_filters
 from slimming.choosing import ranking
 from slimming.choosing.importance import GRADIENT_FREE, MEASURES, Evidence, Scores
@@ -27,9 +26,9 @@ from slimming.reports import plots
 from slimming.reports.tables import liveness_text
 from slimming.runtime import distributed
 from slimming.settings import build, kept
-from slimming.slicing import Slimmed
 from slimming.slicing.proof import liveness, liveness_warning
-from slimming.slicing.prune import groups
+from slimming.slicing.prune import Slimmed, apply, groups
+from slimming.slicing.slim import slice_tensors
 from slimming.storage import files
 from slimming.training import loop
 from slimming.training.callbacks import Batch
@@ -74,7 +73,7 @@ class FilterScores:
         """Slice the initial values to the channels that the trainer's network keeps."""
         if self.initial:
             model = self.trainer.model
-            self.initial = slicing.slice_tensors(model, self.initial, slimmed.kept)
+            self.initial = slice_tensors(model, self.initial, slimmed.kept)
 
     def state_dict(self) -> dict[str, Any]:
         tracked = self.tracker.state_dict() if self.tracker else None
@@ -227,7 +226,7 @@ class Rounds:
         stay = self.dense["filters"] * (1 - rounds.removed(rounds.epochs.index(epoch) + 1))
         ratio = max(0.0, 1 - stay / left)
         choice = ranking.choose(coupled, self.scores.of_filters(epoch), ratio, least=self.least)
-        slimmed = self._repaired(slicing.apply(model, coupled, choice, images))
+        slimmed = self._repaired(apply(model, coupled, choice, images))
         alive = liveness(slimmed.model, model, images)
         self._replace(slimmed)
         gone = sum(
@@ -260,7 +259,7 @@ class Rounds:
         }
         trainer.replace(slimmed.model, replace(trainer.architecture, cfg=slimmed.cfg))
         if self.run.train.preserve_moment and momentum:
-            sliced = slicing.slice_tensors(dense, momentum, slimmed.kept)
+            sliced = slice_tensors(dense, momentum, slimmed.kept)
             saved = {"state": {i: {"momentum_buffer": sliced[n]} for i, n in enumerate(names)}}
             load_momentum(trainer.optimizer, saved)
 

@@ -1,6 +1,7 @@
 """sweep.py: measure what each percentage of each allocation would give; choose, test, report."""
 
 import contextlib
+import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,17 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from slimming import slicing
 from slimming.choosing import allocation as choosing_allocation
 from slimming.choosing.allocation import Prunable
 from slimming.choosing.budget import front, knee
-from slimming.choosing.evidence import scaled_norms
+from slimming.choosing.importance import scaled_norms
 from slimming.choosing.threshold import Choice
 from slimming.commands.experiment.settings import PruningSettings
 from slimming.commands.prune.settings import PruneSettings
 from slimming.commands.pruning import RepairSettings
 from slimming.commands.sweep import report as sweep_report
-from slimming.commands.sweep.report import SweepRecord
 from slimming.commands.sweep.settings import SEARCH, SweepRun
 from slimming.data import loading
 from slimming.data.batches import SIZE
@@ -36,10 +35,72 @@ from slimming.runtime.device import choose_device
 from slimming.runtime.distributed import one_process
 from slimming.slicing.proof import liveness, liveness_warning, prove_equal
 from slimming.slicing.prune import groups
+from slimming.slicing.slim import Kept, masked, slim_to
 from slimming.storage import architecture, files
 from slimming.storage.architecture import Architecture
 from slimming.storage.files import digest
 from slimming.training import loop
+
+NAME = "sweep.json"
+TEXTS = ("id", "allocation", "command")  # of a point
+NUMBERS = ("ratio", "parameters", "FLOPs", "params", "flops", "latency", "ms", "pruned", "repaired")
+
+
+class SweepRecord:
+    """The ``facts`` of a sweep: its ``basis``, which decides the figures of a point; the "dense"
+    network; the "points", each a dict with its "id"; what was "chosen". Those of an earlier sweep
+    in ``folder`` with the same basis are continued. UserError if it had another basis."""
+
+    def __init__(self, folder: Path, basis: dict[str, Any]):
+        self.path = folder / NAME
+        self.facts: dict[str, Any] = {"basis": basis, "points": []}
+        if self.path.exists():
+            self.facts = self._continued(basis)
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        return self.facts["points"]
+
+    def point(self, name: str) -> dict[str, Any] | None:
+        """The point with the id ``name``, if it is known."""
+        return next((point for point in self.points if point["id"] == name), None)
+
+    def add(self, point: dict[str, Any]) -> None:
+        self.points.append(point)
+        self.update()
+
+    def update(self, **facts: Any) -> None:
+        """Add ``facts``, and write the file."""
+        self.facts.update(facts)
+        files.write_bytes(self.path, json.dumps(self.facts, indent=1).encode())
+
+    def _continued(self, basis: dict[str, Any]) -> dict[str, Any]:
+        try:
+            facts = json.loads(self.path.read_text())
+            before, points = facts["basis"], facts["points"]
+            known = isinstance(before, dict) and all(_is_whole(point) for point in points)
+        except (ValueError, KeyError, TypeError, OSError):
+            known = False
+        if not known:
+            raise UserError(
+                f"{self.path} is damaged or not of a sweep: use another --save, or delete the file"
+            )
+        for name, value in json.loads(json.dumps(basis)).items():
+            if before.get(name) != value:
+                raise UserError(
+                    f"{self.path} is of a sweep with {name} {before.get(name)}, not {value}: use "
+                    "another --save, or delete the file"
+                )
+        return facts
+
+
+def _is_whole(point: dict[str, Any]) -> bool:
+    numbers = [point[name] for name in NUMBERS] + [point.get("exact", 0)]
+    texts = [point[name] for name in TEXTS]
+    return all(isinstance(n, int | float) for n in numbers) and all(
+        isinstance(text, str) for text in texts
+    )
+
 
 SCRIPTS = {"vgg": "vggprune.py", "resnet": "resprune.py", "densenet": "denseprune.py"}
 BATCH = 256
@@ -95,17 +156,17 @@ class Swept:
         """The accuracy on the held-back training images."""
         return loop.test(model.to(self.test.device), self.judged).prec1
 
-    def slim(self, candidate: Candidate) -> tuple[Choice, nn.Module, slicing.Kept]:
+    def slim(self, candidate: Candidate) -> tuple[Choice, nn.Module, Kept]:
         """The slim network of a candidate, not proved."""
         choice = choosing_allocation.choose(self.prunable, candidate.ratio, candidate.allocation)
-        return choice, *slicing.slim_to(self.prunable.model, self.prunable.coupled, choice.kept)
+        return choice, *slim_to(self.prunable.model, self.prunable.coupled, choice.kept)
 
     @cached_property
     def one_pass(self) -> OnePass:
         """Repair in closed form."""
         return OnePass(self.prunable.model, self.calibration, self.run.judging.repair_seed)
 
-    def layer_by_layer(self, slim: nn.Module, kept: slicing.Kept) -> nn.Module:
+    def layer_by_layer(self, slim: nn.Module, kept: Kept) -> nn.Module:
         """``slim`` repaired as --repair does."""
         seed = self.run.judging.repair_seed
         return repair(slim, self.prunable.model, kept, self.calibration, seed).model
@@ -294,7 +355,7 @@ def test(subject: Swept, point: dict[str, Any]) -> None:
     if known and (known["id"], known["exact"]) == (point["id"], exact):
         return
     _, slim, kept = subject.slim(Candidate(point["allocation"], point["ratio"]))
-    difference = prove_equal(slim, slicing.masked(model, kept), subject.test.first(64))
+    difference = prove_equal(slim, masked(model, kept), subject.test.first(64))
     repaired = (subject.layer_by_layer if exact else subject.one_pass.repaired)(slim, kept)
     dead = liveness_warning(liveness(repaired, model, subject.calibration[:64]), kept)
     if dead:

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from models import NETWORKS, PAPER_DEPTH
-from slimming.commands import shared as prune_run
 from slimming.commands.settings import PRUNED
 from slimming.commands.train.settings import TrainingRun
 from slimming.data import loading
@@ -20,20 +19,40 @@ from slimming.errors import Interrupted, UserError
 from slimming.measuring.figures import measure
 from slimming.reports import plots, tables
 from slimming.reports.plots import TensorBoard
-from slimming.reports.tables import size_text
+from slimming.reports.tables import before_after_text, size_text
 from slimming.runtime import device as runtime_device
 from slimming.runtime import distributed
 from slimming.runtime.device import choose_device, seed_everything
 from slimming.settings import Dataclass, Spec, build, flag_names, kept, specs
 from slimming.slicing import kernels
+from slimming.slicing.prune import without_masked_channels
 from slimming.storage import architecture, checkpoint, files
 from slimming.storage.architecture import Architecture, Request
 from slimming.storage.checkpoint import Contents
+from slimming.training import loop
 from slimming.training.callbacks import CheckpointWriter, EpochPrinter
 from slimming.training.loop import Score
 from slimming.training.penalties import GradientMask
 from slimming.training.settings import RunFolder, TrainSettings
 from slimming.training.trainer import Trainer
+
+
+def against_full(
+    model: nn.Module,
+    network: Architecture,
+    score: loop.Score,
+    before: loop.Score,
+    loader: Data,
+) -> str:
+    """Compare a fine-tuned slim network with the full one, which scored ``before`` at pruning.
+
+    A masked network is measured as the equivalent slim one.
+    """
+    full = replace(network, cfg=None).build().to(loader.device)
+    model = without_masked_channels(model, network.cfg).to(loader.device)
+    images = loader.first(64)
+    return before_after_text(*measure([full, model], images, (len(images),), [before, score]))
+
 
 # In a folder, the first pattern that matches a file.
 TO_REFINE = (*PRUNED, "*_rebuilt.pth", "*_pruned.pth")
@@ -326,4 +345,4 @@ def print_results(trainer: Trainer, folder: RunFolder) -> None:
         print("\nbefore: the full network when it was pruned, after: the pruned network now")
         network, loader = trainer.architecture, trainer.test_loader
         score = trainer.full_score
-        print(prune_run.against_full(trainer.model, network, last, score, loader))
+        print(against_full(trainer.model, network, last, score, loader))
