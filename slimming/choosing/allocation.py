@@ -26,7 +26,7 @@ RANDOM = re.compile(r"random-(\d{1,9})")
 @dataclass(frozen=True)
 class Prunable:
     """A network, the groups of its coupled channels that can be removed, the multiples that layers
-    keep, and the fraction ``least`` of its channels that each layer keeps (see `threshold.least_of`).
+    keep, and the fraction ``least`` of its channels that each layer keeps (see `least_of`).
     Without ``at_least_one``, one of the paper's networks may lose whole layers to the threshold."""
 
     model: nn.Module
