@@ -72,7 +72,7 @@ def test_a_file_of_the_original_suite_loads_without_flags(
         architecture.load(path, Request(**given))
         assert not capsys.readouterr().out
         with pytest.raises(UserError, match="does not contain"):
-            architecture.load(path, Request(**given, num_classes=7))
+            architecture.load(path, Request(**{**given, "num_classes": 7}))
 
 
 def test_weights_of_another_program_are_not_guessed(tmp_path):
