@@ -1,6 +1,6 @@
 """Prune convolutional networks exactly (Network Slimming, Liu et al., ICCV 2017).
 
-penalty = slimming.L1Penalty(model, s=1e-4)  # in your training loop
+sparsity = slimming.Sparsity(model, images, s=1e-4)  # in your training loop
 print(slimming.inspect(model, images))  # what can go
 slim = slimming.prune(model, images, ratio=0.5)
 slim = slimming.repair(slim, model, training_images)
@@ -17,22 +17,29 @@ from slimming.api import (
     inspect,
     load,
     load_into,
+    optimizer_state,
     prune,
     repair,
+    rounds,
     save,
     updateBN,
 )
+from slimming.sparsity import Sparsity, distill
 
 __all__ = [
     "Inspection",
     "L1Penalty",
     "Slim",
+    "Sparsity",
     "deploy",
+    "distill",
     "inspect",
     "load",
     "load_into",
+    "optimizer_state",
     "prune",
     "repair",
+    "rounds",
     "save",
     "updateBN",
 ]

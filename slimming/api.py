@@ -2,7 +2,8 @@
 deploy it."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ from slimming.choosing.importance import Evidence, Scores
 from slimming.choosing.threshold import LEAST, Choice
 from slimming.deploy.fold import deploy
 from slimming.errors import UserError
+from slimming.measuring import figures
 from slimming.measuring import figures as measuring_figures
 from slimming.measuring.figures import Figures
 from slimming.repair import layer_by_layer as repairing
 from slimming.reports.inspection import Inspection, inspection
 from slimming.slicing.proof import liveness, liveness_warning
+from slimming.sparsity import sliced_state
 from slimming.storage import checkpoint
 from slimming.training.penalties import L1Penalty, updateBN
 
@@ -38,8 +41,10 @@ __all__ = [
     "inspect",
     "load",
     "load_into",
+    "optimizer_state",
     "prune",
     "repair",
+    "rounds",
     "save",
     "updateBN",
 ]
@@ -63,6 +68,7 @@ class Slim:
         'out' are those that it writes, 'in' those that it reads; 'dim D' are the positions of a
         parameter outside of layers. What is not there is whole
     ``notes``: what `repair` left as it was or discarded, and why
+    ``map``: the same as numbers, for what was kept
     ``liveness``: how much its outputs vary from sample to sample, as a fraction of how much those
         of the dense network do: near 0 the proof holds, but the network is constant (None for fewer
         than 2 samples, or if the outputs of the dense network are constant)
@@ -75,6 +81,16 @@ class Slim:
     kept: slicing.Kept = field(repr=False)
     notes: list[str] = field(default_factory=list)
     liveness: float | None = None
+    dense: weakref.ref[nn.Module] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def map(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Which channel of the dense network each channel of the slim one was: layer -> side ->
+        (channels of the slim layer,) int, for what lost some (see ``kept``)."""
+        return {
+            name: {side: mask.nonzero().flatten() for side, mask in sides.items()}
+            for name, sides in self.kept.items()
+        }
 
 
 def inspect(model: nn.Module, inputs: Inputs) -> Inspection:
@@ -182,7 +198,53 @@ def prune(
         **measuring_figures.count_with(slimmed.model, one)._asdict(),
         bytes=measuring_figures.count_bytes(slimmed.model),
     )
-    return Slim(slimmed.model, slimmed.cfg, cost, slimmed.difference, slimmed.kept, liveness=alive)
+    return Slim(
+        slimmed.model,
+        slimmed.cfg,
+        cost,
+        slimmed.difference,
+        slimmed.kept,
+        liveness=alive,
+        dense=weakref.ref(model),
+    )
+
+
+def rounds(
+    model: nn.Module, inputs: Inputs, to: float = 0.5, steps: int = 5, **more: Any
+) -> Iterator[Slim]:
+    """Slim in rounds, for a loop that trains between them: each network has the same fraction of
+    the FLOPs of the one before, the last at most the fraction ``to`` of those of ``model``.
+
+    The next round starts from ``slim.model`` as it is when the loop continues. ``more`` are further
+    arguments of `prune`. UserError as there, or for ``to`` or ``steps`` out of range.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+    >>> [slim.model[0].out_channels for slim in rounds(net, torch.rand(2, 3, 8, 8), 0.5, steps=2)]
+    [5, 4]
+    """
+    if not 0 < to < 1 or steps < 1:
+        raise UserError(f"to must be between 0 and 1, and steps at least 1, not {to} and {steps}")
+    full = figures.count_with(model, slicing.sample(model, checked(model, inputs))).flops
+    for step in range(1, steps + 1):
+        # just above 1 it is a number, not a fraction
+        slim = prune(model, inputs, flops=max(1.0 + 1e-9, full * to ** (step / steps)), **more)
+        yield slim
+        model = slim.model
+
+
+def optimizer_state(slim: Slim, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The state of an ``optimizer`` of the dense network, for one of ``slim.model`` with the same
+    groups of parameters: momentum and averages of the channels that are left.
+
+        new = torch.optim.SGD(slim.model.parameters(), lr=0.1, momentum=0.9)
+        new.load_state_dict(slimming.optimizer_state(slim, optimizer))
+
+    UserError if the dense network is gone, or the optimizer has parameters of others.
+    """
+    dense = slim.dense() if slim.dense else None
+    if dense is None:
+        raise UserError("the dense network does not exist any more: keep it until here")
+    return sliced_state(dense, slim.kept, optimizer)
 
 
 def checked(model: nn.Module, inputs: Inputs) -> Inputs:

@@ -1,0 +1,242 @@
+"""`slimming.Sparsity` and its neighbours, in training loops of one's own."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import slimming
+from models import constructor
+from slimming.errors import UserError
+
+IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+class Residual(nn.Module):
+    """Two branches are summed, so that two γ scale each channel of the sum; `alone` scales its own;
+    the last one writes the output."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.bn_a = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.b, self.bn_b = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.inner, self.alone = nn.Conv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.last, self.bn_last = nn.Conv2d(8, 5, 1), nn.BatchNorm2d(5)
+        for norm in (self.bn_a, self.bn_b, self.alone, self.bn_last):
+            nn.init.normal_(norm.weight)
+
+    def forward(self, x):
+        summed = (self.bn_a(self.a(x)) + self.bn_b(self.b(x))).relu()
+        return self.bn_last(self.last(self.alone(self.inner(summed)).relu())).mean((2, 3))
+
+
+def plain():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(6 * 144, 4),
+    )  # fmt: skip
+
+
+def gradients(model):
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def zero_gradients(model):
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+
+
+def test_the_penalty_is_the_gradient_of_its_formula():
+    model = Residual()
+    zero_gradients(model)
+    slimming.Sparsity(model, IMAGES, s=0.3).on_gradients()
+    ours, gammas = gradients(model), [n.weight for n in (model.bn_a, model.bn_b, model.alone)]
+    pairs = torch.stack([gammas[0], gammas[1]]).norm(dim=0) / 2**0.5
+    expected = torch.autograd.grad(0.3 * (pairs.sum() + gammas[2].abs().sum()), gammas)
+    for name, gradient in zip(("bn_a", "bn_b", "alone"), expected, strict=True):
+        torch.testing.assert_close(ours[f"{name}.weight"], gradient)
+    others = [g for n, g in ours.items() if n.split(".")[0] not in ("bn_a", "bn_b", "alone")]
+    assert all(not g.any() for g in others), "the outputs' γ cannot go; weights and β are no γ"
+    assert not ours["bn_a.bias"].any()
+
+
+def test_on_a_plain_network_it_is_the_penalty_of_the_paper():
+    model = constructor("vgg")(depth=11, cfg=[8, "M", 8, "M", 8, 8, "M", 8, 8, "M", 8, 8])
+    other = copy.deepcopy(model)
+    for network in (model, other):
+        zero_gradients(network)
+    slimming.Sparsity(model, torch.rand(2, 3, 32, 32), s=0.1).on_gradients()
+    slimming.L1Penalty(other, 0.1).on_gradients()
+    ours, theirs = gradients(model), gradients(other)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_gamma_of_zero_gets_no_gradient():
+    model = Residual()
+    zero_gradients(model)
+    nn.init.zeros_(model.alone.weight)
+    nn.init.zeros_(model.bn_a.weight)
+    nn.init.zeros_(model.bn_b.weight)
+    slimming.Sparsity(model, IMAGES, s=0.3).on_gradients()
+    assert all(not g.any() for g in gradients(model).values())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "shares"),
+    [("constant", None, [1, 1, 1, 1, 1]), ("linear", 4, [1, 0.775, 0.55, 0.325, 0.1]),
+     ("half", 4, [1, 1, 0, 0, 0])],
+)  # fmt: skip
+def test_schedules_and_their_state(schedule, steps, shares):
+    model = Residual()
+    sparsity = slimming.Sparsity(model, IMAGES, s=0.5, schedule=schedule, steps=steps)
+    for step, share in enumerate(shares):
+        if step == 2:  # a run that is resumed
+            state = sparsity.state_dict()
+            sparsity = slimming.Sparsity(model, IMAGES, s=0.5, schedule=schedule, steps=steps)
+            sparsity.load_state_dict(state)
+        zero_gradients(model)
+        sparsity.on_gradients()
+        assert model.alone.weight.grad.abs().max() == pytest.approx(0.5 * share)
+        sparsity.after_step()
+
+
+def test_with_a_grad_scaler_the_penalty_is_not_scaled():
+    model, scaler = Residual(), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    sparsity = slimming.Sparsity(model, IMAGES, s=0.3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(IMAGES).float().square().mean()
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    before = model.alone.weight.grad.clone()
+    sparsity.on_gradients()
+    torch.testing.assert_close(model.alone.weight.grad - before, 0.3 * model.alone.weight.sign())
+    scaler.step(optimizer)
+
+
+def test_frozen_layers_and_parameters_that_are_replaced():
+    model = Residual()
+    sparsity = slimming.Sparsity(model, IMAGES, s=0.3)
+    model.bn_a.weight.requires_grad_(False)
+    model.alone.weight = nn.Parameter(-torch.ones(8))
+    zero_gradients(model)
+    sparsity.on_gradients()
+    assert not model.bn_a.weight.grad.any() and model.bn_b.weight.grad.any()
+    torch.testing.assert_close(model.alone.weight.grad, torch.full((8,), -0.3))
+    model.alone.weight.grad = None
+    sparsity.on_gradients()
+    assert model.alone.weight.grad is None
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.optim.swa_utils.AveragedModel])
+def test_wrapped_networks(wrap):
+    model = Residual()
+    assert slimming.Sparsity(wrap(model), IMAGES).model is not None
+    assert set(slimming.Sparsity(wrap(model), IMAGES).norms) == {"bn_a", "bn_b", "alone"}
+
+
+def test_an_average_is_read_instead():
+    model = Residual()
+    sparsity = slimming.Sparsity(model, IMAGES)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    nn.init.zeros_(average.module.alone.weight)
+    assert sparsity.near_zero()["alone"] < 0.5 and sparsity.of(average).near_zero()["alone"] == 1
+
+
+def test_without_batchnorm_the_weights_of_a_unit_are_one_group():
+    model = plain()
+    zero_gradients(model)
+    slimming.Sparsity(model, IMAGES, s=0.3).on_gradients()
+    first, second, last = model[0].weight, model[2].weight, model[5].weight
+    squares = first.square().sum((1, 2, 3)) + second.square().sum((0, 2, 3))
+    others = second.square().sum((1, 2, 3)) + last.view(4, 6, 144).square().sum((0, 2))
+    loss = 0.3 * (squares.sqrt().sum() + others.sqrt().sum())
+    for ours, expected in zip(
+        (first, second, last), torch.autograd.grad(loss, (first, second, last)), strict=True
+    ):
+        torch.testing.assert_close(ours.grad, expected)
+
+
+def test_the_summary_tells_layers_and_costs():
+    model = Residual()
+    nn.init.constant_(model.alone.weight, 1e-3)
+    told = slimming.Sparsity(model, IMAGES).summary()
+    assert "alone" in told and "100.0%" in told and "bn_last" not in told
+    assert told.count("of the FLOPs are left") == 3
+    assert "layer" not in slimming.Sparsity(plain(), IMAGES).summary()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [({"s": -1}, "at least 0"), ({"schedule": "cosine"}, "constant, linear, half"),
+     ({"schedule": "linear"}, "number of `steps`"), ({"ignore": ["nothing"]}, "no layer called")],
+)  # fmt: skip
+def test_mistakes_are_told(more, words):
+    with pytest.raises(UserError, match=words):
+        slimming.Sparsity(Residual(), IMAGES, **more)
+
+
+def test_the_state_of_an_optimizer_follows_its_channels():
+    for make in (
+        lambda p: torch.optim.SGD(p, 0.1, momentum=0.9),
+        lambda p: torch.optim.AdamW(p, 0.01),
+    ):
+        model = Residual().train()
+        optimizer = make(model.parameters())
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(IMAGES).square().mean().backward()
+            optimizer.step()
+        slim = slimming.prune(model, IMAGES, ratio=0.4)
+        new = make(slim.model.parameters())
+        new.load_state_dict(slimming.optimizer_state(slim, optimizer))
+        stays = slim.map["alone"]["out"]
+        for key, value in optimizer.state[model.alone.weight].items():
+            kept = new.state[slim.model.alone.weight][key]
+            assert torch.equal(kept, value[stays] if value.dim() else value)
+        slim.model.train()(IMAGES).square().mean().backward()
+        new.step()
+    stranger = torch.optim.SGD(Residual().parameters(), 0.1)
+    with pytest.raises(UserError, match="not of the dense network"):
+        slimming.optimizer_state(slim, stranger)
+    del model, optimizer
+    with pytest.raises(UserError, match="does not exist any more"):
+        slimming.optimizer_state(slim, stranger)
+
+
+def test_rounds_end_at_the_budget_and_continue_with_what_was_trained():
+    model, kept = Residual(), []
+    full = slimming.prune(model, IMAGES, ratio=0).figures.flops
+    for slim in slimming.rounds(model, IMAGES, to=0.5, steps=3):
+        kept.append(slim.figures.flops / full)
+        nn.init.constant_(slim.model.last.bias, 7.0)  # training
+    assert kept == sorted(kept, reverse=True) and 0.3 < kept[-1] <= 0.5
+    assert len(kept) == 3 and kept[0] <= 0.5 ** (1 / 3) and (slim.model.last.bias == 7).all()
+    with pytest.raises(UserError, match="to must be between"):
+        next(slimming.rounds(model, IMAGES, to=1.5))
+
+
+def test_distillation_of_logits_and_of_other_outputs():
+    dense, slim = Residual().eval(), Residual().eval()
+    nn.init.zeros_(slim.alone.weight)
+    loss = slimming.distill(slim, dense, temperature=2.0)(IMAGES)
+    p, q = ((m(IMAGES) / 2).softmax(1) for m in (dense, slim))
+    torch.testing.assert_close(loss, 4 * (p * (p / q).log()).sum(1).mean())
+    loss.backward()
+    assert slim.last.bias.grad.any() and dense.last.weight.grad is None
+
+    class Two(nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(scale))
+
+        def forward(self, x):
+            return {"a": x * self.scale, "b": [x * self.scale * 3]}
+
+    two = slimming.distill(Two(2.0), Two(1.0))
+    assert float(two(IMAGES).detach()) == pytest.approx(1.0)
+    with pytest.raises(UserError, match="other shapes"):
+        two(IMAGES, IMAGES)
