@@ -74,6 +74,26 @@ def test_on_a_plain_network_it_is_the_penalty_of_the_paper():
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_channels_of_a_layer_that_stay_are_left_alone():
+    class Split(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn, self.more = (
+                nn.Conv2d(3, 8, 1),
+                nn.BatchNorm2d(8),
+                nn.Conv2d(4, 2, 1),
+            )
+
+        def forward(self, x):
+            x = self.bn(self.conv(x))
+            return x[:, :4], self.more(x[:, 4:])  # the first four are outputs
+
+    model = Split()
+    zero_gradients(model)
+    slimming.Sparsity(model, IMAGES, s=0.3).on_gradients()
+    assert model.bn.weight.grad.tolist() == pytest.approx([0] * 4 + [0.3] * 4)
+
+
 def test_a_gamma_of_zero_gets_no_gradient():
     model = Residual()
     zero_gradients(model)
