@@ -75,20 +75,17 @@ def test_on_a_plain_network_it_is_the_penalty_of_the_paper():
 
 
 def test_channels_of_a_layer_that_stay_are_left_alone():
-    class Split(nn.Module):
+    class Joined(nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv, self.bn, self.more = (
-                nn.Conv2d(3, 8, 1),
-                nn.BatchNorm2d(8),
-                nn.Conv2d(4, 2, 1),
-            )
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+            self.bn, self.more = nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
 
         def forward(self, x):
-            x = self.bn(self.conv(x))
-            return x[:, :4], self.more(x[:, 4:])  # the first four are outputs
+            a = self.a(x)
+            return a, self.more(self.bn(torch.cat([a, self.b(x)], 1)))  # a is an output
 
-    model = Split()
+    model = Joined()
     zero_gradients(model)
     slimming.Sparsity(model, IMAGES, s=0.3).on_gradients()
     assert model.bn.weight.grad.tolist() == pytest.approx([0] * 4 + [0.3] * 4)
