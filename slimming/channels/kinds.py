@@ -140,3 +140,20 @@ def select(trace: Trace, module: nn.Module, inputs: list[Any], output: Any) -> N
         trace.gates[name] = (trace.fresh(len(present)), present)
     labels = trace.gates[name][0][present]
     trace.put(output, labels.view(-1, *[1] * (output.dim() - 2)).expand(output.shape))
+
+
+def put(layer: nn.Module, part: str, tensor: torch.Tensor) -> None:
+    """Put a parameter or buffer of another shape into a layer, and set its attributes."""
+    kind = kind_of(layer)
+    # its own tensors alone: a weight that is computed of two, one of which is sliced, is none yet
+    own = {
+        **dict(layer.named_parameters(recurse=False)),
+        **dict(layer.named_buffers(recurse=False)),
+    }
+    leading = next((p for p in kind.out if p in own), None) if kind else None
+    if kind and kind.into and leading not in kind.into:
+        leading = None
+    numbers = kind.attributes(layer, tensor.shape) if kind and part == leading else {}
+    setattr(layer, part, tensor)
+    for attribute, value in numbers.items():
+        setattr(layer, attribute, value)

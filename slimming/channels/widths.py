@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from slimming.channels.kinds import Convolution, Kind, is_depthwise, kind_of
+from slimming.channels.kinds import Convolution, Kind, is_depthwise, kind_of, put
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
@@ -158,23 +158,6 @@ def fit_to(model: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:
         owner, _, part = name.rpartition(".")
         put(model.get_submodule(owner), part, tensor)
     return model
-
-
-def put(layer: nn.Module, part: str, tensor: torch.Tensor) -> None:
-    """Put a parameter or buffer of another shape into a layer, and set its attributes."""
-    kind = kind_of(layer)
-    # its own tensors alone: a weight that is computed of two, one of which is sliced, is none yet
-    own = {
-        **dict(layer.named_parameters(recurse=False)),
-        **dict(layer.named_buffers(recurse=False)),
-    }
-    leading = next((p for p in kind.out if p in own), None) if kind else None
-    if kind and kind.into and leading not in kind.into:
-        leading = None
-    numbers = kind.attributes(layer, tensor.shape) if kind and part == leading else {}
-    setattr(layer, part, tensor)
-    for attribute, value in numbers.items():
-        setattr(layer, attribute, value)
 
 
 def set_attributes(layer: nn.Module, kind: Kind, shape: Sequence[int]) -> None:

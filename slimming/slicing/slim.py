@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from slimming.channels.groups import Group, copied, lists_widths, with_selections
-from slimming.channels.kinds import Convolution, is_depthwise, kind_of
+from slimming.channels.kinds import Convolution, is_depthwise, kind_of, put
 from slimming.channels.scaling import Masks, present_channels, selections
-from slimming.channels.widths import fit_to, put, widths
+from slimming.channels.widths import fit_to, widths
 from slimming.errors import UserError
 
 # an attribute of modules whose code holds numbers of channels: the names of these attributes
