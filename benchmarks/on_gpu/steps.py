@@ -31,7 +31,7 @@ class Step:
 
 
 def correct(setup: Setup) -> str:
-    some = "tests/test_device.py -k one_training_step" if setup.dry else "tests"
+    some = "tests/runtime/test_device.py -k one_training_step" if setup.dry else "tests"
     return f"-m pytest -p no:cacheprovider -m device --device {setup.device} -rs {some}"
 
 

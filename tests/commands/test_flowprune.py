@@ -14,11 +14,11 @@ from warm import start
 
 import flowprune
 from models import NETWORKS, cifar_resnet
-from slimming import slicing
 from slimming.channels.groups import count_filters
 from slimming.choosing.importance import MEASURES
 from slimming.cli import flags
 from slimming.commands.pruning import RepairSettings
+from slimming.commands.rounds import run as steps
 from slimming.commands.rounds.run import Rounds, flow_run, prepare
 from slimming.commands.rounds.settings import FlowRun, RoundsSettings
 from slimming.commands.settings import split_data_path
@@ -357,8 +357,8 @@ def test_resume_reads_the_checkpoint_before_it_judges_the_flags(flow, tmp_path, 
 @pytest.mark.parametrize("keep", [True, False])
 def test_momentum_follows_its_channels(built, monkeypatch, keep):
     trainer, rounds = built("--preserve_moment", keep, "--prune_percent", 50)
-    slims, apply = [], slicing.apply
-    monkeypatch.setattr(slicing, "apply", lambda *a: slims.append(apply(*a)) or slims[0])
+    slims, apply = [], steps.apply
+    monkeypatch.setattr(steps, "apply", lambda *a: slims.append(apply(*a)) or slims[0])
     dense, state = trainer.model, trainer.optimizer.state
     before = {}
     for name, p in dense.named_parameters():
