@@ -24,6 +24,7 @@ from slimming.api import (
     save,
     updateBN,
 )
+from slimming.errors import UserError
 from slimming.sparsity import Sparsity, distill
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "L1Penalty",
     "Slim",
     "Sparsity",
+    "UserError",
     "deploy",
     "distill",
     "inspect",

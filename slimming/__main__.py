@@ -31,14 +31,14 @@ def make_parser() -> Parser:
         metavar="1x3x224x224",
         action="append",
         default=[],
-        type=_shape,
+        type=shape,
         help="the shape of an input; once for each argument",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
 
-def _shape(text: str) -> tuple[int, ...]:
+def shape(text: str) -> tuple[int, ...]:
     sizes = tuple(int(size) for size in text.split("x"))
     if min(sizes) < 1:
         raise ValueError(text)

@@ -74,8 +74,8 @@ class Slim:
         than 2 samples, or if the outputs of the dense network are constant)
     """
 
-    model: nn.Module
-    cfg: dict | list
+    model: nn.Module = field(repr=False)
+    cfg: dict | list = field(repr=False)
     figures: Figures
     difference: float
     kept: slicing.Kept = field(repr=False)
@@ -93,6 +93,7 @@ class Slim:
         }
 
 
+@arguments.alone(gradients=True)
 def inspect(model: nn.Module, inputs: Inputs) -> Inspection:
     """What can be pruned of a network, before anything is: its groups of coupled channels and what
     goes with them, and what stays, with the reason: print it, or see its fields.
@@ -113,6 +114,7 @@ def inspect(model: nn.Module, inputs: Inputs) -> Inspection:
     return inspection(model, found, slicing.sample(model, inputs))
 
 
+@arguments.alone(gradients=True)
 def prune(
     model: nn.Module,
     inputs: Inputs,
@@ -189,11 +191,11 @@ def prune(
         warnings.warn(
             f"layers that these inputs do not reach were left as they are: {names}; if they read "
             "what other layers lost, they fail: pass inputs that reach them",
-            stacklevel=2,
+            stacklevel=3,
         )
     alive = liveness(slimmed.model, model, inputs)
     if dead := liveness_warning(alive, slimmed.kept):
-        warnings.warn(dead, stacklevel=2)
+        warnings.warn(dead, stacklevel=3)
     cost = Figures(
         **measuring_figures.count_with(slimmed.model, one)._asdict(),
         bytes=measuring_figures.count_bytes(slimmed.model),
@@ -225,11 +227,15 @@ def rounds(
     if not 0 < to < 1 or steps < 1:
         raise UserError(f"to must be between 0 and 1, and steps at least 1, not {to} and {steps}")
     full = figures.count_with(model, slicing.sample(model, checked(model, inputs))).flops
-    for step in range(1, steps + 1):
-        # just above 1 it is a number, not a fraction
-        slim = prune(model, inputs, flops=max(1.0 + 1e-9, full * to ** (step / steps)), **more)
-        yield slim
-        model = slim.model
+
+    def each(model: nn.Module) -> Iterator[Slim]:
+        for step in range(1, steps + 1):
+            # just above 1 it is a number, not a fraction
+            slim = prune(model, inputs, flops=max(1.0 + 1e-9, full * to ** (step / steps)), **more)
+            yield slim
+            model = slim.model
+
+    return each(model)
 
 
 def optimizer_state(slim: Slim, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -253,13 +259,22 @@ def checked(model: nn.Module, inputs: Inputs) -> Inputs:
         raise UserError(
             f"a {type(model).__name__} cannot be pruned: pass the nn.Module that it was made from"
         )
+    if hasattr(model, "_orig_mod"):
+        raise UserError(
+            "a compiled network cannot be followed: pass the one that torch.compile was given, and "
+            "compile the slim one"
+        )
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if isinstance(tensor, UninitializedParameter | UninitializedBuffer) or tensor.is_meta:
             raise UserError(f"{name} has no values yet: run the network once, or load its weights")
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise UserError(f"{name} has values that are NaN: check whether the training diverged")
     if not arguments.count(inputs):
         raise UserError("inputs must have at least one sample")
+    if any(t.is_floating_point() and bool(t.isnan().any()) for t in arguments.tensors(inputs)):
+        raise UserError("inputs have values that are NaN: check how they are made")
     device = slicing.where(model)[0]
-    return arguments.mapped(inputs, lambda tensor: tensor.to(device))
+    return arguments.mapped(inputs, lambda t: (t.clone() if t.is_inference() else t).to(device))
 
 
 def _names(words: str | Iterable[str]) -> list[str]:
@@ -332,6 +347,7 @@ def _fitting(
     return budget.smallest_fit(slim, cost, absolute, count_filters(coupled)).ratio
 
 
+@arguments.alone(gradients=True)
 def repair(slim: Slim, dense: nn.Module, inputs: Inputs, seed: int = 0) -> Slim:
     """Fit the weights of a slim network to reproduce the activations of the ``dense`` network that
     it was pruned from, layer by layer: least squares, without labels or gradients.
@@ -355,7 +371,7 @@ def repair(slim: Slim, dense: nn.Module, inputs: Inputs, seed: int = 0) -> Slim:
     repaired = repairing.repair(slim.model, dense, slim.kept, inputs, seed)
     notes = repaired.notes if repaired.helped else [*repaired.notes, str(repaired)]
     for note in notes:
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, stacklevel=3)
     if not repaired.helped:
         return replace(slim, notes=notes)
     alive = liveness(repaired.model, dense, arguments.first(inputs, PROBES))

@@ -16,7 +16,7 @@ from slimming.channels.groups import Group
 from slimming.channels.inputs import Inputs
 from slimming.channels.kinds import Convolution, kind_of
 from slimming.channels.scaling import batch_norms
-from slimming.channels.widths import BatchNorm
+from slimming.channels.widths import BATCH_NORMS, BatchNorm
 from slimming.choosing import ranking
 from slimming.choosing.importance import MEASURES, Evidence
 from slimming.choosing.threshold import LEAST, NEAR_ZERO
@@ -32,6 +32,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {  # the share of ``s``, by the
     "linear": lambda done: 1 - 0.9 * min(done, 1.0),
     "half": lambda done: float(done < 0.5),
 }
+STILL = (*BATCH_NORMS, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 RATIOS = (0.3, 0.5, 0.7)  # that a summary tells the cost of
 
 
@@ -190,8 +191,8 @@ class Sparsity:
             parameters, flops = left.parameters / full.parameters, left.flops / full.flops
             told = f", |γ| up to {choice.threshold:.3g} go" if measure == "bn" else ""
             lines.append(
-                f"pruned by {ratio:.0%}: {parameters:.1%} of the parameters and {flops:.1%} of the "
-                f"FLOPs are left{told}"
+                f"pruned by {ratio:.0%} ({measure}): {parameters:.1%} of the parameters and "
+                f"{flops:.1%} of the FLOPs are left{told}"
             )
         return lines
 
@@ -267,6 +268,13 @@ def sliced_state(dense: nn.Module, kept: Kept, optimizer: torch.optim.Optimizer)
     state: dict[int, dict[str, Any]] = {}
     for number, parameter in enumerate(parameters):
         name, own = names[id(parameter)], saved["state"].get(number, {})
+        for key, value in own.items():
+            whole = isinstance(value, torch.Tensor) and value.shape in (parameter.shape, ())
+            if not whole and not isinstance(value, int | float | bool | None):
+                raise UserError(
+                    f"{key} of {type(optimizer).__name__} is not one number for each weight: start "
+                    "with a new optimizer"
+                )
         state[number] = {
             key: slice_tensors(dense, {name: value}, kept)[name].clone()
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape
@@ -284,8 +292,9 @@ def distill(
 
     For logits (N, classes) it is the divergence KL(dense ‖ slim) of the predictions at
     ``temperature`` T, times T² (Hinton et al., 1503.02531); for other outputs, in any structure,
-    the mean of the squared error relative to the mean square of each tensor. ``dense`` is left in
-    eval mode, without gradients.
+    the mean of the squared error relative to the mean square of each tensor. ``dense`` runs
+    without gradients, in the mode of ``slim``, which may decide what is returned; BatchNorm and
+    dropout stay in eval mode.
 
     >>> net = nn.Linear(4, 3)
     >>> inputs = torch.rand(2, 4)
@@ -294,10 +303,14 @@ def distill(
     """
     if not temperature > 0:
         raise UserError(f"temperature must be positive, not {temperature}")
-    teacher = bare(dense).eval()
+    teacher = bare(dense)
+    still = [m for m in teacher.modules() if isinstance(m, STILL)]
 
     def loss(inputs: Inputs, outputs: Any = None) -> torch.Tensor:
         outputs = arguments.call(slim, inputs) if outputs is None else outputs
+        teacher.train(slim.training)
+        for module in still:
+            module.eval()
         with torch.no_grad():
             theirs = arguments.tensors(arguments.call(teacher, inputs))
         ours = arguments.tensors(outputs)

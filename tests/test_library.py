@@ -523,6 +523,76 @@ def test_a_safetensors_file_holds_no_code_and_other_programs_read_it(tmp_path):
     assert all(torch.equal(read[n], v) for n, v in slim.model.state_dict().items())
 
 
+class Returns(nn.Module):
+    """A network whose outputs go through a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.b(self.a(x).relu()))
+
+
+@pytest.mark.parametrize(
+    "function", [lambda y: y.detach().tolist(), lambda y: float(y.sum()), lambda y: None]
+)
+def test_outputs_without_tensors_prove_nothing(function):
+    with pytest.raises(UserError, match="returns no tensors but a"):
+        slimming.prune(Returns(function), torch.rand(2, 3, 8, 8))
+
+
+def test_what_is_not_a_number_proves_nothing():
+    images = torch.rand(2, 3, 8, 8)
+    with pytest.raises(UserError, match="inputs have values that are NaN"):
+        slimming.prune(Returns(nn.Identity()), images * float("nan"))
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    net[1].running_var[2] = float("nan")
+    with pytest.raises(UserError, match=r"1\.running_var has values that are NaN"):
+        slimming.inspect(net, images)
+    with pytest.raises(UserError, match="not finite on these inputs"):
+        slimming.prune(Returns(lambda y: y / 0 - y / 0), images)
+    with pytest.raises(UserError, match="not finite on these inputs"):
+        slimming.deploy(net, images)
+
+
+def test_a_compiled_network_is_named():
+    net = torch.compile(Returns(nn.Identity()))
+    with pytest.raises(UserError, match=r"the one that torch\.compile was given"):
+        slimming.inspect(net, torch.rand(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "context", [lambda: torch.autocast("cpu", torch.bfloat16), torch.inference_mode]
+)
+def test_what_surrounds_the_call_does_not_matter(context):
+    net, images = Returns(nn.Identity()), torch.rand(2, 3, 8, 8)
+    plain = slimming.prune(net, images)
+    with context():
+        same = slimming.prune(net, torch.clone(images))
+        told = slimming.inspect(net, images)
+    assert torch.equal(plain.model.a.weight, same.model.a.weight) and len(told.groups) == 1
+    assert same.model.a.weight.requires_grad and not same.model.a.weight.is_inference()
+
+
+def test_a_file_of_other_kernels_is_of_another_network(tmp_path):
+    def build(size):
+        return nn.Sequential(
+            nn.Conv2d(3, 8, size, padding=size // 2), nn.Flatten(), nn.Linear(512, 4)
+        )
+
+    slimming.save(slimming.prune(build(3), torch.rand(2, 3, 8, 8)), tmp_path / "slim.pth")
+    with pytest.raises(UserError, match="not of a slim version"):
+        slimming.load(tmp_path / "slim.pth", lambda: build(5))
+
+
+def test_an_empty_name_is_no_layer():
+    with pytest.raises(slimming.UserError, match="no layer called"):
+        slimming.prune(Returns(nn.Identity()), torch.rand(2, 3, 8, 8), ignore=[""])
+
+
 def test_shapes_are_written_as_timm_writes_them(tmp_path):
     dense = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 4))
     slim = slimming.prune(dense, torch.rand(2, 3, 8, 8))

@@ -216,6 +216,12 @@ def test_the_state_of_an_optimizer_follows_its_channels():
             assert torch.equal(kept, value[stays] if value.dim() else value)
         slim.model.train()(IMAGES).square().mean().backward()
         new.step()
+    factored = torch.optim.Adafactor(model.parameters())
+    model(IMAGES).square().mean().backward()
+    factored.step()
+    with pytest.raises(UserError, match="not one number for each weight"):
+        slimming.optimizer_state(slim, factored)
+    del factored
     stranger = torch.optim.SGD(Residual().parameters(), 0.1)
     with pytest.raises(UserError, match="not of the dense network"):
         slimming.optimizer_state(slim, stranger)
@@ -252,6 +258,16 @@ def test_distillation_of_logits_and_of_other_outputs():
 
         def forward(self, x):
             return {"a": x * self.scale, "b": [x * self.scale * 3]}
+
+    class Modes(Two):  # as detectors
+        def forward(self, x):
+            return [x * self.scale] * (2 if self.training else 1)
+
+    modes = slimming.distill(Modes(2.0).train(), Modes(1.0).eval())
+    assert float(modes(IMAGES).detach()) == pytest.approx(1.0)
+    frozen = nn.Sequential(nn.BatchNorm2d(3))
+    slimming.distill(nn.Identity().train(), frozen)(IMAGES)
+    assert not frozen[0].running_mean.any(), "the statistics of the dense network stay"
 
     two = slimming.distill(Two(2.0), Two(1.0))
     assert float(two(IMAGES).detach()) == pytest.approx(1.0)

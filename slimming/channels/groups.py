@@ -96,11 +96,16 @@ def traced(model: nn.Module, inputs: Inputs) -> tuple[Trace, Inputs]:
             continue
         trace = Trace(network, EVERY)
         try:
-            _run(network, attempt, trace)
+            outputs = _run(network, attempt, trace)
         except Exception as error:  # whatever the user's forward does
             raise_if_of_the_machine(error)
             failure = error
             continue
+        if not arguments.tensors(outputs):
+            raise UserError(
+                f"{type(model).__name__} returns no tensors but a {type(outputs).__name__}: return "
+                "tensors, so that a slim network can be compared with it"
+            )
         if _unseen(trace):  # auxiliary heads; BatchNorm trains on two samples
             twice = arguments.mapped(attempt, lambda t: torch.cat([t, t]) if t.dim() else t)
             with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]):
@@ -113,13 +118,14 @@ def traced(model: nn.Module, inputs: Inputs) -> tuple[Trace, Inputs]:
     ) from failure
 
 
-def _run(network: nn.Module, inputs: Inputs, trace: Trace) -> None:
+def _run(network: nn.Module, inputs: Inputs, trace: Trace) -> Any:
     """Run a network on labels; what it returns stays."""
     trace.stack.clear()
-    with torch.no_grad(), hooked(network, trace), trace:
+    with arguments.alone(), hooked(network, trace), trace:
         outputs = arguments.call(network, inputs)
     for tensor in arguments.tensors(outputs):
         trace.pin(trace.of(tensor), OUTPUT)
+    return outputs
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -483,7 +489,7 @@ def channels(
 def check_names(model: nn.Module, names: Iterable[str]) -> None:
     """UserError if one of ``names`` is not that of a module of ``model``."""
     known = [name for name, _ in model.named_modules()]
-    missing = [word for word in names if not any(inside(name, word) for name in known)]
+    missing = [w for w in names if not w or not any(inside(name, w) for name in known)]
     if missing:
         raise UserError(f"the network has no layer called {', '.join(missing)}")
 

@@ -1,6 +1,7 @@
 """The arguments of a network, and the tensors in what it returns."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +22,15 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+@contextlib.contextmanager
+def alone(gradients: bool = False) -> Iterator[None]:
+    """Whatever surrounds the caller: with ``gradients`` or without, not in inference mode, and
+    without autocast."""
+    cpu, cuda = (torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda"))
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients), cpu, cuda:
+        yield
 
 
 def tensors(value: Any) -> list[torch.Tensor]:
@@ -65,7 +75,13 @@ def split(inputs: Inputs, size: int) -> list[Inputs]:
 
 def like(inputs: Inputs, device: torch.device | str, dtype: torch.dtype) -> Inputs:
     """``inputs`` on a device, those of floats in a dtype."""
-    return mapped(inputs, lambda t: t.to(device, dtype if t.is_floating_point() else None))
+
+    def there(t: torch.Tensor) -> torch.Tensor:
+        t = t.clone() if t.is_inference() else t  # which are not written outside of that mode
+        return t.to(device, dtype if t.is_floating_point() else None)
+
+    with alone():
+        return mapped(inputs, there)
 
 
 def smaller(inputs: Inputs) -> Inputs | None:

@@ -144,10 +144,13 @@ def fit_to(model: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:
         if name not in state or state[name].shape == dense.shape:
             continue
         shape = list(state[name].shape)
-        if len(shape) != dense.dim() or any(
-            a > b or a < 1 for a, b in zip(shape, dense.shape, strict=True)
+        owner, _, part = name.rpartition(".")
+        kernel = isinstance(model.get_submodule(owner), Convolution) and part == "weight"
+        if (
+            len(shape) != dense.dim()
+            or any(a > b or a < 1 for a, b in zip(shape, dense.shape, strict=True))
+            or (kernel and shape[2:] != list(dense.shape[2:]))
         ):
-            owner = name.rpartition(".")[0]
             raise ValueError(
                 f"{owner or name} has widths {shape}, but the dense layer has {list(dense.shape)}"
             )

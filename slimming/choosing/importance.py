@@ -325,7 +325,8 @@ def lamp(e: Evidence) -> Scores:
     for name, squares in _on_cpu(_sums(e, lambda n: e.bias(n, l2=True).square())).items():
         ranked = squares.sort().values
         as_much = ranked.flip(0).cumsum(0).flip(0).clamp_min(torch.finfo(torch.float32).tiny)
-        scores[name] = squares / as_much[torch.searchsorted(ranked, squares)]
+        places = torch.searchsorted(ranked, squares).clamp_max(len(ranked) - 1)  # NaN is beyond
+        scores[name] = squares / as_much[places]
     return scores
 
 

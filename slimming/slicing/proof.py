@@ -27,7 +27,7 @@ def outputs(
     it is, computed in ``dtype``. A network that draws random numbers draws the same each time."""
     network = copied(model).eval().to(device, dtype)
     own = arguments.like(inputs, where(network)[0], dtype)
-    with torch.no_grad(), torch.random.fork_rng():
+    with arguments.alone(), torch.random.fork_rng():
         torch.manual_seed(0)
         return arguments.tensors(arguments.call(network, own))
 
@@ -84,10 +84,23 @@ def compared(small: nn.Module, reference: nn.Module, inputs: Inputs) -> float:
     """The `difference` of what two networks return, in fp32; in fp64 where that is too large:
     thresholds and sorted scores, as in detectors, turn rounding into something else."""
     for dtype in (torch.float32, torch.float64):
-        found = difference(*(outputs(model, inputs, dtype) for model in (small, reference)))
+        ours, theirs = (outputs(model, inputs, dtype) for model in (small, reference))
+        check_finite(theirs)
+        found = difference(ours, theirs)
         if found <= TOLERANCE:
             break
     return found
+
+
+def check_finite(outputs: Sequence[torch.Tensor]) -> None:
+    """UserError if nothing in the outputs of a network is finite, or they hold no tensor: equal
+    ones prove nothing."""
+    floats = [t for t in outputs if t.is_floating_point() and t.numel()]
+    if not outputs or (floats and not any(t.isfinite().any() for t in floats)):
+        raise UserError(
+            "the outputs of the network are not finite on these inputs, so nothing can be proved: "
+            "check its weights and the inputs for NaN"
+        )
 
 
 def prove_equal(small: nn.Module, reference: nn.Module, inputs: Inputs) -> float:
@@ -107,11 +120,13 @@ def prove_equal(small: nn.Module, reference: nn.Module, inputs: Inputs) -> float
 class Comparison(NamedTuple):
     """How two networks compare: the `difference` of their outputs, not a number if one of them
     fails; the name of the first ``layer``, in the order of the forward pass, whose kept channels
-    differ, which constant inputs may hide from the outputs; the ``error`` of the one that fails."""
+    differ, which constant inputs may hide from the outputs; the ``error`` of the one that fails;
+    the ``outputs`` of the reference."""
 
     difference: float
     layer: str | None
     error: Exception | None
+    outputs: Sequence[torch.Tensor] = ()
 
     @property
     def is_exact(self) -> bool:
@@ -173,7 +188,7 @@ def _compared(
     layers.reverse()
     theirs, error = _run(reference.eval().to(dtype), kept, inputs, check)
     found = math.nan if error else difference(ours, theirs)
-    return Comparison(found, different[0] if different else None, error)
+    return Comparison(found, different[0] if different else None, error, theirs)
 
 
 def _run(
@@ -195,7 +210,7 @@ def _run(
             handles.append(network.get_submodule(name).register_forward_hook(seen))
     device, dtype = where(network)
     try:
-        with torch.no_grad(), torch.random.fork_rng():
+        with arguments.alone(), torch.random.fork_rng():
             torch.manual_seed(0)
             returned = arguments.call(network, arguments.like(inputs, device, dtype))
         return arguments.tensors(returned), None

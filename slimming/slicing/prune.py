@@ -24,7 +24,7 @@ from slimming.choosing import ranking
 from slimming.choosing.importance import Scores
 from slimming.choosing.threshold import Choice, Multiples, keep_one
 from slimming.errors import UserError, raise_if_of_the_machine
-from slimming.slicing.proof import compare
+from slimming.slicing.proof import check_finite, compare
 from slimming.slicing.slim import Kept, Masks, cfg_of, kept_channels, masked, sliced
 
 
@@ -213,6 +213,8 @@ def apply(model: nn.Module, coupled: list[Group], choice: Choice, inputs: Inputs
     slim = sliced(model, kept)
     reset_batch_counts(slim, kept)
     found = compare(copied(slim), masked(model, kept), kept, inputs)
+    if not found.error:
+        check_finite(found.outputs)
     if not found.is_exact:
         place = found.layer or "an operation outside its layers"
         shown = found.error or f"the outputs differ by {found.difference:.1e}"
