@@ -479,7 +479,7 @@ def channels(
         warnings.warn(
             f"{type(model).__name__}.wiring() is no longer needed, and is not read: what a network "
             "does is seen in a run",
-            stacklevel=3,
+            stacklevel=4,
         )
     trace, least = traced(model, inputs)
     own = None if only is None else list(only)
