@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ import slimming
 import slimming.channels.widths
 from models import NETWORKS
 from slimming import __main__ as command
-from slimming import slicing
+from slimming import progress, slicing
 from slimming.channels.inputs import tensors
 from slimming.channels.scaling import batch_norms
 from slimming.choosing.importance import MEASURES, Evidence
@@ -521,6 +522,25 @@ def test_a_safetensors_file_holds_no_code_and_other_programs_read_it(tmp_path):
     slimming.save(slim, tmp_path / "slim.safetensors")
     read = load_file(tmp_path / "slim.safetensors")
     assert all(torch.equal(read[n], v) for n, v in slim.model.state_dict().items())
+
+
+def test_a_long_trace_says_so_on_a_terminal(monkeypatch, capsys):
+    class Slow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+        def forward(self, x):
+            time.sleep(0.3)
+            return self.b(self.a(x))
+
+    monkeypatch.setattr(progress, "AFTER", 0.05)
+    slimming.inspect(Slow(), torch.rand(1, 3, 8, 8))
+    assert capsys.readouterr().err == "", "not in a file or a pipe"
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    slimming.inspect(Slow(), torch.rand(1, 3, 8, 8))
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "following what Slow does to its channels ..." and len(told) == 2
 
 
 class Returns(nn.Module):

@@ -27,6 +27,7 @@ from slimming.channels.labels import OUTPUT, Axis, Split, Trace, compact, compon
 from slimming.channels.operations import EVERY
 from slimming.channels.scaling import batch_norms, selections
 from slimming.errors import UserError, raise_if_of_the_machine
+from slimming.progress import told
 
 NONE = torch.empty(0, 2, dtype=torch.long)
 
@@ -481,7 +482,8 @@ def channels(
             "does is seen in a run",
             stacklevel=4,
         )
-    trace, least = traced(model, inputs)
+    with told(f"following what {type(model).__name__} does to its channels"):
+        trace, least = traced(model, inputs)
     own = None if only is None else list(only)
     return Channels(*_grouped(model, Found(model, trace), list(ignore), own), least)
 

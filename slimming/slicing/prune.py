@@ -24,6 +24,7 @@ from slimming.choosing import ranking
 from slimming.choosing.importance import Scores
 from slimming.choosing.threshold import Choice, Multiples, keep_one
 from slimming.errors import UserError, raise_if_of_the_machine
+from slimming.progress import told
 from slimming.slicing.proof import check_finite, compare
 from slimming.slicing.slim import Kept, Masks, cfg_of, kept_channels, masked, sliced
 
@@ -58,7 +59,8 @@ def tried(model: nn.Module, found: Channels) -> Channels:
     """What was ``found``, without the groups that a trial shows cannot be sliced exactly."""
     if lists_widths(model):  # the paper's: nothing in their code holds a width
         return found
-    sound = exact(model, found.groups, found.inputs)
+    with told("trying which groups of channels can go"):
+        sound = exact(model, found.groups, found.inputs)
     if len(sound) == len(found.groups):
         return found
     wrong = [g for g in found.groups if g not in sound]
