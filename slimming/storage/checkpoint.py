@@ -128,9 +128,9 @@ def read(path: str | Path) -> Contents:
 def _check_sums(path: str | Path, data: bytes) -> None:
     """UserError if a part of a zip file, which is what torch.save writes, is not as it was written:
     torch.load does not look at the checksums of the weights."""
-    if not zipfile.is_zipfile(io.BytesIO(data)):
-        return  # of a version before 1.6, or what `read` refuses
     try:
+        if not zipfile.is_zipfile(io.BytesIO(data)):
+            return  # of a version before 1.6, or what `read` refuses
         damaged = zipfile.ZipFile(io.BytesIO(data)).testzip()
     except DAMAGED_ZIP as error:
         raise_if_of_the_machine(error)
