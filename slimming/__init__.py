@@ -9,6 +9,7 @@ model = slimming.load("slim.pth", build=lambda: resnet18(num_classes=10))
 fast = slimming.deploy(model)
 """
 
+from slimming import moved
 from slimming.api import (
     Inspection,
     L1Penalty,
@@ -26,6 +27,8 @@ from slimming.api import (
 )
 from slimming.errors import UserError
 from slimming.sparsity import Sparsity, distill
+
+moved.install()
 
 __all__ = [
     "Inspection",
