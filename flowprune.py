@@ -22,7 +22,7 @@ def main() -> None:
     trainer = rounds.prepare(run, start)
     pruning = rounds.Rounds(run, trainer)
     with run.folder.claimed():
-        run_epochs(trainer, [pruning], run.folder, run.data, run.output.tensorboard)
+        run_epochs(trainer, [pruning], run.folder, run.data, not run.output.no_tensorboard)
         pruning.write_results()
 
 

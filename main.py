@@ -41,7 +41,7 @@ def main() -> None:
 
     callbacks = [*penalty, *zeros]
     with (
-        training.in_folder(trainer, callbacks, folder, run.data, run.output.tensorboard),
+        training.in_folder(trainer, callbacks, folder, run.data, not run.output.no_tensorboard),
         trainer.running(),
     ):
         for epoch in trainer.epochs():

@@ -32,7 +32,9 @@ def main() -> None:
     penalty = [L1Penalty(trainer.model, run.train.s)] if run.train.sr else []
     pruned = [GradientMask(trainer.model, trainer.optimizer), *training.hold_zeros(trainer, start)]
     folder = run.folder(trainer.architecture.arch)
-    training.run_epochs(trainer, [*penalty, *pruned], folder, run.data, run.output.tensorboard)
+    training.run_epochs(
+        trainer, [*penalty, *pruned], folder, run.data, not run.output.no_tensorboard
+    )
 
 
 if __name__ == "__main__":

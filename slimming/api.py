@@ -274,7 +274,7 @@ def checked(model: nn.Module, inputs: Inputs) -> Inputs:
     if any(t.is_floating_point() and bool(t.isnan().any()) for t in arguments.tensors(inputs)):
         raise UserError("inputs have values that are NaN: check how they are made")
     device = slicing.where(model)[0]
-    return arguments.mapped(inputs, lambda t: (t.clone() if t.is_inference() else t).to(device))
+    return arguments.like(inputs, device)
 
 
 def _names(words: str | Iterable[str]) -> list[str]:

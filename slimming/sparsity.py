@@ -12,13 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from slimming.channels import inputs as arguments
-from slimming.channels.groups import Group
+from slimming.channels.groups import Group, copied
 from slimming.channels.inputs import Inputs
 from slimming.channels.kinds import Convolution, kind_of
-from slimming.channels.scaling import batch_norms
 from slimming.channels.widths import BATCH_NORMS, BatchNorm
 from slimming.choosing import ranking
-from slimming.choosing.importance import MEASURES, Evidence
+from slimming.choosing.importance import MEASURES, Evidence, scaled_norms
 from slimming.choosing.threshold import LEAST, NEAR_ZERO
 from slimming.errors import UserError
 from slimming.measuring import figures
@@ -105,7 +104,7 @@ class Sparsity:
     def index(self, model: nn.Module) -> None:
         """Find the unit of each γ of ``model``; 0 for those that cannot go."""
         self.model = model
-        norms = {n: norm for n, norm in batch_norms(model).items() if norm.affine}
+        norms = scaled_norms(model)
         units = {n: torch.zeros(len(norm.weight), dtype=torch.long) for n, norm in norms.items()}
         count, self.by_weights = 1, []
         for group in self.groups:
@@ -181,7 +180,7 @@ class Sparsity:
 
     def _costs(self) -> list[str]:
         measure = "lamp" if self.by_weights else "bn"
-        model = copy.deepcopy(self.model).eval()
+        model = copied(self.model).eval()
         scores = MEASURES[measure](Evidence(model, []))
         full = figures.count_with(model, self.inputs)
         lines = []
@@ -265,22 +264,24 @@ def sliced_state(dense: nn.Module, kept: Kept, optimizer: torch.optim.Optimizer)
     strangers = [p for p in parameters if id(p) not in names]
     if strangers:
         raise UserError("the optimizer has parameters that are not of the dense network")
-    state: dict[int, dict[str, Any]] = {}
+    state = {number: dict(saved["state"].get(number, {})) for number in range(len(parameters))}
+    whole: dict[str, dict[str, torch.Tensor]] = {}  # what has a number for each weight, by its key
     for number, parameter in enumerate(parameters):
-        name, own = names[id(parameter)], saved["state"].get(number, {})
-        for key, value in own.items():
-            whole = isinstance(value, torch.Tensor) and value.shape in (parameter.shape, ())
-            if not whole and not isinstance(value, int | float | bool | None):
+        for key, value in state[number].items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                whole.setdefault(key, {})[names[id(parameter)]] = value
+            elif getattr(value, "shape", ()) or not isinstance(
+                value, torch.Tensor | int | float | bool | None
+            ):
                 raise UserError(
                     f"{key} of {type(optimizer).__name__} is not one number for each weight: start "
                     "with a new optimizer"
                 )
-        state[number] = {
-            key: slice_tensors(dense, {name: value}, kept)[name].clone()
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape
-            else value
-            for key, value in own.items()
-        }
+    for key, values in whole.items():
+        sliced = slice_tensors(dense, values, kept)
+        for number, parameter in enumerate(parameters):
+            if (name := names[id(parameter)]) in sliced:
+                state[number][key] = sliced[name].clone()
     return {"state": state, "param_groups": saved["param_groups"]}
 
 

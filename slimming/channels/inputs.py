@@ -73,7 +73,7 @@ def split(inputs: Inputs, size: int) -> list[Inputs]:
     return [part(inputs, start, start + size) for start in range(0, count(inputs), size)]
 
 
-def like(inputs: Inputs, device: torch.device | str, dtype: torch.dtype) -> Inputs:
+def like(inputs: Inputs, device: torch.device | str, dtype: torch.dtype | None = None) -> Inputs:
     """``inputs`` on a device, those of floats in a dtype."""
 
     def there(t: torch.Tensor) -> torch.Tensor:

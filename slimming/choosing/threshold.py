@@ -71,12 +71,16 @@ def round_up(
     return rounded
 
 
-def sorted_factors(model: nn.Module, without: Masks | None = None) -> torch.Tensor:
-    """|γ| of every channel of ``model`` that is alive, ``without`` some, as one sorted vector in
-    fp32 on the CPU. UserError if there are none, or not all of them are finite."""
+def alive_factors(model: nn.Module, without: Masks | None = None) -> torch.Tensor:
+    """|γ| of all alive channels, ``without`` some, as one vector in fp32 on the CPU."""
     factors, alive = scaling_factors(model), alive_channels(model)
     left = [factors[n][alive[n] & ~without[n] if without else alive[n]] for n in factors]
-    found = torch.cat([torch.zeros(0), *left]).sort().values
+    return torch.cat([torch.zeros(0), *left])
+
+
+def sorted_factors(model: nn.Module, without: Masks | None = None) -> torch.Tensor:
+    """The `alive_factors`, sorted. UserError if there are none, or not all of them are finite."""
+    found = alive_factors(model, without).sort().values
     if not len(found) and without:
         return sorted_factors(model)[:1]
     if not len(found) or not found.isfinite().all():
@@ -162,12 +166,6 @@ def keep_one(model: nn.Module, keep: Masks) -> Masks:
 
 
 NEAR_ZERO = 1e-2
-
-
-def alive_factors(model: nn.Module) -> torch.Tensor:
-    """|γ| of all alive channels, as one vector on the CPU."""
-    factors, alive = scaling_factors(model), alive_channels(model)
-    return torch.cat([torch.zeros(0), *(factors[name][alive[name]] for name in factors)])
 
 
 def near_zero(model: nn.Module) -> float:

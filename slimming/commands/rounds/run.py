@@ -29,6 +29,7 @@ from slimming.settings import build, kept
 from slimming.slicing.proof import liveness, liveness_warning
 from slimming.slicing.prune import Slimmed, apply, groups
 from slimming.slicing.slim import slice_tensors
+from slimming.sparsity import sliced_state
 from slimming.storage import files
 from slimming.training import loop
 from slimming.training.callbacks import Batch
@@ -250,18 +251,11 @@ class Rounds:
         """Continue with the slim network, and with its initial values and momentum."""
         self.scores.follow(slimmed)
         trainer, dense = self.trainer, self.trainer.model
-        names = [name for name, p in dense.named_parameters() if p.requires_grad]
-        old = trainer.optimizer.state
-        momentum = {
-            name: old[p]["momentum_buffer"]
-            for name, p in dense.named_parameters()
-            if "momentum_buffer" in old[p]
-        }
+        momentum = None
+        if self.run.train.preserve_moment:
+            momentum = sliced_state(dense, slimmed.kept, trainer.optimizer)
         trainer.replace(slimmed.model, replace(trainer.architecture, cfg=slimmed.cfg))
-        if self.run.train.preserve_moment and momentum:
-            sliced = slice_tensors(dense, momentum, slimmed.kept)
-            saved = {"state": {i: {"momentum_buffer": sliced[n]} for i, n in enumerate(names)}}
-            load_momentum(trainer.optimizer, saved)
+        load_momentum(trainer.optimizer, momentum)
 
     def _print_round(self, before: int, slimmed: Slimmed) -> None:
         size, full = self.done[-1], self.dense["filters"]

@@ -307,10 +307,6 @@ class FlowOutputSettings:
     track_stats: bool = switch("write stats.json", "--track_stats")
     no_tensorboard: bool = setting(False, "do not write TensorBoard events", kind="switch")
 
-    @property
-    def tensorboard(self) -> bool:
-        return not self.no_tensorboard
-
     def folder(self, label: str, resume: str | None = None) -> RunFolder:
         """The folder of the run ``label``, or of the checkpoint to resume."""
         return RunFolder(

@@ -87,10 +87,6 @@ class OutputSettings:
     )
     no_tensorboard: bool = setting(False, "do not write TensorBoard events", kind="switch")
 
-    @property
-    def tensorboard(self) -> bool:
-        return not self.no_tensorboard
-
 
 @dataclass(frozen=True)
 class TrainingDataSettings(DataSettings):
