@@ -22,6 +22,7 @@ from slimming.channels.labels import (
     Split,
     Trace,
     compact,
+    labelled,
     varied,
     varies,
 )
@@ -77,7 +78,7 @@ def view(trace: Trace, call: Call) -> None:
         trace.weigh(call.outputs[0], name, tuple(dims[d] for d in order))
         return
     labels = trace.of(source)
-    if not labels.any():
+    if not labelled(labels):
         return
     moved = _viewed(trace, call, labels)
     for tensor, own in zip(call.outputs, moved, strict=True):
@@ -205,7 +206,7 @@ def _same_positions(trace: Trace, operands: list[torch.Tensor]) -> Labels:
     """Tie what has the same positions; pin what is the same for all channels of another one. The
     labels that all have then, if they do."""
     dims = {d for labels in operands for d in varied(labels)}
-    known = [labels for labels in operands if dims and labels.any()]
+    known = [labels for labels in operands if dims and labelled(labels)]
     full = [labels for labels in known if dims == set(varied(labels))]
     for labels in known:
         if len({o.shape for o in known}) > 1 or all(labels is not o for o in full):
@@ -510,27 +511,8 @@ def pointwise(trace: Trace, call: Call) -> Labels:
     full = [labels.expand(shape) for labels in left.values()]
     if not full:
         return None
-    if len(full) > 1 or len(operands) > len(full):
-        _tie_operands(trace, full)
-    return torch.stack(full).amax(0) if len(full) > 1 and not _alike(full) else _first(full)
-
-
-def _tie_operands(trace: Trace, full: list[torch.Tensor]) -> None:
-    first = _first(full)
-    for other in full:
-        if other is not first:
-            if not first.any() and not other.any():
-                continue
-            trace.tie(first, other)
-
-
-def _alike(full: list[torch.Tensor]) -> bool:
-    return all(o.any() for o in full)
-
-
-def _first(full: list[torch.Tensor]) -> torch.Tensor:
-    """The first operand with labels, or the first."""
-    return next((labels for labels in full if labels.any()), full[0])
+    trace.tie(*full)
+    return next((labels for labels in full if labelled(labels)), None)
 
 
 # --- products
@@ -584,7 +566,7 @@ def _of_activations(
 ) -> Labels:
     summed = varies(a, a.dim() - 1), varies(b, b.dim() - 2)
     free = [
-        labels for labels, over in zip((a, b), summed, strict=True) if labels.any() and not over
+        labels for labels, over in zip((a, b), summed, strict=True) if labelled(labels) and not over
     ]
     if len(free) == 2:
         batch = range(a.dim() - 2)
