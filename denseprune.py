@@ -11,7 +11,6 @@ from slimming.cli import entry, flags
 from slimming.cli.flags import Parser
 from slimming.commands.prune.run import load, save_pruned
 from slimming.commands.prune.settings import PruningRun
-from slimming.settings import build
 from slimming.slicing.proof import prove_equal
 from slimming.slicing.slim import masked, slim_to
 
@@ -21,16 +20,17 @@ def make_parser() -> Parser:
 
 
 def main() -> None:
-    run = build(PruningRun, flags.parse(make_parser()))
-    dense = load(run, arch="densenet")
-    with dense.claimed():
-        ratio = dense.find_ratio()  # --percent, or what a budget takes
-        factors = sorted_factors(dense.model)  # |γ| of the whole network
+    run: PruningRun = flags.read(make_parser())
+    job = load(run, arch="densenet")
+    with job.claimed():
+        prunable = job.find_prunable()
+        ratio = job.find_ratio(prunable)  # --percent, or what a budget takes
+        factors = sorted_factors(job.model)  # |γ| of the whole network
         threshold = float(factors[int(len(factors) * ratio)])
-        choice = dense.choose(threshold, ratio)
-        slim, kept = slim_to(dense.model, dense.prunable.coupled, choice.kept)
-        difference = prove_equal(slim, masked(dense.model, kept), dense.images)
-        save_pruned(dense, slim, kept, choice, difference)
+        choice = job.choose(prunable, threshold, ratio)
+        slim, kept = slim_to(job.model, prunable.coupled, choice.kept)
+        difference = prove_equal(slim, masked(job.model, kept), job.images)
+        save_pruned(job, slim, kept, choice, difference)
 
 
 if __name__ == "__main__":

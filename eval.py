@@ -12,7 +12,6 @@ from slimming.cli.flags import Parser
 from slimming.commands.evaluate.report import as_json, as_text
 from slimming.commands.evaluate.run import evaluate, load
 from slimming.commands.evaluate.settings import SWITCHES, EvaluationRun
-from slimming.settings import build
 
 
 def make_parser() -> Parser:
@@ -28,7 +27,7 @@ def words() -> list[str]:
 
 
 def main() -> None:
-    run = build(EvaluationRun, flags.parse(make_parser(), words()))
+    run: EvaluationRun = flags.read(make_parser(), words())
     with contextlib.redirect_stdout(sys.stderr):  # stdout is only for the answer
         answer = evaluate(load(run))
     print(as_json(answer) if run.answers.json else as_text(answer))

@@ -10,7 +10,6 @@ from slimming.cli import entry, flags
 from slimming.cli.flags import Parser
 from slimming.commands.export import run as exporting
 from slimming.commands.export.settings import ExportRun
-from slimming.settings import build
 from slimming.storage.files import claimed
 
 
@@ -19,7 +18,7 @@ def make_parser() -> Parser:
 
 
 def main() -> None:
-    run = build(ExportRun, flags.parse(make_parser()))
+    run: ExportRun = flags.read(make_parser())
     network = exporting.load(run)
     exporting.check_forms(network)
     with claimed(run.folder), exporting.reported(network) as written:

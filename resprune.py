@@ -80,17 +80,18 @@ def complete(typed: Mapping[str, Any]) -> ResPruningRun:
 
 def main() -> None:
     run = complete(flags.parse(make_parser()))
-    dense = load(run, arch="resnet")
-    with dense.claimed():
-        ratio = dense.find_ratio()  # --percent, or what a budget takes
-        factors = sorted_factors(dense.model)  # |γ| of the whole network
+    job = load(run, arch="resnet")
+    with job.claimed():
+        prunable = job.find_prunable()
+        ratio = job.find_ratio(prunable)  # --percent, or what a budget takes
+        factors = sorted_factors(job.model)  # |γ| of the whole network
         threshold = float(factors[int(len(factors) * ratio)])
-        choice = dense.choose(threshold, ratio)
-        slim, kept = slim_to(dense.model, dense.prunable.coupled, choice.kept)
-        difference = prove_equal(slim, masked(dense.model, kept), dense.images)
-        measured = save_pruned(dense, slim, kept, choice, difference)
+        choice = job.choose(prunable, threshold, ratio)
+        slim, kept = slim_to(job.model, prunable.coupled, choice.kept)
+        difference = prove_equal(slim, masked(job.model, kept), job.images)
+        measured = save_pruned(job, slim, kept, choice, difference)
         if run.prune.ckpt_dir:
-            print(f"\n{report.text(dense, slim, choice, *measured)}")
+            print(f"\n{report.text(job, slim, choice, *measured)}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from slimming.cli import entry, flags
 from slimming.cli.flags import Parser
 from slimming.commands.sweep import run as sweep
 from slimming.commands.sweep.settings import SweepRun
-from slimming.settings import build
 from slimming.storage.files import claimed
 
 
@@ -19,7 +18,7 @@ def make_parser() -> Parser:
 
 
 def main() -> None:
-    run = build(SweepRun, flags.parse(make_parser()))
+    run: SweepRun = flags.read(make_parser())
     swept = sweep.load(run)
     with claimed(run.folder), sweep.continuable(swept):
         fitted = sweep.within_budget(swept)

@@ -20,7 +20,6 @@ from slimming.cli import entry, flags
 from slimming.cli.flags import Parser
 from slimming.commands.prune.run import load, save_pruned
 from slimming.commands.prune.settings import PruningRun
-from slimming.settings import build
 from slimming.slicing.proof import prove_equal
 from slimming.slicing.prune import kept_alive
 from slimming.slicing.slim import sliced
@@ -33,18 +32,19 @@ def make_parser() -> Parser:
 
 
 def main() -> None:
-    run = build(PruningRun, flags.parse(make_parser()))
-    dense = load(run, arch=None, networks=NETWORKS)
-    with dense.claimed():
-        ratio = dense.find_ratio()  # --percent, or what a budget takes
-        factors = sorted_factors(dense.model)  # |γ| of the whole network
+    run: PruningRun = flags.read(make_parser())
+    job = load(run, arch=None, networks=NETWORKS)
+    with job.claimed():
+        prunable = job.find_prunable()
+        ratio = job.find_ratio(prunable)  # --percent, or what a budget takes
+        factors = sorted_factors(job.model)  # |γ| of the whole network
         threshold = float(factors[int(len(factors) * ratio)])
-        choice = dense.choose(threshold, ratio, at_least_one=False)  # whole layers may go
-        masked = zero_channels(copy.deepcopy(dense.model), choice.kept)
+        choice = job.choose(prunable, threshold, ratio, at_least_one=False)  # whole layers may go
+        masked = zero_channels(copy.deepcopy(job.model), choice.kept)
         kept = kept_alive(masked)
         slim = sliced(masked, kept)
-        difference = prove_equal(slim, masked, dense.images)
-        save_pruned(dense, slim, kept, choice, difference, masked)
+        difference = prove_equal(slim, masked, job.images)
+        save_pruned(job, slim, kept, choice, difference, masked)
 
 
 if __name__ == "__main__":

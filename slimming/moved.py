@@ -80,7 +80,7 @@ NAMES = {
     "slicing": "pruning.slicing",
     "slicing.kernels": "pruning.kernels",
     "slicing.proof": "pruning.liveness pruning.slicing.proof",
-    "slicing.prune": "pruning.slicing.prune pruning.slicing.trial",
+    "slicing.prune": "pruning.slicing.trial",
     "slicing.slim": "pruning.slicing.slim",
     "slicing.unread": "pruning.activations pruning.unread",
     "storage.checkpoint": "storage.slim_file",
@@ -89,6 +89,10 @@ NAMES = {
     "training.trainer": "training.optimizer",
 }
 MOVED = {f"slimming.{old}": f"slimming.{new}" for new, all in NAMES.items() for old in all.split()}
+# called like a function of its package, which importing it would replace: found with the package
+WITH_PACKAGE = {
+    "slimming.pruning.slicing": {"slimming.pruning.slicing.prune": "slimming.slicing.prune"}
+}
 ROOMS = ("slimming.pruning", "slimming.workflows")  # packages that are no more
 
 
@@ -108,6 +112,8 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         warnings.warn(f"{spec.name} is {MOVED[spec.name]} now", DeprecationWarning, stacklevel=2)
         module = importlib.import_module(MOVED[spec.name])
         spec.loader_state = module.__spec__
+        for old, new in WITH_PACKAGE.get(spec.name, {}).items():
+            sys.modules[old] = importlib.import_module(new)
         return module
 
     def exec_module(self, module: types.ModuleType) -> None:

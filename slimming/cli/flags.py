@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from slimming.errors import UserError
 from slimming.runtime import device
-from slimming.settings import Dataclass, Spec, boolean, flag_names, kind_inside, name_flags
+from slimming.settings import Dataclass, Spec, boolean, build, flag_names, kind_inside, name_flags
 
 
 class Parser(argparse.ArgumentParser):
@@ -89,6 +89,12 @@ def parse(parser: Parser, words: list[str] | None = None) -> dict[str, Any]:
     typed = vars(parser.parse_args(words))
     device.use_threads(typed.get("threads"))
     return typed
+
+
+def read(parser: Parser, words: list[str] | None = None) -> Any:
+    """The settings of a script (an instance of `Parser.kind`) from its command line."""
+    assert parser.kind is not None, "a parser of make_parser"
+    return build(parser.kind, parse(parser, words))
 
 
 def named(message: str) -> str:

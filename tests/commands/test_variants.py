@@ -14,7 +14,7 @@ import resprune
 from slimming.channels.scaling import alive_channels
 from slimming.choosing.threshold import Choice
 from slimming.commands.prune import report
-from slimming.commands.prune.run import Dense, print_next_step
+from slimming.commands.prune.run import Job, print_next_step
 from slimming.commands.prune.settings import PrunedOutputSettings, PruningRun
 from slimming.errors import UserError
 from slimming.storage import checkpoint, files
@@ -192,7 +192,7 @@ def test_the_summary_of_preact_res20_to_the_letter(tmp_path, monkeypatch):
     alive = alive_channels(model)
     keep = {n: torch.arange(len(a)) < w for (n, a), w in zip(alive.items(), CFG, strict=True)}
     choice = Choice(0.4, 0.1, alive, keep, [])
-    dense = Dense(PruningRun(), *paths, model, None, {}, None)
+    dense = Job(PruningRun(), *paths, model, None, {}, None)
     before = {"top-1": 0.9096, "loss": 0.284, "seconds": 1.526}
     after = {"top-1": 0.1766, "loss": 7.252, "seconds": 1.526 * (1 - 0.083854)}
     text = report.text(dense, keep_only(model, keep), choice, before, after)
@@ -240,6 +240,6 @@ def test_main_says_which_script_takes_the_flags(tmp_path, words, says):
 def test_each_pruned_network_is_fine_tuned_in_a_folder_of_its_own(capsys):
     for filename, folder in ((None, "pruned/refined"), ("b", "pruned/b_refined")):
         run = PruningRun(output=PrunedOutputSettings(filename=filename))
-        dense = Dense(run, Path("dense.pth.tar"), Path("pruned/b.pth.tar"), None, None, {}, None)
+        dense = Job(run, Path("dense.pth.tar"), Path("pruned/b.pth.tar"), None, None, {}, None)
         print_next_step(dense, 0.9, 0.1, "main.py")
         assert capsys.readouterr().out.endswith(f" --save {folder}\n")

@@ -1,4 +1,4 @@
-"""The pruning methods of run.py, by name: each turns a `Task` into a `Pruned` network."""
+"""The pruning methods of run.py, by name: each prunes the network of a `Task`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +18,8 @@ from slimming.commands.pruning import BudgetSettings, RoundTo
 from slimming.data import loading
 from slimming.data.loading import Data
 from slimming.slicing import kernels
-from slimming.slicing.prune import apply, groups
-from slimming.slicing.slim import Kept, slim_to
+from slimming.slicing.prune import Slimmed, apply, groups
+from slimming.slicing.slim import slim_to
 
 SAMPLES = 2560  # training images for measures with gradients
 
@@ -53,19 +53,7 @@ class Task:
     find_ratio: Callable[..., float] | None = None
 
 
-@dataclass(frozen=True)
-class Pruned:
-    """A pruned network, the choice of channels, and the largest relative difference between its
-    logits and those of the masked dense network; both None if the network keeps its shape.
-    ``kept``: which channels of each layer are left."""
-
-    model: nn.Module
-    choice: Choice | None = None
-    difference: float | None = None
-    kept: Kept = field(default_factory=dict)
-
-
-def channels(task: Task) -> Pruned:
+def channels(task: Task) -> Slimmed:
     """Remove whole filters, the least important first."""
     scores = {} if task.allocation else _scores(task)
     model = task.model.cpu()
@@ -81,8 +69,7 @@ def channels(task: Task) -> Pruned:
 
     multiples = _multiples(task, model, coupled, choose)
     ratio = _ratio(task, model, coupled, partial(choose, multiples=multiples))
-    slimmed = apply(model, coupled, choose(ratio, multiples), task.images)
-    return Pruned(slimmed.model, slimmed.choice, slimmed.difference, slimmed.kept)
+    return apply(model, coupled, choose(ratio, multiples), task.images)
 
 
 def _multiples(
@@ -125,7 +112,7 @@ def _scores(task: Task) -> importance.Scores:
     return importance.MEASURES[task.measure](evidence)
 
 
-def whole_kernels(task: Task) -> Pruned:
+def whole_kernels(task: Task) -> Slimmed:
     """Zero kernels, first those of the channels that would keep the fewest; remove these channels,
     and those that no filter reads any more."""
     model, image = copied(task.model), task.images[:1]
@@ -138,19 +125,18 @@ def whole_kernels(task: Task) -> Pruned:
     masks = {name: mask for name, mask in masks.items() if name in inner}
     kernels.zero_weights(model, _without(masks, task.ignore))
     choice = kernels.unread_channels(model, removable, weak)
-    slimmed = apply(model, removable, choice, task.images)
-    return Pruned(slimmed.model, slimmed.choice, slimmed.difference, slimmed.kept)
+    return apply(model, removable, choice, task.images)
 
 
-def patterns(task: Task) -> Pruned:
+def patterns(task: Task) -> nn.Module:
     """Zero the weights outside the pattern of each kernel; the network keeps its shape."""
     model = copied(task.model)
     masks = kernels.pattern_masks(model, task.ratio, task.local)
     kernels.zero_weights(model, _without(masks, task.ignore))
-    return Pruned(model)
+    return model
 
 
-METHODS: dict[str, Callable[[Task], Pruned]] = {
+METHODS: dict[str, Callable[[Task], Slimmed | nn.Module]] = {
     "channel": channels,
     "slimming": channels,
     "kernel": whole_kernels,

@@ -20,7 +20,7 @@ from models import NETWORKS, widths, zoo
 from slimming.channels.groups import check_names
 from slimming.choosing import allocation, importance, ranking
 from slimming.choosing.allocation import Prunable
-from slimming.commands.experiment.methods import METHODS, Pruned, Task
+from slimming.commands.experiment.methods import METHODS, Task
 from slimming.commands.experiment.record import WEIGHTS, Record, figures_of, layer_by_layer
 from slimming.commands.experiment.settings import BaseTrainingSettings, ExperimentSettings
 from slimming.commands.train import run
@@ -33,7 +33,7 @@ from slimming.reports.tables import liveness_text, stage_text
 from slimming.runtime.device import choose_device
 from slimming.settings import flat, kept, name_flags, specs
 from slimming.slicing.proof import liveness, liveness_warning
-from slimming.slicing.prune import groups
+from slimming.slicing.prune import Slimmed, groups
 from slimming.slicing.slim import cfg_of
 from slimming.storage import architecture, checkpoint, files
 from slimming.storage.architecture import Architecture
@@ -348,34 +348,35 @@ def prune(experiment: Experiment, base: Path) -> Path:
     loader = batches(settings, network, "test")
     task = _task(settings, model, network, loader)
     pruned = METHODS[settings.pruning.pruning_method](task)
-    score = loop.test(pruned.model.to(loader.device), loader)
-    same_shape = widths(pruned.model) == widths(model)
-    cfg = network.cfg if same_shape else cfg_of(pruned.model)
+    slimmed = pruned if isinstance(pruned, Slimmed) else None  # or some weights are zero now
+    slim = pruned.model if isinstance(pruned, Slimmed) else pruned
+    score = loop.test(slim.to(loader.device), loader)
+    cfg = network.cfg if widths(slim) == widths(model) else cfg_of(slim)
     before = record.stage("base")
     contents = architecture.contents_of(
-        pruned.model.cpu(),
+        slim.cpu(),
         replace(network, cfg=cfg),
         0,
         score.prec1,
         classes=loader.classes,
         before_pruning={"loss": before["loss"], "prec1": before["top-1"]},
         holds_zeros=settings.pruning.masks or bool(of_base.get("holds_zeros")),
-        **({"kept": pruned.kept} if settings.repairing.repair else {}),
+        **({"kept": slimmed.kept if slimmed else {}} if settings.repairing.repair else {}),
     )
     checkpoint.write(target, contents)
-    layers = layer_by_layer(model, pruned.model, settings.pruning.masks)
-    alive = liveness(pruned.model, model, task.images)
-    warnings = _warnings(settings, pruned, layers, alive)
+    layers = layer_by_layer(model, slim, settings.pruning.masks)
+    alive = liveness(slim, model, task.images)
+    warnings = _warnings(settings, slimmed, layers, alive)
     for line in warnings:
         print(f"warning: {line}")
     record.add(
         *("pruned", target, score, began),
-        difference=pruned.difference,
+        difference=slimmed.difference if slimmed else None,
         liveness=alive,
         layers=layers,
         warnings=warnings,
     )
-    _print_pruned(pruned, layers, alive)
+    _print_pruned(slimmed, layers, alive)
     return target
 
 
@@ -488,13 +489,16 @@ def _task(
 
 
 def _warnings(
-    settings: ExperimentSettings, pruned: Pruned, layers: dict[str, list], alive: float | None
+    settings: ExperimentSettings,
+    slimmed: Slimmed | None,
+    layers: dict[str, list],
+    alive: float | None,
 ) -> list[str]:
     """Warnings if something else was pruned than requested, or if the network is dead."""
-    choice, dead = pruned.choice, liveness_warning(alive, pruned.kept)
+    dead = liveness_warning(alive, slimmed.kept if slimmed else {})
     lines = [dead] if dead else []
-    if choice:
-        more = tables.least_warnings(choice) + tables.rounding_warnings(choice)
+    if slimmed:
+        more = tables.least_warnings(slimmed.choice) + tables.rounding_warnings(slimmed.choice)
         lines += [name_flags(line, ExperimentSettings) for line in more]
     if settings.pruning.masks:
         lines += _short_of(settings, layers[WEIGHTS])
@@ -517,9 +521,9 @@ def _short_of(settings: ExperimentSettings, rows: list) -> list[str]:
     ]
 
 
-def _print_pruned(pruned: Pruned, layers: dict[str, list], alive: float | None) -> None:
-    if pruned.difference is not None:
-        difference = f"{pruned.difference:.1e}"
+def _print_pruned(slimmed: Slimmed | None, layers: dict[str, list], alive: float | None) -> None:
+    if slimmed:
+        difference = f"{slimmed.difference:.1e}"
         print(f"slim equals masked: largest difference of the logits {difference} (relative)")
     print(liveness_text(alive))
     for counted, rows in layers.items():

@@ -13,7 +13,7 @@ from slimming.slicing.slim import cfg_of
 MEBIBYTE = 2**20
 
 
-class Dense(Protocol):
+class Job(Protocol):
     """The network before pruning, its file, and the file of the slim network."""
 
     path: Path
@@ -21,17 +21,17 @@ class Dense(Protocol):
     model: nn.Module
 
 
-def text(dense: Dense, slim: nn.Module, choice: Choice, before: dict, after: dict) -> str:
+def text(job: Job, slim: nn.Module, choice: Choice, before: dict, after: dict) -> str:
     """The summary of the records that `run.save_pruned` returned. As in that suite,
     parameters include the masks of channel selection, and sizes are those of the two files."""
-    files, cfg = (dense.path, dense.target), cfg_of(slim)
+    files, cfg = (job.path, job.target), cfg_of(slim)
     sizes = [path.stat().st_size / MEBIBYTE for path in files]
-    counts = [sum(p.numel() for p in model.parameters()) for model in (dense.model, slim)]
+    counts = [sum(p.numel() for p in model.parameters()) for model in (job.model, slim)]
     lines = [
-        f"Loading checkpoint from {dense.path}",
+        f"Loading checkpoint from {job.path}",
         *(_layer(name, alive, choice.kept[name]) for name, alive in choice.alive.items()),
         f"cfg {len(cfg)}: {cfg}",
-        f"Pruned model save to: {os.path.join('.', dense.target)}",
+        f"Pruned model save to: {os.path.join('.', job.target)}",
         f"Pruned rate: {choice.ratio:g}",
         f"Model {_score(before)}",
         f"Pruned model {_score(after)}",

@@ -6,7 +6,6 @@ import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +43,9 @@ NOTABLE_DROP = 0.005  # a larger drop in top-1 calls for fine-tuning
 
 
 @dataclass
-class Dense:
-    """The network to prune, on the CPU, its file, the target file, and the test images that the
-    result is evaluated on."""
+class Job:
+    """A network to prune: the dense ``model``, on the CPU, its file, the target file, and the test
+    images that the result is evaluated on."""
 
     run: PruningRun
     path: Path
@@ -65,14 +64,14 @@ class Dense:
         """Normalised test images for the proof, on the device of the test data."""
         return self.test_loader.first(64)
 
-    @cached_property
-    def prunable(self) -> Prunable:
-        """The network with its coupled channels, and the multiples of --round-to."""
+    def find_prunable(self) -> Prunable:
+        """The network with its coupled channels, and the multiples of --round-to, for "auto"
+        measured."""
         plain = Prunable(self.model, declared(self.model), least=self.run.prune.least)
         round_to = self.run.prune.round_to
         if isinstance(round_to, int):
             return replace(plain, round_to=round_to)
-        ratio, name = self._ratio(plain, pruning.WITHOUT), self.run.prune.allocation
+        ratio, name = self.find_ratio(plain, pruning.WITHOUT), self.run.prune.allocation
 
         def choose(multiple: Multiples) -> Choice:
             return allocation.choose(replace(plain, round_to=multiple), ratio, name)
@@ -81,24 +80,23 @@ class Dense:
         found = pruning.measured(plain.model, plain.coupled, choose, self.images, budget)
         return replace(plain, round_to=found)
 
-    def find_ratio(self) -> float:
+    def find_ratio(self, prunable: Prunable, *notes: str) -> float:
         """The fraction of the channels to prune: --percent, or the least that keeps a budget."""
-        return self._ratio(self.prunable)
-
-    def choose(self, threshold: float, ratio: float, at_least_one: bool = True) -> Choice:
-        """The channels with |γ| above the ``threshold``, at which ``ratio`` of them go, as far as
-        --least and --round-to leave them; or those of another --allocation."""
-        prunable, allocated = self.prunable, self.run.prune.allocation
-        if allocated == "global" and not prunable.least:
-            return keep_above(self.model, threshold, ratio, at_least_one, prunable.round_to)
-        prunable = replace(prunable, at_least_one=at_least_one)
-        return allocation.choose(prunable, ratio, allocated)
-
-    def _ratio(self, prunable: Prunable, *notes: str) -> float:
         budget, given = self.run.budget, self.run.prune.ratio
         if budget.given:
             return budget.find_ratio_for(prunable, self.images, self.run.prune.allocation, *notes)
         return RATIO if given is None else given
+
+    def choose(
+        self, prunable: Prunable, threshold: float, ratio: float, at_least_one: bool = True
+    ) -> Choice:
+        """The channels with |γ| above the ``threshold``, at which ``ratio`` of them go, as far as
+        --least and --round-to leave them; or those of another --allocation."""
+        allocated = self.run.prune.allocation
+        if allocated == "global" and not prunable.least:
+            return keep_above(self.model, threshold, ratio, at_least_one, prunable.round_to)
+        prunable = replace(prunable, at_least_one=at_least_one)
+        return allocation.choose(prunable, ratio, allocated)
 
     def repaired(self, slim: nn.Module, kept: Kept) -> nn.Module:
         """``slim`` as --repair leaves it."""
@@ -107,7 +105,7 @@ class Dense:
         return self.run.repairing.repaired(slim, self.model, kept, loader).model
 
 
-def load(run: PruningRun, arch: str | None, networks: dict = NETWORKS) -> Dense:
+def load(run: PruningRun, arch: str | None, networks: dict = NETWORKS) -> Job:
     """Load the network that ``run`` prunes, and its test data. UserError if it is not an ``arch``,
     or if the result would overwrite a file that is not a result of pruning."""
     one_process("pruning")
@@ -126,7 +124,7 @@ def load(run: PruningRun, arch: str | None, networks: dict = NETWORKS) -> Dense:
     device = choose_device(run.data.device, run.data.no_cuda)
     loader = loading.batches_for(network, "test", run.data.test_batch_size, device, run.data)
     loading.check_classes(loader, network.num_classes, contents, path)
-    return Dense(run, path, target, model, network, contents, loader)
+    return Job(run, path, target, model, network, contents, loader)
 
 
 def _replaceable(target: Path, model: Path) -> bool:
@@ -141,7 +139,7 @@ def _replaceable(target: Path, model: Path) -> bool:
 
 
 def save_pruned(
-    dense: Dense,
+    job: Job,
     slim: nn.Module,
     kept: Kept,
     choice: Choice,
@@ -157,17 +155,17 @@ def save_pruned(
     """
     print_choice(choice)
     print(f"\nslim equals masked: largest difference of the logits {difference:.1e} (relative)\n")
-    stages = {"dense": dense.model, "pruned": slim}
-    if dense.run.repairing.repair:
-        stages["repaired"] = slim = dense.repaired(slim, kept)
+    stages = {"dense": job.model, "pruned": slim}
+    if job.run.repairing.repair:
+        stages["repaired"] = slim = job.repaired(slim, kept)
         masked = masked and scatter(slim, masked, kept)
-    tested = {name: _timed_test(model, dense.test_loader) for name, model in stages.items()}
+    tested = {name: _timed_test(model, job.test_loader) for name, model in stages.items()}
     scores = {name: score for name, (score, _) in tested.items()}
-    last, images = next(reversed(scores)), dense.images
+    last, images = next(reversed(scores)), job.images
     score = scores[last]
-    alive = liveness(slim, dense.model, images)
-    before, after = measure([dense.model, slim], images, (len(images),), [scores["dense"], score])
-    if dense.run.repairing.repair:
+    alive = liveness(slim, job.model, images)
+    before, after = measure([job.model, slim], images, (len(images),), [scores["dense"], score])
+    if job.run.repairing.repair:
         print(f"{scores_text(scores)}\n")
     print(before_after_text(before, after))
     print(liveness_text(alive))
@@ -175,16 +173,16 @@ def save_pruned(
         print(f"warning: {dead}")
     if masked:
         print("after: the equivalent slim network; the file contains the masked one in full shape")
-    cfg = cfg_of(dense.model, choice.kept)
-    network = dense.network if masked else replace(dense.network, cfg=cfg)
+    cfg = cfg_of(job.model, choice.kept)
+    network = job.network if masked else replace(job.network, cfg=cfg)
     title = f"{network}, {choice.ratio:.0%} pruned"
-    picture = plots.draw_pruning(choice, alive_factors(dense.model), title)
-    wrote = [_write_network(dense, masked or slim, network, cfg, scores)]
-    wrote.append(_write_summary(dense, slim, cfg, scores))
+    picture = plots.draw_pruning(choice, alive_factors(job.model), title)
+    wrote = [_write_network(job, masked or slim, network, cfg, scores)]
+    wrote.append(_write_summary(job, slim, cfg, scores))
     wrote += plots.write_picture(wrote[-1].with_suffix(".png"), picture)
     print(f"\nwrote {', '.join(map(str, wrote))}")
     script = "mask-impl/main_mask.py" if masked else "main.py"
-    print_next_step(dense, scores["dense"].prec1, score.prec1, script)
+    print_next_step(job, scores["dense"].prec1, score.prec1, script)
     return (
         {**before.record(), "seconds": tested["dense"][1]},
         {**after.record(), "seconds": tested[last][1]},
@@ -192,27 +190,27 @@ def save_pruned(
 
 
 def _write_network(
-    dense: Dense,
+    job: Job,
     model: nn.Module,
     network: Architecture,
     cfg: list | dict,
     scores: dict[str, loop.Score],
 ) -> Path:
     """Write the pruned ``model``; in a masked file ``cfg`` is the channels that the mask keeps."""
-    more: dict[str, Any] = {"classes": dense.test_loader.classes, "cfg": network.cfg or cfg}
-    if dense.contents.get("holds_zeros") and "repaired" not in scores:  # which fits all weights
+    more: dict[str, Any] = {"classes": job.test_loader.classes, "cfg": network.cfg or cfg}
+    if job.contents.get("holds_zeros") and "repaired" not in scores:  # which fits all weights
         more["holds_zeros"] = True
-    first = dense.contents.get("before_pruning") or scores["dense"]._asdict()
+    first = job.contents.get("before_pruning") or scores["dense"]._asdict()
     if "repaired" in scores:
         more["repair"] = {name: score._asdict() for name, score in scores.items()}
     top1 = scores[next(reversed(scores))].prec1
     contents = architecture.contents_of(model, network, 0, top1, before_pruning=first, **more)
-    checkpoint.write(dense.target, contents)
-    return dense.target
+    checkpoint.write(job.target, contents)
+    return job.target
 
 
 def _write_summary(
-    dense: Dense, slim: nn.Module, cfg: list | dict, scores: Mapping[str, loop.Score]
+    job: Job, slim: nn.Module, cfg: list | dict, scores: Mapping[str, loop.Score]
 ) -> Path:
     """Write prune.txt."""
     tops = [score.prec1 for score in scores.values()]
@@ -224,7 +222,7 @@ def _write_summary(
     )
     if "repaired" in scores:
         text += f"Test accuracy of the {', '.join(scores)} network:\n{' '.join(map(str, tops))}\n"
-    path = dense.target.with_name(f"{dense.run.output.filename or 'prune'}.txt")
+    path = job.target.with_name(f"{job.run.output.filename or 'prune'}.txt")
     files.write_bytes(path, text.encode())
     return path
 
@@ -249,16 +247,16 @@ def print_choice(choice: Choice) -> None:
         )
 
 
-def print_next_step(dense: Dense, before: float, after: float, script: str) -> None:
+def print_next_step(job: Job, before: float, after: float, script: str) -> None:
     """If accuracy dropped, print the command for fine-tuning."""
     if after > before - NOTABLE_DROP:
         return
-    data, filename = dense.run.data, dense.run.output.filename
-    words = ["python", script, "--refine", dense.target, "--epochs", 160]
+    data, filename = job.run.data, job.run.output.filename
+    words = ["python", script, "--refine", job.target, "--epochs", 160]
     words += ["--data", data.data] if data.data else []
     words += ["--device", data.device] if data.device else []
     words += ["--no-cuda"] if data.no_cuda else []
     refined = f"{filename}_refined" if filename else "refined"
-    words += ["--save", dense.target.with_name(refined)]
+    words += ["--save", job.target.with_name(refined)]
     print(f"top-1 dropped from {before:.2%} to {after:.2%}: fine-tune the network with")
     print("  " + shlex.join(map(str, words)))
