@@ -127,43 +127,47 @@ def describe(path: str | Path | None, contents: Contents, request: Request) -> R
     weights tell (`infer`), which is printed. UserError, with both values, if the request
     contradicts the file.
     """
-    known: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name in ("arch", "depth", "dataset", "num_classes", "cfg", "image_size"):
         asked, stored = getattr(request, name), contents.get(name)
         if asked is not None and stored is not None and asked != stored:
             word = name.replace("_", " ")
             raise UserError(f"{path} has {word} {stored!r}, but {asked!r} was requested")
-        known[name] = asked if stored is None else stored
-    known["options"] = _options(path, contents.get("options"), request.options)
-    known["preprocessing"] = _preprocessing(path, contents, request.preprocessing)
-    known |= infer(path, contents.get("state_dict"), known)
-    if known["dataset"] is None and str(request.spelled).startswith("preact_res"):
-        known["dataset"] = "cifar10"  # the default of the suite that uses this name
-    return replace(request, **known)
+        values |= {} if stored is None else {name: stored}
+    recorded = replace(
+        request,
+        **values,
+        options=_options(path, contents.get("options"), request.options),
+        preprocessing=_preprocessing(path, contents, request.preprocessing),
+    )
+    described = infer(path, contents.get("state_dict"), recorded)
+    if described.dataset is None and str(request.spelled).startswith("preact_res"):
+        return replace(described, dataset="cifar10")  # the default of the suite that uses this name
+    return described
 
 
-def infer(path: str | Path | None, state: object, known: dict[str, Any]) -> dict[str, Any]:
-    """What is not ``known`` of the network with the weights ``state``, from their names and shapes;
-    prints it. The original suite records neither architecture nor depth nor dataset.
+def infer(path: str | Path | None, state: object, recorded: Request) -> Request:
+    """What is ``recorded`` of the network with the weights ``state``, completed by what their names
+    and shapes tell, which is printed. The original suite records neither architecture nor depth nor
+    dataset.
 
     The architecture is one of the paper's, if the file has exactly its names. 10 or 100 classes of
     a network of this suite mean CIFAR, which is all that the original trains on.
     """
     if not isinstance(state, dict) or not checkpoint.is_state_dict(state):
-        return {}
-    found: dict[str, Any] = {}
-    if known["arch"] is None or (known["depth"] is None and known["arch"] in PAPER_DEPTH):
-        arch, depth = next(_with_names(state, known["arch"], known["depth"]), (None, None))
-        found = {"arch": arch, "depth": depth} if arch else {}
-    if known["dataset"] is None and (known | found)["arch"] in NETWORKS:
-        dataset = OF_CLASSES.get(known["num_classes"] or _count_outputs(state) or 0)
-        found |= {"dataset": dataset} if dataset else {}
-    new = {name: value for name, value in found.items() if known[name] is None}
+        return recorded
+    arch, depth, dataset = recorded.arch, recorded.depth, recorded.dataset
+    if arch is None or (depth is None and arch in PAPER_DEPTH):
+        arch, depth = next(_with_names(state, arch, depth), (arch, depth))
+    if dataset is None and arch in NETWORKS:
+        dataset = OF_CLASSES.get(recorded.num_classes or _count_outputs(state) or 0)
+    found: dict[str, Any] = {"arch": arch, "depth": depth, "dataset": dataset}
+    new = {n: v for n, v in found.items() if v is not None and getattr(recorded, n) is None}
     if new:
         told = ", ".join(f"{name} {value}" for name, value in new.items())
         advice = "; if it was trained on other data, give its dataset" if "dataset" in new else ""
         _print_once(f"note: {path} does not record its network. Its weights are of {told}{advice}")
-    return new
+    return replace(recorded, **new)
 
 
 def _with_names(
@@ -274,20 +278,20 @@ def rebuild(
 
 
 def restore(
-    path: str | Path, contents: Contents, known: Request, networks: dict = NETWORKS
+    path: str | Path, contents: Contents, described: Request, networks: dict = NETWORKS
 ) -> tuple[nn.Module, Architecture]:
     """The network of a file that is `describe`d, with its weights. UserError if it is not known, or
     if the weights are of another one."""
-    one_depth = known.arch and known.arch not in PAPER_DEPTH
+    one_depth = described.arch and described.arch not in PAPER_DEPTH
     needed = ("arch", "dataset") if one_depth else ("arch", "depth", "dataset")
-    missing = [name for name in needed if getattr(known, name) is None]
+    missing = [name for name in needed if getattr(described, name) is None]
     if missing:
         raise UserError(
             f"{path} does not record its {' and '.join(missing)}: add "
             f"{' '.join(f'`{name}`' for name in missing)}"
         )
-    outputs = known.num_classes or _count_outputs(contents["state_dict"])
-    network = replace(known, num_classes=outputs).architecture()
+    outputs = described.num_classes or _count_outputs(contents["state_dict"])
+    network = replace(described, num_classes=outputs).architecture()
     if _counts_kept_channels(network, contents["state_dict"], networks):
         network = replace(network, cfg=None)
     return load_network(path, contents, network, networks), network

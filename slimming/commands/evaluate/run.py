@@ -93,14 +93,14 @@ def evaluate(subject: Subject) -> dict:
 def describe(subject: Subject) -> dict:
     """The network, and what its file records, None if missing."""
     path, contents = subject.path, subject.contents
-    known = {"checkpoint": str(path), "file_bytes": path.stat().st_size}
-    known |= {"network": str(subject.network), **asdict(subject.network)}
-    del known["cfg"]
+    answer: dict = {"checkpoint": str(path), "file_bytes": path.stat().st_size}
+    answer |= {"network": str(subject.network), **asdict(subject.network)}
+    del answer["cfg"]
     for name in ("epoch", "best_prec1"):
         value = contents.get(name)
         value = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
-        known[name] = value if isinstance(value, int | float) else None
-    return {**known, "pruned": subject.pruned, "device": str(subject.device)}
+        answer[name] = value if isinstance(value, int | float) else None
+    return {**answer, "pruned": subject.pruned, "device": str(subject.device)}
 
 
 def compare_sizes(subject: Subject) -> dict:
