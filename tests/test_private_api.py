@@ -3,6 +3,7 @@
 Where a test here fails, docs/architecture.md says what the name is for, and the code must change.
 """
 
+# ruff: noqa: SLF001
 import ast
 import importlib
 import re
@@ -17,7 +18,8 @@ from warm import ROOT
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 OURS = [p for room in ("slimming", "models", "mask-impl") for p in ROOT.glob(f"{room}/**/*.py")]
-OF_TENSORS = {"_version", "_base"}  # attributes
+OWNERS = dict.fromkeys(["_version", "_base"], "Tensor")  # of attributes
+OWNERS |= dict.fromkeys(["_forward_hooks", "_forward_pre_hooks", "_orig_mod"], "Module")
 
 
 def private_names(path: Path) -> set[str]:
@@ -32,8 +34,10 @@ def private_names(path: Path) -> set[str]:
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             if node.value.id == "torch" and re.match("_[^_]", node.attr):
                 found.add(f"torch.{node.attr}")
-            elif node.attr in OF_TENSORS and node.value.id != "self":
-                found.add(f"Tensor.{node.attr}")
+            elif node.attr in OWNERS and node.value.id != "self":
+                found.add(f"{OWNERS[node.attr]}.{node.attr}")
+        elif isinstance(node, ast.Constant) and node.value in OWNERS:  # getattr, hasattr
+            found.add(f"{OWNERS[node.value]}.{node.value}")
     return found
 
 
@@ -64,6 +68,19 @@ def test_a_dispatch_mode_sees_every_operation_and_its_arguments():
     with torch.no_grad(), Mode():
         layer(x).add_(1)
     assert seen == [("aten::convolution", 9), ("aten::add_.Tensor", 2)]
+
+
+def test_hooks_of_a_module_are_counted():
+    layer = nn.Conv2d(1, 1, 1)
+    assert not layer._forward_hooks and not layer._forward_pre_hooks
+    layer.register_forward_hook(lambda *_: None)
+    layer.register_forward_pre_hook(lambda *_: None)
+    assert len(layer._forward_hooks) == len(layer._forward_pre_hooks) == 1
+
+
+def test_a_compiled_network_holds_the_one_that_was_given():
+    layer = nn.Linear(1, 1)
+    assert torch.compile(layer)._orig_mod is layer
 
 
 def test_trees_of_tensors():

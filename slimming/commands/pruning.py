@@ -13,7 +13,7 @@ from slimming.channels.groups import Group
 from slimming.channels.scaling import Masks
 from slimming.choosing import allocation, budget
 from slimming.choosing.allocation import Prunable, allocation_name
-from slimming.choosing.threshold import LEAST, Choice, Multiples
+from slimming.choosing.threshold import Choice, Multiples
 from slimming.data.loading import Data
 from slimming.errors import UserError
 from slimming.measuring import figures, latency
@@ -31,7 +31,7 @@ def allocation_field(default: str | None, more: str = "") -> Any:
     return setting(default, text + more, metavar="A", parse=allocation_name)
 
 
-def least_field(default: float = LEAST) -> Any:
+def least_field(default: float) -> Any:
     """The field of the fraction of its channels that each layer keeps."""
     text = "each layer keeps at least this fraction of its channels, or 1 - P if that is less"
     text += "; 0: one channel"
@@ -208,11 +208,11 @@ def _multiple(text: str) -> RoundTo:
         raise ValueError(f"must be auto or an integer of at least 1, not {text!r}") from None
 
 
-def round_to_field() -> Any:
+def round_to_field(default: RoundTo) -> Any:
     """The field of the multiple, or "auto"."""
     text = "round the number of channels in each layer up to a multiple of N; auto: for each layer "
     text += "the multiple that is fastest on this device, measured with --latency-batch images"
-    return setting(1, text, metavar="N", parse=_multiple)
+    return setting(default, text, metavar="N", parse=_multiple)
 
 
 def measured(

@@ -138,8 +138,8 @@ class PruningSettings:
     allocation: str | None = allocation_field(
         None, " (instead of --global-pruning and --importance)"
     )
-    least: float = least_field()
-    round_to: int | Literal["auto"] = round_to_field()
+    least: float = least_field(LEAST)
+    round_to: int | Literal["auto"] = round_to_field(1)
     ignore: Sequence[str] = setting(
         (),
         "do not prune this layer, or the layers inside this module; can be repeated",

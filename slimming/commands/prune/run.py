@@ -67,7 +67,8 @@ class Job:
     def find_prunable(self) -> Prunable:
         """The network with its coupled channels, and the multiples of --round-to, for "auto"
         measured."""
-        plain = Prunable(self.model, declared(self.model), least=self.run.prune.least)
+        coupled, least = declared(self.model), self.run.prune.least
+        plain = Prunable(model=self.model, coupled=coupled, least=least)
         round_to = self.run.prune.round_to
         if isinstance(round_to, int):
             return replace(plain, round_to=round_to)

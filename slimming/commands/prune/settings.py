@@ -31,7 +31,7 @@ class PruneSettings:
     )
     allocation: str = allocation_field("global", " (default: global)")
     least: float = least_field(0.0)
-    round_to: int | Literal["auto"] = round_to_field()
+    round_to: int | Literal["auto"] = round_to_field(1)
 
 
 @dataclass(frozen=True)

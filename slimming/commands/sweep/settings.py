@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from slimming.choosing.allocation import ALLOCATIONS
+from slimming.choosing.threshold import LEAST
 from slimming.commands.pruning import BudgetSettings, least_field
 from slimming.commands.settings import CheckpointSettings, save_field
 from slimming.commands.sweep.report import COSTS
@@ -39,7 +40,7 @@ class PointsSettings:
     candidates: int = setting(
         100, "number of random candidates of --allocation search", metavar="N", parse=count
     )
-    least: float = least_field()
+    least: float = least_field(LEAST)
     round_to: int = setting(
         1, "keep a multiple of N channels in each layer", metavar="N", parse=count
     )
