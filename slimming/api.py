@@ -5,6 +5,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from slimming.measuring import figures as measuring_figures
 from slimming.measuring.figures import Figures
 from slimming.repair import layer_by_layer as repairing
 from slimming.reports.inspection import Inspection, inspection
+from slimming.reports.tables import table
 from slimming.slicing.proof import liveness, liveness_warning
 from slimming.sparsity import sliced_state
 from slimming.storage import checkpoint
@@ -37,6 +39,7 @@ __all__ = [
     "Inspection",
     "L1Penalty",
     "Slim",
+    "compare",
     "deploy",
     "inspect",
     "load",
@@ -345,6 +348,43 @@ def _fitting(
 
     absolute = {n: limit * full[n] if limit <= 1 else limit for n, limit in limits.items()}
     return budget.smallest_fit(slim, cost, absolute, count_filters(coupled)).ratio
+
+
+@arguments.alone()
+def compare(
+    models: Mapping[str, nn.Module | Slim], inputs: Inputs, **scores: Mapping[str, float]
+) -> str:
+    """A table of networks by name: parameters, FLOPs of one sample, milliseconds of a forward pass
+    of ``inputs`` (median; they take turns; in eval mode, where they are), and ``scores``: by name
+    of a column a number for each network that has one.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+    >>> images = torch.rand(2, 3, 8, 8)
+    >>> print(compare({"dense": net, "slim": prune(net, images)}, images, top1={"slim": 0.5}))
+    ... # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
+    network  parameters  FLOPs   ms  top1
+    -------  ---...
+    dense         3,114  21,312  ...
+    slim          1,562  10,656  ... 0.5000
+    """
+    networks = {name: m.model if isinstance(m, Slim) else m for name, m in models.items()}
+    modes = [(module, module.training) for m in networks.values() for module in m.modules()]
+    tasks = []
+    for model in networks.values():
+        fed = arguments.like(inputs, slicing.where(model)[0])
+        tasks.append(partial(arguments.call, model.eval(), fed))
+    try:
+        seconds = figures.in_turns(tasks, slicing.where(next(iter(networks.values())))[0])
+    finally:
+        for module, training in modes:
+            module.training = training
+    rows = []
+    for (name, model), taken in zip(networks.items(), seconds, strict=True):
+        counts = figures.count_with(model, slicing.sample(model, inputs))
+        cells = [name, f"{counts.parameters:,}", f"{counts.flops:,}", f"{1e3 * taken:.2f}"]
+        own = [column.get(name) for column in scores.values()]
+        rows.append([*cells, *("" if value is None else f"{value:.4f}" for value in own)])
+    return table(["network", "parameters", "FLOPs", "ms", *scores], rows)
 
 
 @arguments.alone(gradients=True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from slimming.channels import inputs as arguments
 from slimming.channels.groups import Group, copied
@@ -45,6 +46,8 @@ class Sparsity:
             sparsity.on_gradients()  # with a GradScaler after scaler.unscale_(optimizer)
             optimizer.step()
             sparsity.after_step()
+
+    Where the loop is not yours, ``sparsity.attach(optimizer)`` makes both calls.
 
     The penalty is s · Σ ‖γ_u‖₂ / √k over the units u of coupled channels, with k scaling factors γ
     each: s · Σ|γ| (Liu et al., ICCV 2017, eq. 1) where one BatchNorm scales a unit, a group lasso
@@ -121,16 +124,34 @@ class Sparsity:
         self.strength = self.sizes.clamp(min=1).rsqrt()
         self.strength[0] = 0
 
+    def attach(self, optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
+        """Let each step of ``optimizer`` call `on_gradients` and `after_step`, where a loop that is
+        not yours makes the steps: a trainer of Ultralytics, Lightning, Transformers. Gradients are
+        unscaled and clipped by then. ``remove()`` of the handles ends it."""
+
+        def before(optimizer: torch.optim.Optimizer, *_: object) -> None:
+            scale = getattr(optimizer, "grad_scale", None)  # a fused one unscales in its step
+            self.on_gradients(scale=1.0 if scale is None else float(scale))
+
+        def after(*_: object) -> None:
+            self.after_step()
+
+        return [
+            optimizer.register_step_pre_hook(before),
+            optimizer.register_step_post_hook(after),
+        ]
+
     @property
     def now(self) -> float:
         """The strength of the penalty in this step: ``s`` by its schedule."""
         return self.s * SCHEDULES[self.schedule](self.step / self.steps if self.steps else 0.0)
 
     @torch.no_grad()
-    def on_gradients(self, batch: object = None) -> None:
+    def on_gradients(self, batch: object = None, *, scale: float = 1.0) -> None:
         """Add the subgradient of the penalty to the gradients. Call it between backward and step,
-        when gradients are final: unscaled, accumulated, and averaged over processes."""
-        s = self.now
+        when gradients are final: accumulated, averaged over processes, and unscaled, or ``scale``
+        times as large."""
+        s = self.now * scale
         if not s:
             return
         if self.norms:

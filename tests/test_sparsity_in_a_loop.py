@@ -134,6 +134,36 @@ def test_with_a_grad_scaler_the_penalty_is_not_scaled():
     scaler.step(optimizer)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_attached_to_an_optimizer_each_step_is_that_of_a_loop(scaled):
+    """A fused optimizer unscales in its step: the penalty is scaled like the gradients."""
+    results = []
+    for attach in (False, True):
+        model = Residual()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=scaled)
+        sparsity = slimming.Sparsity(model, IMAGES, s=0.3, schedule="linear", steps=3)
+        handles = sparsity.attach(optimizer) if attach else []
+        scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=1024.0)
+        for _ in range(3):
+            optimizer.zero_grad()
+            scaler.scale(model(IMAGES).square().mean()).backward()
+            if not attach:
+                scaler.unscale_(optimizer)
+                sparsity.on_gradients()
+            scaler.step(optimizer)
+            scaler.update()
+            if not attach:
+                sparsity.after_step()
+        assert sparsity.step == 3
+        for handle in handles:
+            handle.remove()
+        optimizer.step()
+        assert sparsity.step == 3
+        results.append(model.state_dict())
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value)
+
+
 def test_frozen_layers_and_parameters_that_are_replaced():
     model = Residual()
     sparsity = slimming.Sparsity(model, IMAGES, s=0.3)
