@@ -84,7 +84,7 @@ def keeping(slim: torch.nn.Module) -> type[DetectionTrainer]:
     """Their trainer, for a network that is there: it would build it from its YAML again."""
 
     class Trainer(DetectionTrainer):
-        def get_model(self, cfg=None, weights=None, verbose=True):
+        def get_model(self, *_: object, **__: object) -> torch.nn.Module:
             return slim
 
     return Trainer
@@ -116,15 +116,15 @@ def draw(folder: Path, count: int, size: int = 160) -> Path:
         for _ in range(dice.randint(1, 5)):
             width, height = dice.randint(16, 64), dice.randint(16, 64)
             x, y = dice.randint(0, size - width), dice.randint(0, size - height)
-            kind, box = dice.randrange(3), (x, y, x + width, y + height)
+            name, box = dice.randrange(3), (x, y, x + width, y + height)
             pen, color = ImageDraw.Draw(image), tuple(dice.choices(range(256), k=3))
-            if kind == 2:
+            if name == 2:
                 pen.polygon([(x, y + height), (x + width, y + height), (x + width // 2, y)], color)
             else:
-                (pen.ellipse if kind else pen.rectangle)(box, color)
+                (pen.ellipse if name else pen.rectangle)(box, color)
             center = (x + width / 2) / size, (y + height / 2) / size
-            lines.append(f"{kind} {center[0]} {center[1]} {width / size} {height / size}")
-        for kind, suffix in (("images", "png"), ("labels", "txt")):
+            lines.append(f"{name} {center[0]} {center[1]} {width / size} {height / size}")
+        for kind in ("images", "labels"):
             (folder / kind / part).mkdir(parents=True, exist_ok=True)
         image.save(folder / "images" / part / f"{number}.png")
         (folder / "labels" / part / f"{number}.txt").write_text("\n".join(lines))

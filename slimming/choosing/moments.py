@@ -166,7 +166,7 @@ class Gram:
     def covariance(self) -> torch.Tensor:
         """Cov(x, x) (G, F, F)."""
         mean = self.x / self.count
-        return self.xx / self.count - mean.mT @ mean
+        return torch.baddbmm(self.xx, mean.mT, mean, beta=1 / self.count, alpha=-1)
 
     def penalty(self, strength: float) -> torch.Tensor:
         """λ (G, 1): ``strength`` times the mean square of the features."""
@@ -181,14 +181,12 @@ class Moments(Gram):
         super().__init__(groups, features, device)
         self.r = torch.zeros(groups, 1, outputs, dtype=torch.double, device=device)
         self.xr = torch.zeros(groups, features, outputs, dtype=torch.double, device=device)
-        self.rr = torch.zeros((), dtype=torch.double, device=device)
 
     def add(self, x: torch.Tensor, r: torch.Tensor) -> None:
         """Count n more samples."""
         self.add_inputs(x)
         self.r += r.sum(1, keepdim=True, dtype=torch.double)
         self.xr += x.mT @ r
-        self.rr += r.square().sum(dtype=torch.double)
 
     def __iadd__(self, other: "Moments") -> "Moments":
         for name, value in vars(other).items():
@@ -199,12 +197,6 @@ class Moments(Gram):
         """Cov(x, r) (G, F, O)."""
         return self.xr / self.count - (self.x / self.count).mT @ (self.r / self.count)
 
-    def residual(self, slope: torch.Tensor) -> float:
-        """Variance of r - x · ``slope`` (G, F, O), summed over its entries."""
-        variance = self.rr / self.count - (self.r / self.count).square().sum()
-        explained = (slope * (2 * self.cross() - self.covariance() @ slope)).sum()
-        return float(variance - explained)
-
     def intercept(self, slope: torch.Tensor) -> torch.Tensor:
         """Mean (G, 1, O) of r - x · ``slope``."""
         return (self.r - self.x @ slope) / self.count
@@ -213,7 +205,8 @@ class Moments(Gram):
 def solve(xx: torch.Tensor, penalty: torch.Tensor, xr: torch.Tensor) -> torch.Tensor:
     """(xx + λ I)⁻¹ xr for covariances ``xx`` (G, F, F) and ``xr`` (G, F, O), with λ = ``penalty``
     (G, 1); 0 where there is no unique solution."""
-    regular = xx + torch.diag_embed(penalty.expand(xx.shape[:2]))
+    regular = xx.clone()
+    regular.diagonal(dim1=1, dim2=2).add_(penalty)
     factor, failed = torch.linalg.cholesky_ex(regular)
     return torch.where(failed[:, None, None] == 0, torch.cholesky_solve(xr, factor), 0)
 
@@ -224,14 +217,27 @@ def ridge(moments: Moments, strength: float) -> torch.Tensor:
     return solve(moments.covariance(), moments.penalty(strength), moments.cross())
 
 
+WIDE, FEW = 1024, 64  # features of a wide layer, and of its outputs those that choose a strength
+
+
 def best_ridge(
     moments: Moments, held_back: Moments, strengths: Sequence[float]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Slope (G, F, O) and intercept (G, 1, O) fitted to all samples, ``held_back`` included, with
-    the one of the ``strengths`` that predicts those best from the others."""
-    errors = {s: held_back.residual(ridge(moments, s)) for s in strengths}
+    the one of the ``strengths`` that predicts those best from the others; where the samples have
+    more than `WIDE` features, as some of the outputs tell, in fp32."""
+    xx, xr = moments.covariance(), moments.cross()
+    theirs, goal = held_back.covariance(), held_back.cross()
+    if xx.shape[1] > WIDE:
+        step = -(-xr.shape[2] // FEW)
+        xx, xr, theirs, goal = (t.float() for t in (xx, xr[..., ::step], theirs, goal[..., ::step]))
+    explained = {}
+    for strength in strengths:
+        slope = solve(xx, moments.penalty(strength).to(xx.dtype), xr)
+        explained[strength] = float((slope * (2 * goal - theirs @ slope)).sum(dtype=torch.double))
+    del xx, theirs
     moments += held_back
-    slope = ridge(moments, min(errors, key=errors.__getitem__))
+    slope = ridge(moments, max(explained, key=explained.__getitem__))
     return slope, moments.intercept(slope)
 
 

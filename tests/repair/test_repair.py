@@ -15,7 +15,7 @@ import slimming
 from models import NETWORKS
 from slimming import slicing
 from slimming.channels.groups import declared
-from slimming.choosing import importance
+from slimming.choosing import importance, moments
 from slimming.choosing.moments import (
     add_to_weight,
     channel_dim,
@@ -597,3 +597,20 @@ def test_too_few_images_are_one_line(script, tmp_path):
     fails(
         tmp_path, f"{script} --repair --repair-images 31", says=["--repair-images", "at least 32"]
     )
+
+
+def test_a_wide_layer_chooses_its_strength_by_some_outputs(monkeypatch):
+    """Noise calls for the strongest ridge, its absence for the weakest; in both forms."""
+    torch.manual_seed(0)
+    weight = torch.randn(40, 130)
+    for noise, strength in ((0.0, 1e-6), (30.0, 1e-1)):
+        chosen = []
+        for wide in (10**6, 0):
+            monkeypatch.setattr(moments, "WIDE", wide)
+            fitted, held_back = (moments.Moments(1, 40, 130, weight.device) for _ in range(2))
+            for part, count in ((fitted, 60), (held_back, 400)):
+                x = torch.randn(1, count, 40)
+                part.add(x, x @ weight + noise * torch.randn(1, count, 130))
+            slope, _ = moments.best_ridge(fitted, held_back, (1e-6, 1e-1))  # adds both
+            chosen.append(slope)
+            assert torch.equal(slope, moments.ridge(fitted, strength))
