@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 from ultralytics import YOLO
-from ultralytics.data.utils import check_det_dataset
 from ultralytics.models.yolo.detect import DetectionTrainer
 
 import slimming
@@ -47,7 +46,7 @@ def main() -> None:
     yolo.train(name="sparse", epochs=args.epochs, **more)
     dense = yolo.model.float().eval()
 
-    images = pictures(data, args.size)
+    images = pictures(yolo.trainer)
     only_detections(dense, True)
     pruned = slimming.prune(dense, images[:2], flops=args.flops, measure="bn")
     repaired = slimming.repair(pruned, dense, images)
@@ -97,13 +96,11 @@ def score(model: torch.nn.Module, name: str, more: dict) -> float:
     return float(yolo.val(name="val", **{k: more[k] for k in ("data", "imgsz", "project")}).box.map)
 
 
-def pictures(data: str | Path, size: int, count: int = 256) -> torch.Tensor:
-    """Training images (N, 3, size, size) of a dataset, as the network reads them: RGB, 0 to 1."""
-    folder = Path(check_det_dataset(str(data))["train"])
-    files = sorted(f for f in folder.rglob("*") if f.suffix in (".jpg", ".png"))[:count]
-    loaded = [Image.open(file).convert("RGB").resize((size, size)) for file in files]
-    pixels = [torch.frombuffer(bytearray(i.tobytes()), dtype=torch.uint8) for i in loaded]
-    return torch.stack(pixels).view(-1, size, size, 3).permute(0, 3, 1, 2).float() / 255
+def pictures(trainer: DetectionTrainer, count: int = 256) -> torch.Tensor:
+    """Training images (N, 3, H, W) as the validator shows them, with the bars beside them: what
+    calibration does not see, repair does not keep."""
+    loader = trainer.get_dataloader(trainer.data["train"], count, rank=-1, mode="val")
+    return next(iter(loader))["img"].float() / 255
 
 
 def draw(folder: Path, count: int, size: int = 160) -> Path:
