@@ -1,6 +1,7 @@
 # make demo   run the whole workflow on a dataset that needs no download
 # make check  run the quick tests, in about a minute
 # make test   install the requirements of the tests, and run all of them
+# make recipes  run examples/slim_*.py with the newest releases of the libraries that they need
 # make lint   check formatting, lint, types and which package imports which
 # make web    fetch ONNX Runtime for examples/classify.html from the npm registry
 
@@ -12,7 +13,7 @@ VENDOR  = examples/vendor
 ORT     = onnxruntime-web@1.30.0
 ORT_FILES = ort.wasm.bundle.min.mjs ort-wasm-simd-threaded.wasm
 
-.PHONY: demo check test lint web clean
+.PHONY: demo check test recipes lint web clean
 
 demo: $(VENV)/requirements $(VENV)/requirements-export
 	@rm -rf demo
@@ -29,6 +30,10 @@ check: $(VENV)/requirements-dev
 
 test: $(VENV)/requirements-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+recipes: $(VENV)/requirements-dev
+	$(BIN)/python -m pip install --quiet --upgrade -r examples/requirements.txt
+	$(BIN)/python -m pytest tests/test_recipes.py -rP
 
 lint: $(VENV)/requirements-dev
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ from slimming.choosing import budget, importance, ranking
 from slimming.choosing.importance import Evidence, Scores
 from slimming.choosing.threshold import LEAST, Choice
 from slimming.deploy.fold import deploy
-from slimming.errors import UserError
+from slimming.errors import UserError, raise_if_of_the_machine
 from slimming.measuring import figures
 from slimming.measuring import figures as measuring_figures
 from slimming.measuring.figures import Figures
@@ -342,9 +342,16 @@ def _fitting(
 
     def cost(slim: nn.Module) -> budget.Costs:
         found = {"params": float(measuring_figures.count_parameters(slim))}
-        if "flops" in limits:
-            found["flops"] = measuring_figures.flops_with(slim, one)[0]
-        return found
+        if "flops" not in limits:
+            return found
+        try:
+            return {**found, "flops": measuring_figures.flops_with(slim, one)[0]}
+        except Exception as error:  # the user's forward may raise anything at other widths
+            raise_if_of_the_machine(error)
+            raise UserError(
+                f"a slim network fails ({type(error).__name__}: {error}): its code needs numbers "
+                "of channels that `ignore` should keep; `params` or `ratio` may find others"
+            ) from error
 
     absolute = {n: limit * full[n] if limit <= 1 else limit for n, limit in limits.items()}
     return budget.smallest_fit(slim, cost, absolute, count_filters(coupled)).ratio

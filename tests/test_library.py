@@ -716,3 +716,30 @@ def test_wiring_is_told_to_be_needed_no_more():
 
     with pytest.warns(UserWarning, match=r"Wired\.wiring\(\) is no longer needed"):
         slimming.inspect(Wired(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 3)), torch.rand(1, 3, 8, 8))
+
+
+class Borrowed(nn.Module):
+    """One layer's number of channels shapes what another one wrote."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.value = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 1)
+        self.wide, self.last = nn.Conv2d(12, 40, 3, padding=1), nn.Conv2d(40, 5, 1)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        x = self.value(x).flatten(1).view(x.shape).relu()
+        return self.last(self.wide(x).relu())
+
+
+@pytest.mark.parametrize("limit", [0.3, 0.5, 0.8])
+def test_a_budget_where_two_layers_need_the_same_number(limit):
+    """A trial that takes the same share of both does not see it."""
+    torch.manual_seed(0)
+    model, x = Borrowed(), torch.rand(2, 3, 8, 8)
+    slim = slimming.prune(model, x, flops=limit, measure="l1")
+    dense = slimming.prune(model, x, ratio=0.0).figures.flops
+    assert slim.figures.flops <= limit * dense
+    assert slim.model.stem.out_channels == slim.model.value.out_channels == 12
+    pinned = slimming.inspect(model, x).pinned
+    assert any("the code of the network holds" in reason for reason in map(str, pinned)), pinned

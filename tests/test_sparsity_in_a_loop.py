@@ -303,3 +303,67 @@ def test_distillation_of_logits_and_of_other_outputs():
     assert float(two(IMAGES).detach()) == pytest.approx(1.0)
     with pytest.raises(UserError, match="other shapes"):
         two(IMAGES, IMAGES)
+
+
+def test_under_torch_compile_the_penalty_is_the_same():
+    model, other = Residual(), Residual()
+    compiled = torch.compile(other, backend="aot_eager")
+    for network, sparsity in (
+        (model, slimming.Sparsity(model, IMAGES, s=0.3)),
+        (compiled, slimming.Sparsity(compiled, IMAGES, s=0.3)),
+    ):
+        network(IMAGES).square().mean().backward()
+        sparsity.on_gradients()
+    ours, theirs = gradients(model), gradients(other)
+    for name, gradient in ours.items():
+        torch.testing.assert_close(theirs[name], gradient)
+
+
+def _of_two(rank, folder):
+    """One of two processes: half of the batch, then the penalty, then a step."""
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(str(folder / "store"), 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    model = nn.parallel.DistributedDataParallel(Residual().eval())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    slimming.Sparsity(model, IMAGES, s=0.3).attach(optimizer)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(IMAGES[2 * rank : 2 * rank + 2]).square().mean().backward()
+        optimizer.step()
+    torch.save(model.module.state_dict(), folder / f"{rank}.pth")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_over_two_processes_it_is_the_penalty_of_one(tmp_path):
+    torch.multiprocessing.spawn(_of_two, (tmp_path,), nprocs=2)
+    model = Residual().eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    slimming.Sparsity(model, IMAGES, s=0.3).attach(optimizer)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(IMAGES).square().mean().backward()
+        optimizer.step()
+    found = [torch.load(tmp_path / f"{rank}.pth") for rank in range(2)]
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(found[0][name], value)
+        assert torch.equal(found[0][name], found[1][name])
+
+
+def test_a_slim_network_copies_compiles_and_goes_through_ddp():
+    model = Residual()
+    slim = slimming.prune(model, IMAGES, flops=0.6)
+    outputs = slim.model(IMAGES)
+    for other in (copy.deepcopy(slim.model), torch.compile(slim.model, backend="aot_eager")):
+        torch.testing.assert_close(other(IMAGES), outputs)
+    assert type(slim.model) is Residual
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(slim.model)
+        wrapped(IMAGES).sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(parameter.grad is not None for parameter in slim.model.parameters())

@@ -1,6 +1,7 @@
 """Which groups can go, tried; slim any CNN: choose channels, slice, and prove."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -38,7 +39,7 @@ def without_masked_channels(model: nn.Module, cfg: list | dict | None) -> nn.Mod
     return without_dead_channels(model)
 
 
-SHARE = 3  # one unit in three goes, to try a group
+SHARES = (3, 2, 4, 5, 6)  # one unit in so many goes, to try a group: not the same in all
 
 Item = TypeVar("Item")
 
@@ -71,9 +72,10 @@ def tried(model: nn.Module, found: Channels) -> Channels:
 def exact(
     model: nn.Module, groups: list[Group], inputs: Inputs, keep: Masks | None = None
 ) -> list[Group]:
-    """The groups that can be sliced `together`. ``keep``: the units that stay, by default two of
-    three in each group."""
-    keep = keep or {group.name: _some(group) for group in groups}
+    """The groups that can be sliced `together`. ``keep``: the units that stay, by default other
+    shares of neighbours: code may need the same number in two groups."""
+    shares = itertools.cycle(SHARES)
+    keep = keep or {g.name: _some(g, share) for g, share in zip(groups, shares, strict=False)}
     return together(groups, lambda several: holds(model, several, keep, inputs))
 
 
@@ -102,11 +104,11 @@ def holds(model: nn.Module, groups: list[Group], keep: Masks, inputs: Inputs) ->
         return False
 
 
-def _some(group: Group) -> torch.Tensor:
-    """Two of three units, and at least one of each layer that writes the group. The first ones go,
-    but the second stays: of parts whose sizes the code computes one loses more than its share."""
+def _some(group: Group, share: int) -> torch.Tensor:
+    """All but one of ``share`` units, and at least one of each layer that writes the group. The
+    first ones go, but the second stays: of parts whose sizes the code computes one loses more."""
     keep = group.alive.clone()
-    keep[[0, *range(2, group.size // SHARE + 1)]] = False
+    keep[[0, *range(2, group.size // share + 1)]] = False
     for member in group.members:
         if not keep[member.units].any():
             keep[member.units[0]] = True
