@@ -1,6 +1,7 @@
 """The public API: sparsity training; inspect a network, slim it, repair it, save it, load it,
 deploy it."""
 
+import numbers
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -55,6 +56,7 @@ WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 PROBES = 64  # images that tell whether a repaired network is alive
 SCOPES = ("global", "layer")
 RATIO = 0.5  # of the filters, by default
+EXPORTED = (".onnx", ".pt2", ".ts", ".xml", ".tflite")
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -164,6 +166,9 @@ def prune(
         raise UserError(f"scope must be 'global' or 'layer', not {scope!r}")
     if loss and labels is not None:
         raise UserError("`loss` and `labels` contradict each other: use one of them")
+    for name, value in {"ratio": ratio, "flops": flops, "params": params, "least": least}.items():
+        if value is not None and not isinstance(value, numbers.Real):
+            raise UserError(f"{name} must be a number, not {value!r}")
     limits = {name: v for name, v in {"flops": flops, "params": params}.items() if v is not None}
     if limits and ratio is not None:
         raise UserError(f"`ratio` and `{next(iter(limits))}` contradict each other: use one")
@@ -231,10 +236,16 @@ def rounds(
         raise UserError(f"to must be between 0 and 1, and steps at least 1, not {to} and {steps}")
     full = figures.count_with(model, slicing.sample(model, checked(model, inputs))).flops
 
+    def limit(step: int) -> float:
+        return max(1.0 + 1e-9, full * to ** (step / steps))  # above 1 it is no fraction
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prune(model, inputs, flops=limit(steps), **more)  # what is impossible fails before training
+
     def each(model: nn.Module) -> Iterator[Slim]:
         for step in range(1, steps + 1):
-            # just above 1 it is a number, not a fraction
-            slim = prune(model, inputs, flops=max(1.0 + 1e-9, full * to ** (step / steps)), **more)
+            slim = prune(model, inputs, flops=limit(step), **more)
             yield slim
             model = slim.model
 
@@ -374,7 +385,7 @@ def compare(
     dense         3,114  21,312  ...
     slim          1,562  10,656  ... 0.5000
     """
-    networks = {name: m.model if isinstance(m, Slim) else m for name, m in models.items()}
+    networks = {name: arguments.network(model) for name, model in models.items()}
     modes = [(module, module.training) for m in networks.values() for module in m.modules()]
     tasks = []
     for model in networks.values():
@@ -415,7 +426,9 @@ def repair(slim: Slim, dense: nn.Module, inputs: Inputs, seed: int = 0) -> Slim:
     >>> bool(errors[1] < errors[0])
     True
     """
-    repaired = repairing.repair(slim.model, dense, slim.kept, inputs, seed)
+    if not isinstance(slim, Slim):
+        raise UserError(f"pass the Slim that `prune` returned, not a {type(slim).__name__}")
+    repaired = repairing.repair(slim.model, arguments.network(dense), slim.kept, inputs, seed)
     notes = repaired.notes if repaired.helped else [*repaired.notes, str(repaired)]
     for note in notes:
         warnings.warn(note, stacklevel=3)
@@ -439,9 +452,14 @@ def save(slim: Slim | nn.Module, path: str | Path) -> None:
     >>> load(path, build=lambda: net)[0]
     Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1))
     """
-    model = slim.model if isinstance(slim, Slim) else slim
+    model = arguments.network(slim)
     if isinstance(model, WRAPPERS):
         model = model.module
+    if Path(path).suffix in EXPORTED:
+        raise UserError(
+            f"{path}: `save` writes weights and widths for `load`, not a program: use "
+            "torch.onnx.export or torch.export on the network, or export.py"
+        )
     contents = {
         "cfg": slicing.cfg_of(model),
         "numbers": slicing.numbers_of(model),

@@ -325,7 +325,7 @@ def distill(
     """
     if not temperature > 0:
         raise UserError(f"temperature must be positive, not {temperature}")
-    teacher = bare(dense)
+    slim, teacher = arguments.network(slim), bare(arguments.network(dense))
     still = [m for m in teacher.modules() if isinstance(m, STILL)]
 
     def loss(inputs: Inputs, outputs: Any = None) -> torch.Tensor:

@@ -743,3 +743,35 @@ def test_a_budget_where_two_layers_need_the_same_number(limit):
     assert slim.model.stem.out_channels == slim.model.value.out_channels == 12
     pinned = slimming.inspect(model, x).pinned
     assert any("the code of the network holds" in reason for reason in map(str, pinned)), pinned
+
+
+def test_what_is_no_network_or_no_number_is_told(tmp_path):
+    model, x = (
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)),
+        torch.rand(2, 3, 8, 8),
+    )
+    slim = slimming.prune(model, x)
+    mistakes = {
+        "ratio must be a number": lambda: slimming.prune(model, x, ratio="0.5"),
+        "flops must be a number": lambda: slimming.prune(model, x, flops="half"),
+        "the Slim that `prune` returned": lambda: slimming.repair(slim.model, model, x),
+        "not: NoneType": lambda: slimming.save(None, tmp_path / "slim.pth"),
+        "not a program": lambda: slimming.save(slim, tmp_path / "slim.onnx"),
+        "not: str": lambda: slimming.deploy("slim.pth"),
+        "not: OrderedDict": lambda: slimming.distill(slim, model.state_dict()),
+    }
+    for words, mistake in mistakes.items():
+        with pytest.raises(UserError, match=words):
+            mistake()
+    assert not list(tmp_path.iterdir())
+    torch.testing.assert_close(slimming.deploy(slim, x)(x), slim.model.eval()(x))
+    assert slimming.distill(slim, model)(x).dim() == 0
+
+
+def test_rounds_to_a_budget_that_cannot_be_kept_fail_before_the_first():
+    model, x = (
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)),
+        torch.rand(2, 3, 8, 8),
+    )
+    with pytest.raises(UserError, match="flops"):
+        slimming.rounds(model, x, to=0.01, steps=3)

@@ -24,6 +24,14 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
+def network(value: object) -> nn.Module:
+    """``value``, a network, or the one in what `slimming.prune` returned. UserError for others."""
+    inner = value if isinstance(value, nn.Module) else getattr(value, "model", None)
+    if not isinstance(inner, nn.Module):
+        raise UserError(f"pass a network (nn.Module), not: {type(value).__name__}")
+    return inner
+
+
 @contextlib.contextmanager
 def alone(gradients: bool = False) -> Iterator[None]:
     """Whatever surrounds the caller: with ``gradients`` or without, not in inference mode, and

@@ -81,6 +81,7 @@ def deploy(
     >>> deploy(net, dtype=torch.bfloat16)(signals).dtype
     torch.float32
     """
+    model = arguments.network(model)
     if isinstance(inputs, torch.dtype):
         form = dtype if isinstance(dtype, Form) else form
         dtype, inputs = inputs, None
