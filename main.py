@@ -10,6 +10,7 @@ from slimming.cli import entry, flags
 from slimming.commands.train import run as training
 from slimming.commands.train.settings import TrainingRun
 from slimming.settings import kept
+from slimming.sparsity import Sparsity
 from slimming.storage.checkpoint import save_checkpoint
 from slimming.training.loop import test, train
 from slimming.training.penalties import L1Penalty, update_bn, updateBN
@@ -36,10 +37,14 @@ def main() -> None:
     loaders = training_data, test_data
     trainer = Trainer(model, network, *loaders, settings, optimizer, schedule, kept=kept(run))
     training.begin(trainer, start)
-    penalty = [L1Penalty(model, settings.s)] if settings.sr else []  # s · Σ|γ|
+    penalty: L1Penalty | Sparsity | None = None
+    if settings.sr and settings.penalty == "l1":
+        penalty = L1Penalty(model, settings.s)  # s · Σ|γ|
+    elif settings.sr:
+        penalty = Sparsity(model, test_data.first(2), settings.s, penalty=settings.penalty)
     zeros = training.hold_zeros(trainer, start)
 
-    callbacks = [*penalty, *zeros]
+    callbacks = [*([penalty] if penalty else []), *zeros]
     with (
         training.in_folder(trainer, callbacks, folder, run.data, not run.output.no_tensorboard),
         trainer.running(),
@@ -50,7 +55,7 @@ def main() -> None:
                 training_data,
                 trainer.optimizer,
                 epoch,
-                trainer.callbacks,  # the penalty acts between backward and step
+                trainer.callbacks,  # the penalty acts around the step of the optimizer
                 trainer.precision,
                 settings.log_interval,
             )

@@ -26,6 +26,7 @@ from slimming.reports.tables import table
 from slimming.slicing.proof import sample
 from slimming.slicing.prune import prunable, some
 from slimming.slicing.slim import Kept, slice_tensors, slim_to
+from slimming.training.penalties import PENALTIES, Factors
 
 SCHEDULES: dict[str, Callable[[float], float]] = {  # the share of ``s``, by the share of the steps
     "constant": lambda done: 1.0,
@@ -55,10 +56,13 @@ class Sparsity:
     are left alone. Of a group without BatchNorm ‖w_u‖₂ of all weights of its units is penalised,
     those that write and those that read them (Fang et al., CVPR 2023, 2301.12900).
 
-    ``inputs`` are as in `slimming.prune`. ``schedule``: "constant", "linear" (down to a tenth), or
-    "half" (none in the second half) of ``steps`` calls of `after_step`. ``ignore`` and ``only``
-    name layers as in `slimming.prune`. Parameters without a gradient are skipped; under
-    DistributedDataParallel gradients are those of all processes, and ``model`` may be wrapped.
+    ``penalty``: "group" is this one; "l1" takes each γ by itself; "prox" has a proximal step in
+    place of the subgradient, which makes γ exactly zero; "polar" polarizes them
+    (`slimming.training.penalties`). ``inputs`` are as in `slimming.prune`. ``schedule``:
+    "constant", "linear" (down to a tenth), or "half" (none in the second half) of ``steps`` calls
+    of `after_step`. ``ignore`` and ``only`` name layers as in `slimming.prune`. Parameters without
+    a gradient are skipped; under DistributedDataParallel gradients are those of all processes, and
+    ``model`` may be wrapped.
     UserError if nothing can be pruned, or an argument is invalid.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
@@ -69,12 +73,15 @@ class Sparsity:
     tensor([0.5000, 0.5000, 0.5000, 0.5000])
     """
 
+    name = "sparsity"  # as a callback of `slimming.training`
+
     def __init__(
         self,
         model: nn.Module,
         inputs: Inputs,
         s: float = 1e-4,
         *,
+        penalty: str = "group",
         schedule: str = "constant",
         steps: int | None = None,
         ignore: Iterable[str] = (),
@@ -82,11 +89,13 @@ class Sparsity:
     ):
         if not s >= 0:
             raise UserError(f"s must be at least 0, not {s}")
+        if penalty not in PENALTIES:
+            raise UserError(f"penalty must be {', '.join(PENALTIES)}, not {penalty!r}")
         if schedule not in SCHEDULES:
             raise UserError(f"schedule must be {', '.join(SCHEDULES)}, not {schedule!r}")
         if schedule != "constant" and not steps:
             raise UserError(f"schedule {schedule!r} needs the number of `steps` of the training")
-        self.s, self.schedule, self.steps, self.step = s, schedule, steps, 0
+        self.s, self.kind, self.schedule, self.steps, self.step = s, penalty, schedule, steps, 0
         self.ignore = [ignore] if isinstance(ignore, str) else list(ignore)
         self.only = [only] if isinstance(only, str) else only and list(only)
         self.inputs = sample(bare(model), inputs)
@@ -118,11 +127,11 @@ class Sparsity:
                 self.by_weights.append(group)
             count += group.size
         self.norms = {name: norms[name] for name, own in units.items() if own.any()}
-        found = [units[name] for name in self.norms]
-        self.units = torch.cat(found) if found else torch.zeros(0, dtype=torch.long)
-        self.sizes = torch.bincount(self.units, minlength=count)  # k, the number of γ of each unit
-        self.strength = self.sizes.clamp(min=1).rsqrt()
-        self.strength[0] = 0
+        found = torch.cat([torch.zeros(0, dtype=torch.long), *(units[n] for n in self.norms)])
+        if self.kind != "group":
+            found = torch.where(found > 0, torch.arange(1, len(found) + 1), 0)  # each by itself
+        self.factors = Factors(self.norms.values(), found)
+        self.penalty = PENALTIES[self.kind](self.factors, self.s)
 
     def attach(self, optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
         """Let each step of ``optimizer`` call `on_gradients` and `after_step`, where a loop that is
@@ -133,8 +142,8 @@ class Sparsity:
             scale = getattr(optimizer, "grad_scale", None)  # a fused one unscales in its step
             self.on_gradients(scale=1.0 if scale is None else float(scale))
 
-        def after(*_: object) -> None:
-            self.after_step()
+        def after(optimizer: torch.optim.Optimizer, *_: object) -> None:
+            self.after_step(optimizer)
 
         return [
             optimizer.register_step_pre_hook(before),
@@ -151,40 +160,25 @@ class Sparsity:
         """Add the subgradient of the penalty to the gradients. Call it between backward and step,
         when gradients are final: accumulated, averaged over processes, and unscaled, or ``scale``
         times as large."""
-        s = self.now * scale
-        if not s:
+        self.penalty.s = self.now
+        if not self.penalty.s:
             return
-        if self.norms:
-            self._of_factors(s)
+        if self.norms and hasattr(self.penalty, "on_gradients"):
+            self.penalty.on_gradients(scale=scale)
         for group in self.by_weights:
-            _of_weights(self.model, group, s)
+            _of_weights(self.model, group, self.penalty.s * scale)
 
-    def _of_factors(self, s: float) -> None:
-        gammas = [norm.weight for norm in self.norms.values()]
-        flat = torch.cat([gamma.detach().float() for gamma in gammas])
-        if self.units.device != flat.device:
-            self.units, self.sizes = self.units.to(flat.device), self.sizes.to(flat.device)
-            self.strength = self.strength.to(flat.device)
-        squares = torch.zeros_like(self.strength).index_add_(0, self.units, flat.square())
-        share = self.strength / squares.sqrt_().clamp_min_(torch.finfo(torch.float32).tiny)
-        alone = self.sizes[self.units] == 1  # exactly ±1: the quotient is, up to rounding
-        signs = torch.where(alone & (self.units > 0), flat.sign(), flat * share[self.units])
-        parts = signs.split([len(gamma) for gamma in gammas])
-        pairs = [
-            (gamma.grad, part.to(gamma.grad.dtype))
-            for gamma, part in zip(gammas, parts, strict=True)
-            if gamma.requires_grad and gamma.grad is not None
-        ]
-        if pairs:
-            torch._foreach_add_([grad for grad, _ in pairs], [part for _, part in pairs], alpha=s)
-
-    def after_step(self) -> None:
-        """Count a step, for the schedule."""
+    def after_step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Count a step, for the schedule. "prox" and "polar" act here; "prox" needs the
+        ``optimizer`` that has made the step."""
+        self.penalty.s = self.now
+        if self.norms and self.penalty.s and hasattr(self.penalty, "after_step"):
+            self.penalty.after_step(optimizer)
         self.step += 1
 
     def near_zero(self, limit: float = NEAR_ZERO) -> dict[str, float]:
         """By BatchNorm: the fraction of its γ that can go for which |γ| < ``limit``."""
-        can_go = (self.units > 0).cpu().split([len(norm.weight) for norm in self.norms.values()])
+        can_go = self.factors.split(self.factors.acts.cpu())
         small = [norm.weight.detach().abs().cpu() < limit for norm in self.norms.values()]
         both = zip(self.norms, small, can_go, strict=True)
         return {name: float(near[own].float().mean()) for name, near, own in both}

@@ -39,6 +39,9 @@ class Callback(Protocol):
         """Called between backward and step, when gradients are final: unscaled under mixed
         precision, and averaged over processes."""
 
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called after each step of ``optimizer``."""
+
     def after_epoch(self, epoch: int) -> None:
         """Called after the evaluation of an epoch; the trainer's history has its record."""
 

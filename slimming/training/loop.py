@@ -37,7 +37,8 @@ def train(
 ) -> Score:
     """Train one epoch on the (images, labels) of ``loader``: `Batches`, a DataLoader of torch, or
     any other iterable. ``callbacks`` with ``on_gradients(batch)`` edit the gradients between
-    backward and step (`slimming.training.callbacks`).
+    backward and step, those with ``after_step(optimizer)`` parameters after it
+    (`slimming.training.callbacks`).
 
     They get final gradients: unscaled under mixed precision, and averaged over the processes if
     ``model`` comes from `distributed.wrap`. Raises Diverged if the loss is not finite, which is
@@ -66,6 +67,9 @@ def train(
                     callback.on_gradients((images, labels))
             precision.scaler.step(optimizer)
             precision.scaler.update()
+            for callback in callbacks:
+                if hasattr(callback, "after_step"):
+                    callback.after_step(optimizer)
             plain = loss if temperature == 1 else F.cross_entropy(logits.detach(), labels)
             meter.add(plain, logits, labels)
             show_progress(step, meter)

@@ -12,6 +12,7 @@ from slimming.errors import UserError
 from slimming.runtime import distributed
 from slimming.settings import count, count_from_zero, fraction, not_negative, seed, setting
 from slimming.storage.files import claimed
+from slimming.training.penalties import PENALTIES
 
 START_FLAGS = ("--refine", "--resume", "--start-epoch")  # dropped when a run continues
 
@@ -120,6 +121,14 @@ class TrainSettings:
         parse=not_negative,
         kept=True,
     )
+    penalty: str = setting(
+        "l1",
+        "with -sr: l1, the subgradient of the paper; prox, a proximal step, which makes scaling "
+        "factors exactly zero; polar, which parts them into zero and not zero; group, by l1 those "
+        "of coupled channels together",
+        choices=tuple(PENALTIES),
+        kept=True,
+    )
     batch_size: int = setting(
         64, "batch size of all processes", metavar="N", parse=count, kept=True
     )
@@ -170,3 +179,7 @@ class TrainSettings:
     sync_bn: bool = setting(
         False, "synchronise BatchNorm over all processes (CUDA, torchrun)", kind="switch"
     )
+
+    def __post_init__(self) -> None:
+        if self.penalty != "l1" and not self.sr:
+            raise UserError(f"--penalty {self.penalty} needs -sr: add it")

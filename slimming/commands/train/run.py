@@ -322,7 +322,8 @@ def summary(trainer: Trainer, folder: RunFolder) -> str:
         return f"all {settings.epochs} epochs are done; use a larger --epochs to train longer"
     image = torch.zeros(1, 3, network.image_size, network.image_size)
     (figures,) = measure([trainer.model], image)
-    penalty = f"sparsity s = {settings.s:g}" if settings.sr else "no sparsity"
+    kind = "" if settings.penalty == "l1" else f" ({settings.penalty})"
+    penalty = f"sparsity s = {settings.s:g}{kind}" if settings.sr else "no sparsity"
     return (
         f"{network}: {size_text(figures)} an image\n"
         f"{trainer.device}, {trainer.precision}, {penalty}, epochs {trainer.epoch} to "

@@ -1,64 +1,14 @@
-"""The L1 subgradient of the scaling factors, and a gradient mask that keeps pruned weights zero."""
+"""A gradient mask that keeps pruned weights zero."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from slimming.errors import UserError
+from slimming.training.penalties.factors import affine_norms, with_gradients
 
-if TYPE_CHECKING:  # so that `import slimming` does not import all of slimming.data
-    from slimming.training.callbacks import Batch
-
-BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 Keep = dict[torch.Tensor, torch.Tensor]  # parameter -> mask of its shape, 0 where it is pruned
-
-
-def affine_norms(model: nn.Module) -> list[BatchNorm]:
-    """Every BatchNorm of ``model`` with a scaling factor, for inputs of any dimension."""
-    return [m for m in model.modules() if isinstance(m, BatchNorm) and m.affine]
-
-
-class L1Penalty:
-    """Add the subgradient of s · Σ|γ| to the gradients: grad(γ) += s · sign(γ).
-
-    γ are the trainable weights of every BatchNorm of ``model`` (Network Slimming, eq. 1); those
-    without a gradient are skipped. Call `on_gradients` between backward and step, when gradients
-    are final: unscaled, reduced and accumulated. As a callback of a trainer, it follows the network
-    when that is replaced. UserError if the network has no such weights.
-
-    >>> bn = nn.BatchNorm2d(2)
-    >>> bn.weight.grad = torch.zeros(2)
-    >>> L1Penalty(bn, s=0.5).on_gradients()
-    >>> bn.weight.grad
-    tensor([0.5000, 0.5000])
-    """
-
-    def __init__(self, model: nn.Module, s: float):
-        self.s = s
-        self.on_replace(model)
-        if not any(norm.weight.requires_grad for norm in self.norms):
-            raise UserError(
-                "the network has no BatchNorm with trainable scaling factors: train it without "
-                "the sparsity penalty"
-            )
-
-    def on_replace(self, model: nn.Module) -> None:
-        self.norms = affine_norms(model)  # not their weights, which may be replaced, too
-
-    @property
-    def gammas(self) -> list[nn.Parameter]:
-        """The scaling factors that it acts on."""
-        return [norm.weight for norm in self.norms if norm.weight.requires_grad]
-
-    @torch.no_grad()
-    def on_gradients(self, batch: Batch | None = None) -> None:
-        gammas, grads = _with_gradients(norm.weight for norm in self.norms)
-        if grads:
-            torch._foreach_add_(grads, torch._foreach_sign(gammas), alpha=self.s)
 
 
 class GradientMask:
@@ -92,9 +42,9 @@ class GradientMask:
         self._look_at(model)
 
     @torch.no_grad()
-    def on_gradients(self, batch: Batch | None = None) -> None:
+    def on_gradients(self, batch: object = None) -> None:
         masks = self._masks()
-        parameters, grads = _with_gradients(masks)
+        parameters, grads = with_gradients(masks)
         if grads:
             torch._foreach_mul_(grads, [masks[parameter] for parameter in parameters])
 
@@ -125,22 +75,6 @@ class GradientMask:
             momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
             if momentum is not None:  # a β that decays keeps its momentum
                 momentum.mul_(mask if self.fixed is not None else (mask != 0) | (parameter != 0))
-
-
-def _with_gradients(
-    parameters: Iterable[torch.Tensor],
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The trainable ``parameters`` that have a gradient, and their gradients."""
-    pairs = [(p, p.grad) for p in parameters if p.requires_grad and p.grad is not None]
-    return [parameter for parameter, _ in pairs], [grad for _, grad in pairs]
-
-
-def updateBN(model: nn.Module, s: float = 1e-4) -> None:
-    """One call of `L1Penalty`, with the name and signature of the original scripts."""
-    L1Penalty(model, s).on_gradients()
-
-
-update_bn = updateBN  # the name in the suite of preact_res20
 
 
 def BN_grad_zero(model: nn.Module) -> None:
