@@ -169,6 +169,8 @@ def prune(
     for name, value in {"ratio": ratio, "flops": flops, "params": params, "least": least}.items():
         if value is not None and not isinstance(value, numbers.Real):
             raise UserError(f"{name} must be a number, not {value!r}")
+    if not isinstance(round_to, int) or round_to < 1:
+        raise UserError(f"round_to must be an integer of at least 1, not {round_to!r}")
     limits = {name: v for name, v in {"flops": flops, "params": params}.items() if v is not None}
     if limits and ratio is not None:
         raise UserError(f"`ratio` and `{next(iter(limits))}` contradict each other: use one")
@@ -232,6 +234,8 @@ def rounds(
     >>> [slim.model[0].out_channels for slim in rounds(net, torch.rand(2, 3, 8, 8), 0.5, steps=2)]
     [5, 4]
     """
+    if more.keys() & {"ratio", "flops", "params"}:
+        raise UserError("`rounds` prunes to the fraction `to` of the FLOPs: use no other limit")
     if not 0 < to < 1 or steps < 1:
         raise UserError(f"to must be between 0 and 1, and steps at least 1, not {to} and {steps}")
     full = figures.count_with(model, slicing.sample(model, checked(model, inputs))).flops
@@ -261,6 +265,8 @@ def optimizer_state(slim: Slim, optimizer: torch.optim.Optimizer) -> dict[str, A
 
     UserError if the dense network is gone, or the optimizer has parameters of others.
     """
+    if not isinstance(slim, Slim):
+        raise UserError(f"pass the Slim that `prune` returned, not a {type(slim).__name__}")
     dense = slim.dense() if slim.dense else None
     if dense is None:
         raise UserError("the dense network does not exist any more: keep it until here")
@@ -269,6 +275,8 @@ def optimizer_state(slim: Slim, optimizer: torch.optim.Optimizer) -> dict[str, A
 
 def checked(model: nn.Module, inputs: Inputs) -> Inputs:
     """``inputs`` on the device of the network. UserError if it cannot be followed."""
+    if isinstance(model, Slim):
+        raise UserError("a Slim is what came out: pass its `model`")
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise UserError(
             f"a {type(model).__name__} cannot be pruned: pass the nn.Module that it was made from"
@@ -385,6 +393,8 @@ def compare(
     dense         3,114  21,312  ...
     slim          1,562  10,656  ... 0.5000
     """
+    if not isinstance(models, Mapping) or not all(isinstance(s, Mapping) for s in scores.values()):
+        raise UserError("networks and scores are by name: {'dense': model}, top1={'dense': 0.9}")
     networks = {name: arguments.network(model) for name, model in models.items()}
     modes = [(module, module.training) for m in networks.values() for module in m.modules()]
     tasks = []
@@ -428,6 +438,13 @@ def repair(slim: Slim, dense: nn.Module, inputs: Inputs, seed: int = 0) -> Slim:
     """
     if not isinstance(slim, Slim):
         raise UserError(f"pass the Slim that `prune` returned, not a {type(slim).__name__}")
+    for name, sides in slim.kept.items():
+        layer = dict(dense.named_modules()).get(name) if isinstance(dense, nn.Module) else None
+        own = {side: mask for side, mask in sides.items() if side in ("in", "out")}
+        if layer is None or not kind_of(layer):
+            continue
+        if any(width(layer, side) != len(mask) for side, mask in own.items()):
+            raise UserError(f"`dense` is not the network that was pruned: {name} differs")
     repaired = repairing.repair(slim.model, arguments.network(dense), slim.kept, inputs, seed)
     notes = repaired.notes if repaired.helped else [*repaired.notes, str(repaired)]
     for note in notes:
@@ -483,6 +500,8 @@ def load(path: str | Path, build: Callable[[], nn.Module]) -> nn.Module:
     >>> load(path, build)[0].out_channels
     4
     """
+    if isinstance(build, nn.Module):
+        raise UserError("`build` is a function that returns the dense network; use `load_into`")
     model = build()
     if not isinstance(model, nn.Module):
         raise UserError(f"`build` must return the dense network, not a {type(model).__name__}")
@@ -494,6 +513,7 @@ def load_into(model: nn.Module, path: str | Path) -> nn.Module:
     its mode, on its device, in the dtype of the file; return it. UserError if the file is damaged
     or of another network.
     """
+    model = arguments.network(model)
     contents = checkpoint.read_slim(path)
     state = checkpoint.fitted(contents["state_dict"], model)
     own = model.state_dict()

@@ -4,6 +4,7 @@ the optimizer over, and learn from the dense network."""
 from __future__ import annotations
 
 import copy
+import numbers
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -87,8 +88,9 @@ class Sparsity:
         ignore: Iterable[str] = (),
         only: Iterable[str] | None = None,
     ):
-        if not s >= 0:
-            raise UserError(f"s must be at least 0, not {s}")
+        given: Any = s
+        if not isinstance(given, numbers.Real) or not s >= 0:
+            raise UserError(f"s must be a number of at least 0, not {s!r}")
         if penalty not in PENALTIES:
             raise UserError(f"penalty must be {', '.join(PENALTIES)}, not {penalty!r}")
         if schedule not in SCHEDULES:
@@ -309,8 +311,8 @@ def distill(
     For logits (N, classes) it is the divergence KL(dense ‖ slim) of the predictions at
     ``temperature`` T, times T² (Hinton et al., 1503.02531); for other outputs, in any structure,
     the mean of the squared error relative to the mean square of each tensor. ``dense`` runs
-    without gradients, in the mode of ``slim``, which may decide what is returned; BatchNorm and
-    dropout stay in eval mode.
+    without gradients, in the mode of ``slim``, which may decide what is returned, with BatchNorm
+    and dropout in eval mode; afterwards it is in its mode of before.
 
     >>> net = nn.Linear(4, 3)
     >>> inputs = torch.rand(2, 4)
@@ -324,11 +326,16 @@ def distill(
 
     def loss(inputs: Inputs, outputs: Any = None) -> torch.Tensor:
         outputs = arguments.call(slim, inputs) if outputs is None else outputs
+        modes = [(module, module.training) for module in teacher.modules()]
         teacher.train(slim.training)
         for module in still:
             module.eval()
-        with torch.no_grad():
-            theirs = arguments.tensors(arguments.call(teacher, inputs))
+        try:
+            with torch.no_grad():
+                theirs = arguments.tensors(arguments.call(teacher, inputs))
+        finally:
+            for part, training in modes:
+                part.training = training
         ours = arguments.tensors(outputs)
         if [t.shape for t in ours] != [t.shape for t in theirs]:
             raise UserError(
@@ -338,6 +345,8 @@ def distill(
             logs, theirs_logs = ((t / temperature).log_softmax(1) for t in (ours[0], theirs[0]))
             kl = F.kl_div(logs, theirs_logs, reduction="batchmean", log_target=True)
             return kl * temperature**2
+        if temperature != 1:
+            raise UserError("`temperature` is for networks that return logits (N, classes)")
         pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a.is_floating_point()]
         tiny = torch.finfo(torch.float32).tiny
         errors = [(a - b).square().mean() / b.square().mean().clamp_min(tiny) for a, b in pairs]

@@ -751,6 +751,7 @@ def test_what_is_no_network_or_no_number_is_told(tmp_path):
         torch.rand(2, 3, 8, 8),
     )
     slim = slimming.prune(model, x)
+    wider = nn.Sequential(nn.Conv2d(3, 9, 3), nn.ReLU(), nn.Conv2d(9, 4, 3))
     mistakes = {
         "ratio must be a number": lambda: slimming.prune(model, x, ratio="0.5"),
         "flops must be a number": lambda: slimming.prune(model, x, flops="half"),
@@ -759,6 +760,17 @@ def test_what_is_no_network_or_no_number_is_told(tmp_path):
         "not a program": lambda: slimming.save(slim, tmp_path / "slim.onnx"),
         "not: str": lambda: slimming.deploy("slim.pth"),
         "not: OrderedDict": lambda: slimming.distill(slim, model.state_dict()),
+        "s must be a number": lambda: slimming.Sparsity(model, x, s="1e-4"),
+        "a function that returns": lambda: slimming.load(tmp_path / "slim.pth", model),
+        "not: str$": lambda: slimming.load_into("slim.pth", model),
+        "not a Sequential": lambda: slimming.optimizer_state(model, None),
+        "are by name": lambda: slimming.compare([model, slim], x),
+        "by name: ": lambda: slimming.compare({"dense": model}, x, top1=0.5),
+        "use no other limit": lambda: slimming.rounds(model, x, ratio=0.5),
+        "round_to must be an integer": lambda: slimming.prune(model, x, round_to=7.5),
+        "pass its `model`": lambda: slimming.prune(slim, x),
+        "0 differs": lambda: slimming.repair(slim, wider, torch.rand(64, 3, 8, 8)),
+        "`temperature` is for": lambda: slimming.distill(slim, model, 2.0)(x),
     }
     for words, mistake in mistakes.items():
         with pytest.raises(UserError, match=words):

@@ -367,3 +367,11 @@ def test_a_slim_network_copies_compiles_and_goes_through_ddp():
     finally:
         torch.distributed.destroy_process_group()
     assert all(parameter.grad is not None for parameter in slim.model.parameters())
+
+
+def test_distillation_leaves_the_modes_of_the_dense_network():
+    dense = Residual().eval()
+    dense.alone.train()
+    slim = slimming.prune(dense, IMAGES).model.train()
+    slimming.distill(slim, dense)(IMAGES)
+    assert [n for n, m in dense.named_modules() if m.training] == ["alone"]

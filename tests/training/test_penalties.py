@@ -104,6 +104,8 @@ def test_frozen_factors_are_left_alone_and_prox_needs_the_optimizer():
     optimizer = torch.optim.SGD([n.weight for n in made[1:]], lr=LR)
     PENALTIES["prox"](Factors(made), S).after_step(optimizer)
     assert torch.equal(made[0].weight, before)
+    with pytest.raises(UserError, match="trains no scaling factor"):
+        PENALTIES["prox"](Factors(made[:1]), S).after_step(optimizer)
     with pytest.raises(UserError, match="needs the optimizer"):
         PENALTIES["prox"](Factors(made), S).after_step()
 

@@ -29,6 +29,8 @@ class Proximal:
         factors = self.factors
         flat = factors.flat()
         rates = _rates(optimizer)
+        if not any(id(gamma) in rates for gamma in factors.gammas):
+            raise UserError("the optimizer trains no scaling factor of this network")
         own = [rates.get(id(gamma), 0.0) for gamma in factors.gammas]
         step = torch.cat(
             [flat.new_full((len(g),), r) for g, r in zip(factors.gammas, own, strict=True)]
