@@ -182,4 +182,4 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         if self.penalty != "l1" and not self.sr:
-            raise UserError(f"--penalty {self.penalty} needs -sr: add it")
+            raise UserError(f"`penalty` {self.penalty} needs `sr`: add it")
