@@ -787,3 +787,26 @@ def test_rounds_to_a_budget_that_cannot_be_kept_fail_before_the_first():
     )
     with pytest.raises(UserError, match="flops"):
         slimming.rounds(model, x, to=0.01, steps=3)
+
+
+class Spectrum(nn.Module):
+    """Two channels become the parts of one complex number."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv1d(2, 8, 3, padding=1), nn.Conv1d(8, 8, 1)
+        self.c = nn.Conv1d(8, 3, 1)
+
+    def forward(self, x):
+        y = self.b(self.a(x).relu())
+        pairs = y.view(len(y), 4, 2, -1).transpose(2, 3).contiguous()
+        parts = torch.view_as_real(torch.fft.fft(torch.view_as_complex(pairs)))
+        return self.c(parts.transpose(2, 3).reshape(y.shape))
+
+
+def test_complex_numbers_hold_two_channels_which_stay():
+    torch.manual_seed(0)
+    model, x = Spectrum(), torch.rand(2, 2, 16)
+    assert any("view_as_complex" in str(reason) for reason in slimming.inspect(model, x).pinned)
+    slim = slimming.prune(model, x, ratio=0.5)
+    assert slim.model.a.out_channels == 4 and slim.model.b.out_channels == 8

@@ -246,6 +246,8 @@ class Trace(TorchDispatchMode):
 
     def put(self, tensor: torch.Tensor, labels: Labels) -> None:
         """Give a tensor its labels."""
+        if labels is not None and labels.is_complex():
+            raise TypeError("two labels in one element")  # which are pinned, then
         if labels is not None:
             labels = compact(labels.expand(tensor.shape))
         if labels is None or not labelled(labels):
