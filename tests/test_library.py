@@ -23,6 +23,8 @@ from models import NETWORKS
 from slimming import __main__ as command
 from slimming import progress, slicing
 from slimming.channels.inputs import tensors
+from slimming.channels.labels import Trace
+from slimming.channels.operations import EVERY
 from slimming.channels.scaling import batch_norms
 from slimming.choosing.importance import MEASURES, Evidence
 from slimming.errors import UserError
@@ -810,3 +812,11 @@ def test_complex_numbers_hold_two_channels_which_stay():
     assert any("view_as_complex" in str(reason) for reason in slimming.inspect(model, x).pinned)
     slim = slimming.prune(model, x, ratio=0.5)
     assert slim.model.a.out_channels == 4 and slim.model.b.out_channels == 8
+
+
+def test_labels_that_became_complex_are_not_kept():
+    """`unique`, which pins labels, does not know them (torchaudio's HDemucs)."""
+    trace = Trace(nn.Sequential(), EVERY)
+    numbers = torch.tensor([1 + 2j, 3 + 4j])
+    with pytest.raises(TypeError, match="two labels"):
+        trace.put(numbers, numbers)
