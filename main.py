@@ -10,10 +10,9 @@ from slimming.cli import entry, flags
 from slimming.commands.train import run as training
 from slimming.commands.train.settings import TrainingRun
 from slimming.settings import kept
-from slimming.sparsity import Sparsity
 from slimming.storage.checkpoint import save_checkpoint
 from slimming.training.loop import test, train
-from slimming.training.penalties import L1Penalty, update_bn, updateBN
+from slimming.training.penalties import update_bn, updateBN
 from slimming.training.trainer import Trainer, learning_rate, make_optimizer
 
 __all__ = ["save_checkpoint", "test", "train", "updateBN", "update_bn"]
@@ -37,14 +36,10 @@ def main() -> None:
     loaders = training_data, test_data
     trainer = Trainer(model, network, *loaders, settings, optimizer, schedule, kept=kept(run))
     training.begin(trainer, start)
-    penalty: L1Penalty | Sparsity | None = None
-    if settings.sr and settings.penalty == "l1":
-        penalty = L1Penalty(model, settings.s)  # s · Σ|γ|
-    elif settings.sr:
-        penalty = Sparsity(model, test_data.first(2), settings.s, penalty=settings.penalty)
+    penalty = training.penalty_of(trainer)  # s · Σ|γ|, or another --penalty
     zeros = training.hold_zeros(trainer, start)
 
-    callbacks = [*([penalty] if penalty else []), *zeros]
+    callbacks = [*penalty, *zeros]
     with (
         training.in_folder(trainer, callbacks, folder, run.data, not run.output.no_tensorboard),
         trainer.running(),

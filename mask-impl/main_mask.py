@@ -13,10 +13,9 @@ from slimming.cli import entry, flags
 from slimming.cli.flags import Parser
 from slimming.commands.train import run as training
 from slimming.commands.train.settings import TrainingRun
-from slimming.sparsity import Sparsity
 from slimming.storage.checkpoint import save_checkpoint
 from slimming.training.loop import test, train
-from slimming.training.penalties import BN_grad_zero, GradientMask, L1Penalty, update_bn, updateBN
+from slimming.training.penalties import BN_grad_zero, GradientMask, update_bn, updateBN
 
 __all__ = ["BN_grad_zero", "save_checkpoint", "test", "train", "updateBN", "update_bn"]
 
@@ -30,14 +29,8 @@ def make_parser() -> Parser:
 def main() -> None:
     run, start = training.main_run(flags.parse(make_parser()))
     trainer = training.prepare(run, start, NETWORKS)
-    model, settings = trainer.model, run.train
-    penalty: list[L1Penalty | Sparsity] = []
-    if settings.sr and settings.penalty == "l1":
-        penalty = [L1Penalty(model, settings.s)]
-    elif settings.sr:
-        images = trainer.test_loader.first(2)
-        penalty = [Sparsity(model, images, settings.s, penalty=settings.penalty)]
-    pruned = [GradientMask(model, trainer.optimizer), *training.hold_zeros(trainer, start)]
+    penalty = training.penalty_of(trainer)
+    pruned = [GradientMask(trainer.model, trainer.optimizer), *training.hold_zeros(trainer, start)]
     folder = run.folder(trainer.architecture.arch)
     training.run_epochs(
         trainer, [*penalty, *pruned], folder, run.data, not run.output.no_tensorboard

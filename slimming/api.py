@@ -26,7 +26,6 @@ from slimming.choosing.threshold import LEAST, Choice
 from slimming.deploy.fold import deploy
 from slimming.errors import UserError, raise_if_of_the_machine
 from slimming.measuring import figures
-from slimming.measuring import figures as measuring_figures
 from slimming.measuring.figures import Figures
 from slimming.repair import layer_by_layer as repairing
 from slimming.reports.inspection import Inspection, inspection
@@ -207,8 +206,8 @@ def prune(
     if dead := liveness_warning(alive, slimmed.kept):
         warnings.warn(dead, stacklevel=3)
     cost = Figures(
-        **measuring_figures.count_with(slimmed.model, one)._asdict(),
-        bytes=measuring_figures.count_bytes(slimmed.model),
+        **figures.count_with(slimmed.model, one)._asdict(),
+        bytes=figures.count_bytes(slimmed.model),
     )
     return Slim(
         slimmed.model,
@@ -265,12 +264,16 @@ def optimizer_state(slim: Slim, optimizer: torch.optim.Optimizer) -> dict[str, A
 
     UserError if the dense network is gone, or the optimizer has parameters of others.
     """
-    if not isinstance(slim, Slim):
-        raise UserError(f"pass the Slim that `prune` returned, not a {type(slim).__name__}")
+    _check_slim(slim)
     dense = slim.dense() if slim.dense else None
     if dense is None:
         raise UserError("the dense network does not exist any more: keep it until here")
     return sliced_state(dense, slim.kept, optimizer)
+
+
+def _check_slim(slim: object) -> None:
+    if not isinstance(slim, Slim):
+        raise UserError(f"pass the Slim that `prune` returned, not a {type(slim).__name__}")
 
 
 def checked(model: nn.Module, inputs: Inputs) -> Inputs:
@@ -353,18 +356,18 @@ def _fitting(
     one: Inputs,
 ) -> float:
     """The smallest ratio at which the slim network keeps the ``limits``."""
-    dense = measuring_figures.count_with(model, one)
+    dense = figures.count_with(model, one)
     full = {"flops": dense.flops, "params": dense.parameters}
 
     def slim(ratio: float) -> nn.Module:
         return slicing.sliced(model, slicing.kept_channels(coupled, choose(coupled, ratio).kept))
 
     def cost(slim: nn.Module) -> budget.Costs:
-        found = {"params": float(measuring_figures.count_parameters(slim))}
+        found = {"params": float(figures.count_parameters(slim))}
         if "flops" not in limits:
             return found
         try:
-            return {**found, "flops": measuring_figures.flops_with(slim, one)[0]}
+            return {**found, "flops": figures.flops_with(slim, one)[0]}
         except Exception as error:  # the user's forward may raise anything at other widths
             raise_if_of_the_machine(error)
             raise UserError(
@@ -393,19 +396,17 @@ def compare(
     dense         3,114  21,312  ...
     slim          1,562  10,656  ... 0.5000
     """
-    if not isinstance(models, Mapping) or not all(isinstance(s, Mapping) for s in scores.values()):
+    by_name = all(isinstance(values, Mapping) for values in (models, *scores.values()))
+    if not by_name or not models:
         raise UserError("networks and scores are by name: {'dense': model}, top1={'dense': 0.9}")
     networks = {name: arguments.network(model) for name, model in models.items()}
-    modes = [(module, module.training) for m in networks.values() for module in m.modules()]
-    tasks = []
-    for model in networks.values():
-        fed = arguments.like(inputs, slicing.where(model)[0])
-        tasks.append(partial(arguments.call, model.eval(), fed))
-    try:
-        seconds = figures.in_turns(tasks, slicing.where(next(iter(networks.values())))[0])
-    finally:
-        for module, training in modes:
-            module.training = training
+    devices = [slicing.where(model)[0] for model in networks.values()]
+    with arguments.modes_kept(*networks.values()):
+        tasks = [
+            partial(arguments.call, model.eval(), arguments.like(inputs, device))
+            for model, device in zip(networks.values(), devices, strict=True)
+        ]
+        seconds = figures.in_turns(tasks, devices[0])
     rows = []
     for (name, model), taken in zip(networks.items(), seconds, strict=True):
         counts = figures.count_with(model, slicing.sample(model, inputs))
@@ -436,16 +437,17 @@ def repair(slim: Slim, dense: nn.Module, inputs: Inputs, seed: int = 0) -> Slim:
     >>> bool(errors[1] < errors[0])
     True
     """
-    if not isinstance(slim, Slim):
-        raise UserError(f"pass the Slim that `prune` returned, not a {type(slim).__name__}")
+    _check_slim(slim)
+    dense = arguments.network(dense)
+    layers = dict(dense.named_modules())
     for name, sides in slim.kept.items():
-        layer = dict(dense.named_modules()).get(name) if isinstance(dense, nn.Module) else None
-        own = {side: mask for side, mask in sides.items() if side in ("in", "out")}
+        layer = layers.get(name)
         if layer is None or not kind_of(layer):
             continue
+        own = {side: mask for side, mask in sides.items() if side in ("in", "out")}
         if any(width(layer, side) != len(mask) for side, mask in own.items()):
             raise UserError(f"`dense` is not the network that was pruned: {name} differs")
-    repaired = repairing.repair(slim.model, arguments.network(dense), slim.kept, inputs, seed)
+    repaired = repairing.repair(slim.model, dense, slim.kept, inputs, seed)
     notes = repaired.notes if repaired.helped else [*repaired.notes, str(repaired)]
     for note in notes:
         warnings.warn(note, stacklevel=3)

@@ -326,16 +326,11 @@ def distill(
 
     def loss(inputs: Inputs, outputs: Any = None) -> torch.Tensor:
         outputs = arguments.call(slim, inputs) if outputs is None else outputs
-        modes = [(module, module.training) for module in teacher.modules()]
-        teacher.train(slim.training)
-        for module in still:
-            module.eval()
-        try:
-            with torch.no_grad():
-                theirs = arguments.tensors(arguments.call(teacher, inputs))
-        finally:
-            for part, training in modes:
-                part.training = training
+        with arguments.modes_kept(teacher), torch.no_grad():
+            teacher.train(slim.training)
+            for module in still:
+                module.eval()
+            theirs = arguments.tensors(arguments.call(teacher, inputs))
         ours = arguments.tensors(outputs)
         if [t.shape for t in ours] != [t.shape for t in theirs]:
             raise UserError(

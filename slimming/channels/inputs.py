@@ -41,6 +41,17 @@ def alone(gradients: bool = False) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def modes_kept(*models: nn.Module) -> Iterator[None]:
+    """Afterwards each module is in the mode, training or not, that it was in: they may be mixed."""
+    modes = {module: module.training for model in models for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 def tensors(value: Any) -> list[torch.Tensor]:
     """The tensors in any tree of lists, dicts, tuples, dataclasses and other objects."""
     found = []

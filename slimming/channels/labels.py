@@ -179,7 +179,7 @@ class Trace(TorchDispatchMode):
     def along(self, labels: torch.Tensor, dim: int) -> torch.Tensor:
         """One label for each position along ``dim``: all at a position are tied."""
         rows = labels.movedim(dim, 0)
-        rows = _squeezed(rows, range(1, rows.dim())).reshape(len(rows), -1)
+        rows = _squeezed(rows, 1).reshape(len(rows), -1)
         first = rows.amax(1)
         if rows.shape[1] > 1:
             self.tie(torch.where(rows == 0, first[:, None], rows), first[:, None])
@@ -194,7 +194,7 @@ class Trace(TorchDispatchMode):
         own = [bool(((found >= a) & (found < b)).any()) for a, b in self._loose]
         inside = sum(int(((found >= a) & (found < b)).sum()) for a, b in self._loose)
         if any(own) and inside == len(found):
-            labels = _squeezed(labels, range(labels.dim()))
+            labels = _squeezed(labels)
             first = labels.amax(varied, keepdim=True)
             self.tie(torch.where(labels == 0, first, labels), first)
         else:
@@ -246,9 +246,9 @@ class Trace(TorchDispatchMode):
 
     def put(self, tensor: torch.Tensor, labels: Labels) -> None:
         """Give a tensor its labels."""
-        if labels is not None and labels.is_complex():
-            raise TypeError("two labels in one element")  # which are pinned, then
         if labels is not None:
+            if labels.is_complex():
+                raise TypeError("two labels in one element")  # which are pinned, then
             labels = compact(labels.expand(tensor.shape))
         if labels is None or not labelled(labels):
             self._labels.pop(tensor, None)
@@ -332,7 +332,7 @@ def tensor_ref(tensor: torch.Tensor) -> Any:
 
 def labelled(labels: torch.Tensor) -> bool:
     """Whether any element has a label."""
-    return bool(_squeezed(labels, range(labels.dim())).any())
+    return bool(_squeezed(labels).any())
 
 
 def varies(labels: torch.Tensor, dim: int) -> bool:
@@ -349,7 +349,7 @@ def compact(labels: torch.Tensor) -> torch.Tensor:
     """The same labels, expanded along each dimension where they are equal but for zeros (such as
     padding, which goes with its channel)."""
     shape = labels.shape
-    labels = _squeezed(labels, range(labels.dim()))
+    labels = _squeezed(labels)
     for dim in range(labels.dim()):
         if labels.shape[dim] < 2:
             continue
@@ -365,9 +365,10 @@ def compact(labels: torch.Tensor) -> torch.Tensor:
     return labels.expand(shape)
 
 
-def _squeezed(labels: torch.Tensor, dims: Iterable[int]) -> torch.Tensor:
-    """Labels with size 1 along those of the dimensions where they are stored once."""
-    for dim in dims:
+def _squeezed(labels: torch.Tensor, start: int = 0) -> torch.Tensor:
+    """Labels with size 1 along those of the dimensions from ``start`` where they are stored
+    once."""
+    for dim in range(start, labels.dim()):
         if labels.shape[dim] > 1 and labels.stride(dim) == 0:
             labels = labels.narrow(dim, 0, 1)
     return labels
@@ -375,7 +376,7 @@ def _squeezed(labels: torch.Tensor, dims: Iterable[int]) -> torch.Tensor:
 
 def _once(labels: torch.Tensor) -> torch.Tensor:
     """Each label other than 0, once."""
-    found = _squeezed(labels, range(labels.dim()))
+    found = _squeezed(labels)
     if found.numel() < MANY:
         found = found.unique().long()
         return found[found != 0]

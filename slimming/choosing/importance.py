@@ -160,21 +160,19 @@ class Evidence:
         if not count or not labelled:
             raise UserError(NO_LABELS)
         mean = {name: torch.zeros_like(value) for name, value in self.values.items()}
-        modes = {module: module.training for module in self.model.modules()}  # may be mixed
         frozen = [p for p in self.parameters.values() if not p.requires_grad]
-        self.model.eval()
-        try:
-            for parameter in frozen:
-                parameter.requires_grad_()
-            for size, (inputs, labels) in zip(sizes, self.batches, strict=True):
-                with torch.enable_grad(), unit_strides(self.model):
-                    terms = derive(self._loss(arguments.call(self.model, inputs), labels))
-                torch._foreach_add_(list(mean.values()), list(terms), alpha=size / count)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-            for parameter in frozen:
-                parameter.requires_grad_(False)
+        with arguments.modes_kept(self.model):
+            self.model.eval()
+            try:
+                for parameter in frozen:
+                    parameter.requires_grad_()
+                for size, (inputs, labels) in zip(sizes, self.batches, strict=True):
+                    with torch.enable_grad(), unit_strides(self.model):
+                        terms = derive(self._loss(arguments.call(self.model, inputs), labels))
+                    torch._foreach_add_(list(mean.values()), list(terms), alpha=size / count)
+            finally:
+                for parameter in frozen:
+                    parameter.requires_grad_(False)
         return mean
 
 

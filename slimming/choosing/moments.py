@@ -279,15 +279,13 @@ def input_grams(model: nn.Module, inputs: Inputs, seed: int = 0) -> dict[str, Gr
         if isinstance(layer, Fitted) and not getattr(layer, "transposed", False)
         if not obstacle(layer)
     ]
-    modes = {module: module.training for module in model.modules()}
-    try:
+    with arguments.modes_kept(model):
         model.eval()
-        for batch in batches:
-            arguments.call(model, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
+        try:
+            for batch in batches:
+                arguments.call(model, batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
     order = [name for name, _ in model.named_modules() if name in grams]
     return {name: grams[name] for name in order}

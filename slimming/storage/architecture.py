@@ -133,7 +133,8 @@ def describe(path: str | Path | None, contents: Contents, request: Request) -> R
         if asked is not None and stored is not None and asked != stored:
             word = name.replace("_", " ")
             raise UserError(f"{path} has {word} {stored!r}, but {asked!r} was requested")
-        values |= {} if stored is None else {name: stored}
+        if stored is not None:
+            values[name] = stored
     recorded = replace(
         request,
         **values,

@@ -26,13 +26,14 @@ from slimming.runtime.device import choose_device, seed_everything
 from slimming.settings import Dataclass, Spec, build, flag_names, kept, specs
 from slimming.slicing import kernels
 from slimming.slicing.prune import without_masked_channels
+from slimming.sparsity import Sparsity
 from slimming.storage import architecture, checkpoint, files
 from slimming.storage.architecture import Architecture, Request
 from slimming.storage.checkpoint import Contents
 from slimming.training import loop
 from slimming.training.callbacks import CheckpointWriter, EpochPrinter
 from slimming.training.loop import Score
-from slimming.training.penalties import GradientMask
+from slimming.training.penalties import GradientMask, L1Penalty
 from slimming.training.settings import RunFolder, TrainSettings
 from slimming.training.trainer import Trainer
 
@@ -313,6 +314,17 @@ def in_folder(
         except KeyboardInterrupt:
             raise Interrupted(folder.how_to_continue()) from None
     distributed.stop()
+
+
+def penalty_of(trainer: Trainer) -> list[L1Penalty | Sparsity]:
+    """With -sr the --penalty on the scaling factors: by default s · Σ|γ| (`L1Penalty`)."""
+    model, settings = trainer.model, trainer.settings
+    if not settings.sr:
+        return []
+    if settings.penalty == "l1":
+        return [L1Penalty(model, settings.s)]
+    images = trainer.test_loader.first(2)
+    return [Sparsity(model, images, settings.s, penalty=settings.penalty)]
 
 
 def summary(trainer: Trainer, folder: RunFolder) -> str:

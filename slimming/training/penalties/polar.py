@@ -19,8 +19,9 @@ class Polarization:
         factors = self.factors
         flat = factors.flat()
         acts = factors.acts
-        signs = torch.where(acts, (flat - flat[acts].mean()).sign(), 0)
-        direction = torch.where(acts, self.t * flat.sign() - signs + signs.sum() / acts.sum(), 0)
+        mean = (flat * acts).sum() / acts.sum()  # without a wait for the device
+        signs = (flat - mean).sign() * acts
+        direction = (self.t * flat.sign() - signs + signs.sum() / acts.sum()) * acts
         factors.add_to_gradients(direction, self.s * scale)
 
     @torch.no_grad()
